@@ -1,0 +1,63 @@
+//! Backends and interfaces, as the datapath sees them.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::LinkPath;
+
+/// Number of entries in `BACKENDS` unless the daemon sets another.
+pub const MAX_BACKENDS: u32 = 65_536;
+
+/// What new and known flows may do with a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum BackendState {
+    /// No such backend: the entry is free, or rests until no flow names it.
+    Absent = 0,
+    /// Serves the flows that the ring sends it.
+    Up = 1,
+    /// Failed its health checks. Established TCP flows go on, since a failed
+    /// check is no proof that they are dead; a TCP handshake without an answer
+    /// and UDP flows move to another backend.
+    Down = 2,
+}
+
+/// An entry of `BACKENDS`. The hot fields, which every packet reads, stand first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Backend {
+    /// The way to the backend; `ifindex` 0 while its neighbour is unresolved.
+    pub path: LinkPath,
+    /// Largest IP packet that the path takes, in bytes; 0 for no limit.
+    pub mtu: u32,
+    /// A [`BackendState`].
+    pub state: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 1],
+    /// Port, network byte order; 0 keeps the packet's own.
+    pub port: u16,
+    /// Address, network byte order; an IPv4 address fills the first word.
+    pub address: [u32; 4],
+    /// Source address of full NAT, like `address`. Zero in the other modes.
+    pub source: [u32; 4],
+    /// Id of the port pool of full NAT; 0 in the other modes.
+    pub port_pool: u32,
+    /// First port of the range of full NAT, host byte order.
+    pub first_port: u16,
+    /// Last port of that range, host byte order.
+    pub last_port: u16,
+}
+
+/// What the datapath knows of an interface that it may send by.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Interface {
+    /// Largest IP packet that it takes, in bytes.
+    pub mtu: u32,
+}
+
+const _: () = assert!(size_of::<Backend>() == 72);
+const _: () = assert!(size_of::<Interface>() == 4);

@@ -1,0 +1,82 @@
+//! Why a packet was dropped: one numbered list for counters, messages, the
+//! command line and the documentation. Numbers and names are never reused.
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal;)+) => {
+        /// Why the datapath dropped a packet.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u16)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant = $number,)+
+        }
+
+        impl DropReason {
+            /// Every reason, by number.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The name in counters, JSON and messages.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// What happened, in a sentence.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
+
+            /// The reason with this number.
+            #[must_use]
+            pub const fn from_number(number: u16) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The IP header is truncated, or its length field is too small.
+    IpHeader = 1, "ip-header";
+    /// The IP length field says more bytes than the frame has, or fewer than the headers need.
+    IpLength = 2, "ip-length";
+    /// The IPv4 header checksum is wrong.
+    IpChecksum = 3, "ip-checksum";
+    /// The packet is a fragment, which this version does not forward.
+    Fragment = 4, "fragment";
+    /// The IPv6 extension headers are truncated, too many, or route the packet onward.
+    Ipv6Extension = 5, "ipv6-extension";
+    /// The TCP or UDP header is truncated, or its length field is wrong.
+    TransportHeader = 6, "transport-header";
+    /// The TCP flags contradict each other, as no real connection's do.
+    TcpFlags = 7, "tcp-flags";
+    /// The TTL or hop limit would reach zero here.
+    TtlExpired = 8, "ttl-expired";
+    /// The service has no backend that takes new flows.
+    NoBackend = 9, "no-backend";
+    /// The flow's backend was removed.
+    BackendGone = 10, "backend-gone";
+    /// The backend's next hop is not resolved (no route, or no neighbour entry).
+    NextHopUnresolved = 11, "next-hop-unresolved";
+    /// A TCP packet that begins no connection, of no connection that is known.
+    NoFlow = 12, "no-flow";
+    /// The flow table is full.
+    FlowTableFull = 13, "flow-table-full";
+    /// No source port is free towards this backend.
+    SourcePortsExhausted = 14, "source-ports-exhausted";
+    /// The reply tuple is taken by another flow.
+    ReplyTupleTaken = 15, "reply-tuple-taken";
+    /// The packet is larger than the MTU of the interface that it would leave by.
+    TooBig = 16, "too-big";
+    /// The frame would leave by an interface that the balancer does not use.
+    NoInterface = 17, "no-interface";
+    /// The kernel could not make room for another Ethernet header.
+    NoHeadroom = 18, "no-headroom";
+}

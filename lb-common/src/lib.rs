@@ -1,0 +1,97 @@
+//! What the eBPF programs and the daemon must agree on: the layout of the maps
+//! and the names and numbers that both sides use.
+//!
+//! Every type that is stored in a map is `#[repr(C)]`, has no implicit padding
+//! (zerocopy's `IntoBytes` refuses it at compile time) and its size is asserted.
+//! [`SCHEMA_VERSION`] changes with every change to one of them.
+//!
+//! Addresses, ports and VLAN tags are kept as they are on the wire (network byte
+//! order) so that the datapath copies them without swapping; the field's doc
+//! comment says so. Everything else is in host byte order.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod backend;
+pub mod checksum;
+pub mod counters;
+pub mod drop_reason;
+pub mod flow;
+pub mod hash;
+pub mod ports;
+pub mod ring;
+pub mod service;
+
+/// Version of the map layout. A daemon refuses maps of another version.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Names of the maps, as the loader sees them.
+pub mod map_name {
+    /// [`Runtime`](crate::Runtime), one element.
+    pub const RUNTIME: &str = "RUNTIME";
+    /// [`ServiceKey4`](crate::service::ServiceKey4) to [`Service`](crate::service::Service).
+    pub const SERVICES_V4: &str = "SERVICES_V4";
+    /// [`ServiceKey6`](crate::service::ServiceKey6) to [`Service`](crate::service::Service).
+    pub const SERVICES_V6: &str = "SERVICES_V6";
+    /// IPv4 service addresses (`u32`, network byte order) to a `u32` that is not read.
+    pub const VIPS_V4: &str = "VIPS_V4";
+    /// IPv6 service addresses (`[u32; 4]`, network byte order) to a `u32` that is not read.
+    pub const VIPS_V6: &str = "VIPS_V6";
+    /// Service id to its ring, an array of [`RING_SIZE`](crate::ring::RING_SIZE) backend ids.
+    pub const RINGS: &str = "RINGS";
+    /// Backend id to [`Backend`](crate::backend::Backend).
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Port pool id to its [`PortPool`](crate::ports::PortPool), an array of one.
+    pub const PORT_POOLS: &str = "PORT_POOLS";
+    /// Client to service, IPv4: [`FlowKey4`](crate::flow::FlowKey4) to [`Flow4`](crate::flow::Flow4).
+    pub const FLOWS_V4: &str = "FLOWS_V4";
+    /// Client to service, IPv6: [`FlowKey6`](crate::flow::FlowKey6) to [`Flow6`](crate::flow::Flow6).
+    pub const FLOWS_V6: &str = "FLOWS_V6";
+    /// Backend to client, IPv4: [`FlowKey4`](crate::flow::FlowKey4) to [`Flow4`](crate::flow::Flow4).
+    pub const REPLIES_V4: &str = "REPLIES_V4";
+    /// Backend to client, IPv6: [`FlowKey6`](crate::flow::FlowKey6) to [`Flow6`](crate::flow::Flow6).
+    pub const REPLIES_V6: &str = "REPLIES_V6";
+    /// Backend id to [`Counters`](crate::counters::Counters), per CPU.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// [`DropKey`](crate::counters::DropKey) to a `u64`, per CPU.
+    pub const DROPS: &str = "DROPS";
+    /// Interface index to the interface that packets may be redirected to.
+    pub const DEVICES: &str = "DEVICES";
+    /// Interface index (`u32`) to [`Interface`](crate::backend::Interface).
+    pub const INTERFACES: &str = "INTERFACES";
+    /// The XDP program.
+    pub const PROGRAM: &str = "lb";
+}
+
+/// What the daemon tells the datapath while it runs. Element 0 of `RUNTIME`.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    zerocopy::FromBytes,
+    zerocopy::IntoBytes,
+    zerocopy::Immutable,
+    zerocopy::KnownLayout,
+)]
+#[repr(C)]
+pub struct Runtime {
+    /// The flow clock, in units of [`CLOCK_TICK_MS`]. It runs only while a daemon
+    /// does, so that no flow grows old while nobody could have seen it speak.
+    pub clock: u32,
+    /// A set of [`Runtime::ANY_PORT`] and nothing else yet.
+    pub flags: u32,
+}
+
+impl Runtime {
+    /// At least one service takes every port, so a lookup that missed the exact
+    /// port is worth a second one.
+    pub const ANY_PORT: u32 = 1;
+}
+
+/// Length of one tick of [`Runtime::clock`], in milliseconds.
+pub const CLOCK_TICK_MS: u32 = 100;
+
+const _: () = assert!(size_of::<Runtime>() == 8);

@@ -1,0 +1,8 @@
+//! The userspace of `lb`: what should be (configuration, API), what is (health,
+//! next hops), and the one place that brings the BPF maps from the one to the
+//! other.
+//!
+//! Dependencies point one way: `cli -> api -> state -> reconcile -> datapath ->
+//! lb-common`. Nothing above [`datapath`] knows what a BPF map is.
+
+pub mod state;

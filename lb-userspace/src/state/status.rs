@@ -1,0 +1,150 @@
+//! What is: the form that `lb status --json` prints. Fields are added, never
+//! renamed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Mode, Protocol, Scheduler};
+
+/// The state of the whole balancer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Services, by name.
+    pub services: Vec<ServiceStatus>,
+    /// Packets dropped since the start, by the name of the reason; every reason
+    /// is there, also those with 0.
+    pub drops: BTreeMap<String, u64>,
+    /// Interfaces that the balancer is attached to.
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+/// A service. Its counters are the sums over its backends, those that were
+/// removed included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Where clients reach it, as in the configuration.
+    pub address: String,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// Its forwarding mode.
+    pub mode: Mode,
+    /// Its scheduler.
+    pub scheduler: Scheduler,
+    /// Packets from clients that were forwarded.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+    /// Packets from backends that were forwarded to clients.
+    pub reply_packets: u64,
+    /// Their bytes, from the IP header on.
+    pub reply_bytes: u64,
+    /// Flows that began.
+    pub new_flows: u64,
+    /// Flows that ended, or were forgotten after their timeout.
+    pub ended_flows: u64,
+    /// Flows that began and have not ended.
+    pub active_flows: u64,
+    /// Packets dropped, with reasons; only what has happened.
+    pub drops: Vec<DropStatus>,
+    /// Its backends, in the order of the configuration.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its address and port, as in the configuration.
+    pub address: String,
+    /// Its weight.
+    pub weight: u32,
+    /// Whether it takes flows.
+    pub state: BackendState,
+    /// What its health check last found.
+    pub health: HealthStatus,
+    /// How its packets leave.
+    pub next_hop: NextHopStatus,
+    /// Packets forwarded to it.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+    /// Packets from it that were forwarded to clients.
+    pub reply_packets: u64,
+    /// Their bytes, from the IP header on.
+    pub reply_bytes: u64,
+    /// Flows that began.
+    pub new_flows: u64,
+    /// Flows that ended, or were forgotten after their timeout.
+    pub ended_flows: u64,
+    /// Flows that began and have not ended.
+    pub active_flows: u64,
+    /// Packets dropped, with reasons; only what has happened.
+    pub drops: Vec<DropStatus>,
+}
+
+/// Whether a backend takes flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// It takes new flows (if its weight is not 0).
+    Up,
+    /// Its health check took it out.
+    Down,
+    /// Its weight is 0: the flows that it has go on, no new ones come.
+    Draining,
+    /// Taken out by hand.
+    Disabled,
+}
+
+/// What the health check of a backend found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// `none` without a health check, `unknown` before the first result, else `ok`
+    /// or `failing`: the last result.
+    pub last: String,
+    /// Why the last check failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Successes or failures in a row.
+    pub streak: u32,
+}
+
+/// The next hop of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHopStatus {
+    /// `resolved`, or why it is not: `no-route`, `no-neighbour`, `local`
+    /// (the address belongs to this host), `not-attached` (the way out is an
+    /// interface that the balancer does not use).
+    pub state: String,
+    /// Address of the next hop: the gateway, or the backend itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Name of the interface that packets leave by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Ethernet address of the next hop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+}
+
+/// Packets dropped for one reason in one direction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropStatus {
+    /// Name of the reason.
+    pub reason: String,
+    /// `forward` or `reply`.
+    pub direction: String,
+    /// How many.
+    pub packets: u64,
+}
+
+/// An interface that the balancer is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`.
+    pub mode: String,
+}

@@ -1,0 +1,3 @@
+//! Nanoseconds per packet of the loaded program.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Packets through the real program: tables of cases and their comparison.
