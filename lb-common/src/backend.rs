@@ -31,10 +31,12 @@ pub struct Backend {
     pub path: LinkPath,
     /// Largest IP packet that the path takes, in bytes; 0 for no limit.
     pub mtu: u32,
+    /// Id of the service that the backend belongs to.
+    pub service: u32,
     /// A [`BackendState`].
     pub state: u8,
     /// Reserved, zero.
-    pub reserved: [u8; 1],
+    pub reserved: u8,
     /// Port, network byte order; 0 keeps the packet's own.
     pub port: u16,
     /// Address, network byte order; an IPv4 address fills the first word.
@@ -59,5 +61,5 @@ pub struct Interface {
     pub mtu: u32,
 }
 
-const _: () = assert!(size_of::<Backend>() == 72);
+const _: () = assert!(size_of::<Backend>() == 76);
 const _: () = assert!(size_of::<Interface>() == 4);

@@ -8,7 +8,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::LinkPath;
+use crate::{addr::LinkPath, checksum, hash};
 
 /// Entries of each flow table unless the daemon sets another.
 pub const MAX_FLOWS: u32 = 1_048_576;
@@ -41,8 +41,80 @@ pub mod state {
     }
 }
 
+/// What an entry holds besides the tuple that it rewrites packets to.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct FlowEntry {
+    /// What the change of addresses adds to a checksum that covers them (RFC 1624,
+    /// section 3), in one's complement.
+    pub address_delta: u16,
+    /// The same for the change of addresses and ports.
+    pub tuple_delta: u16,
+    /// Id of the backend.
+    pub backend: u32,
+    /// [`Runtime::clock`](crate::Runtime::clock) when the last packet of this
+    /// direction passed.
+    pub last_seen: u32,
+    /// Bits of [`state`].
+    pub state: u32,
+    /// The client's side of the flow: how replies leave. In `FLOWS_*` it serves to
+    /// notice that the client's packets come in by another way than they did.
+    pub path: LinkPath,
+    /// Largest IP packet that leaves by `path`, in bytes; 0 for no limit. Used in
+    /// `REPLIES_*` alone.
+    pub mtu: u32,
+    /// Id of the port pool that the source port of full NAT came from, else 0.
+    pub port_pool: u32,
+}
+
+const _: () = assert!(size_of::<FlowEntry>() == 48);
+
+/// A tuple of either family.
+pub trait Tuple: Copy + Eq {
+    /// The tuple of a packet the other way.
+    #[must_use]
+    fn reversed(self) -> Self;
+
+    /// The hash that chooses the slot of the ring. The same on every host.
+    #[must_use]
+    fn hash(&self) -> u32;
+
+    /// What rewriting a packet from this tuple to `to` adds to a checksum that
+    /// covers the addresses alone, and to one that covers the ports too: values
+    /// for [`checksum::update`].
+    #[must_use]
+    fn deltas(&self, to: &Self) -> (u16, u16);
+}
+
+/// An entry of a flow table of either family.
+pub trait FlowValue: Copy {
+    /// Key of the table.
+    type Key: Tuple;
+
+    /// An entry that rewrites packets to this tuple.
+    #[must_use]
+    fn new(entry: FlowEntry, to: Self::Key) -> Self;
+
+    /// All but the tuple.
+    #[must_use]
+    fn entry(&self) -> &FlowEntry;
+
+    /// The tuple that packets are rewritten to.
+    #[must_use]
+    fn to(&self) -> &Self::Key;
+
+    /// The key of the entry for the other direction.
+    #[inline(always)]
+    #[must_use]
+    fn partner(&self) -> Self::Key {
+        self.to().reversed()
+    }
+}
+
 macro_rules! flow_types {
-    ($family:literal, $address:ty, $key:ident: $key_size:literal, $flow:ident: $flow_size:literal) => {
+    ($family:literal, $address:ty, $hash:path, $key:ident: $key_size:literal, $flow:ident: $flow_size:literal) => {
         #[doc = concat!("The tuple of an ", $family, " packet; key of the flow tables.")]
         #[derive(
             Clone,
@@ -73,11 +145,9 @@ macro_rules! flow_types {
             pub reserved: [u8; 3],
         }
 
-        impl $key {
-            /// The tuple of a packet the other way.
+        impl Tuple for $key {
             #[inline(always)]
-            #[must_use]
-            pub const fn reversed(self) -> Self {
+            fn reversed(self) -> Self {
                 Self {
                     src: self.dst,
                     dst: self.src,
@@ -86,9 +156,28 @@ macro_rules! flow_types {
                     ..self
                 }
             }
+
+            #[inline(always)]
+            fn hash(&self) -> u32 {
+                $hash(
+                    self.src,
+                    self.dst,
+                    self.src_port,
+                    self.dst_port,
+                    self.protocol,
+                )
+            }
+
+            #[inline(always)]
+            fn deltas(&self, to: &Self) -> (u16, u16) {
+                let addresses = self.src.replaced(to.src) + self.dst.replaced(to.dst);
+                let ports = checksum::replace16(self.src_port, to.src_port)
+                    + checksum::replace16(self.dst_port, to.dst_port);
+                (checksum::fold(addresses), checksum::fold(addresses + ports))
+            }
         }
 
-        #[doc = concat!("What happens to the packets of an ", $family, " flow in one direction.")]
+        #[doc = concat!("An entry of the ", $family, " flow tables.")]
         #[derive(
             Clone,
             Copy,
@@ -103,53 +192,28 @@ macro_rules! flow_types {
         )]
         #[repr(C)]
         pub struct $flow {
-            /// New source address, network byte order.
-            pub src: $address,
-            /// New destination address, network byte order.
-            pub dst: $address,
-            /// New source port, network byte order.
-            pub src_port: u16,
-            /// New destination port, network byte order.
-            pub dst_port: u16,
-            /// What the change of addresses adds to a checksum that covers them
-            /// (RFC 1624, section 3), in one's complement.
-            pub address_delta: u16,
-            /// The same for the change of addresses and ports.
-            pub tuple_delta: u16,
-            /// Id of the service.
-            pub service: u32,
-            /// Id of the backend.
-            pub backend: u32,
-            /// [`Runtime::clock`](crate::Runtime::clock) when the last packet of
-            /// this direction passed.
-            pub last_seen: u32,
-            /// Bits of [`state`].
-            pub state: u32,
-            /// The client's side of the flow. In `FLOWS_*`: how its packets come
-            /// in, turned round, to notice that the way back has moved. In
-            /// `REPLIES_*`: how replies leave.
-            pub path: LinkPath,
-            /// Largest IP packet that leaves by `path`, in bytes; 0 for no limit.
-            /// Used in `REPLIES_*` alone.
-            pub mtu: u32,
-            /// Id of the port pool that the source port of full NAT came from,
-            /// else 0.
-            pub port_pool: u32,
+            /// All but the tuple.
+            pub entry: FlowEntry,
+            /// The tuple that packets are rewritten to.
+            pub to: $key,
         }
 
-        impl $flow {
-            /// The key of the entry for the other direction.
+        impl FlowValue for $flow {
+            type Key = $key;
+
             #[inline(always)]
-            #[must_use]
-            pub const fn partner(&self, protocol: u8) -> $key {
-                $key {
-                    src: self.dst,
-                    dst: self.src,
-                    src_port: self.dst_port,
-                    dst_port: self.src_port,
-                    protocol,
-                    reserved: [0; 3],
-                }
+            fn new(entry: FlowEntry, to: $key) -> Self {
+                Self { entry, to }
+            }
+
+            #[inline(always)]
+            fn entry(&self) -> &FlowEntry {
+                &self.entry
+            }
+
+            #[inline(always)]
+            fn to(&self) -> &$key {
+                &self.to
             }
         }
 
@@ -158,5 +222,28 @@ macro_rules! flow_types {
     };
 }
 
-flow_types!("IPv4", u32, FlowKey4: 16, Flow4: 64);
-flow_types!("IPv6", [u32; 4], FlowKey6: 40, Flow6: 88);
+flow_types!("IPv4", u32, hash::tuple4, FlowKey4: 16, Flow4: 64);
+flow_types!("IPv6", [u32; 4], hash::tuple6, FlowKey6: 40, Flow6: 88);
+
+/// An address as words of a checksum.
+trait Words {
+    /// What replacing it adds to the sum.
+    fn replaced(self, new: Self) -> u64;
+}
+
+impl Words for u32 {
+    #[inline(always)]
+    fn replaced(self, new: Self) -> u64 {
+        checksum::replace32(self, new)
+    }
+}
+
+impl Words for [u32; 4] {
+    #[inline(always)]
+    fn replaced(self, new: Self) -> u64 {
+        checksum::replace32(self[0], new[0])
+            + checksum::replace32(self[1], new[1])
+            + checksum::replace32(self[2], new[2])
+            + checksum::replace32(self[3], new[3])
+    }
+}

@@ -35,8 +35,8 @@ pub const fn tuple4(src: u32, dst: u32, src_port: u16, dst_port: u16, protocol: 
 #[inline(always)]
 #[must_use]
 pub const fn tuple6(
-    src: &[u32; 4],
-    dst: &[u32; 4],
+    src: [u32; 4],
+    dst: [u32; 4],
     src_port: u16,
     dst_port: u16,
     protocol: u8,

@@ -33,9 +33,11 @@ pub mod map_name {
     pub const SERVICES_V4: &str = "SERVICES_V4";
     /// [`ServiceKey6`](crate::service::ServiceKey6) to [`Service`](crate::service::Service).
     pub const SERVICES_V6: &str = "SERVICES_V6";
-    /// IPv4 service addresses (`u32`, network byte order) to a `u32` that is not read.
+    /// [`ServiceKey4`](crate::service::ServiceKey4) with port 0, for every address and
+    /// protocol of a service, to a `u32` that is not read: tells whether a packet whose
+    /// ports cannot be read is addressed to a service.
     pub const VIPS_V4: &str = "VIPS_V4";
-    /// IPv6 service addresses (`[u32; 4]`, network byte order) to a `u32` that is not read.
+    /// The same for IPv6, by [`ServiceKey6`](crate::service::ServiceKey6).
     pub const VIPS_V6: &str = "VIPS_V6";
     /// Service id to its ring, an array of [`RING_SIZE`](crate::ring::RING_SIZE) backend ids.
     pub const RINGS: &str = "RINGS";
