@@ -93,9 +93,8 @@ pub trait FlowValue: Copy {
     /// Key of the table.
     type Key: Tuple;
 
-    /// An entry that rewrites packets to this tuple.
-    #[must_use]
-    fn new(entry: FlowEntry, to: Self::Key) -> Self;
+    /// Both parts, to write them in place.
+    fn parts_mut(&mut self) -> (&mut FlowEntry, &mut Self::Key);
 
     /// All but the tuple.
     #[must_use]
@@ -202,8 +201,8 @@ macro_rules! flow_types {
             type Key = $key;
 
             #[inline(always)]
-            fn new(entry: FlowEntry, to: $key) -> Self {
-                Self { entry, to }
+            fn parts_mut(&mut self) -> (&mut FlowEntry, &mut $key) {
+                (&mut self.entry, &mut self.to)
             }
 
             #[inline(always)]

@@ -1,0 +1,194 @@
+//! IPv4 (RFC 791).
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::{
+    checksum,
+    drop_reason::DropReason,
+    flow::{Flow4, FlowKey4},
+    service::ServiceKey4,
+};
+use network_types::ip::Ipv4Hdr;
+
+use super::{Draft, Family, Flows, Services, Vips};
+use crate::{
+    link::Link,
+    maps::{DRAFT_V4, FLOWS_V4, REPLIES_V4, SERVICES_V4, VIPS_V4},
+    packet::{Packet, Protocol, TCP, Transport, UDP, Unparsed, at},
+};
+
+/// The more-fragments flag and the fragment offset.
+const FRAGMENT: u16 = u16::from_be(0x3fff);
+/// Words of options that a header has at most.
+const MAX_OPTION_WORDS: usize = 10;
+
+/// IPv4.
+pub enum Ipv4 {}
+
+impl Family for Ipv4 {
+    type Address = u32;
+    type Header = Ipv4Hdr;
+    type Tuple = FlowKey4;
+    type Flow = Flow4;
+    type ServiceKey = ServiceKey4;
+
+    #[inline(always)]
+    fn parse<'a>(ctx: &XdpContext, link: &'a Link) -> Result<Packet<'a, Self>, Unparsed<Self>> {
+        let ip: *mut Ipv4Hdr = at(ctx, link.payload).ok_or(Unparsed::Foreign)?;
+        // SAFETY: `at` checked the bounds.
+        let header = unsafe { &*ip };
+        let protocol = header.proto;
+        if header.version() != 4 || (protocol != TCP && protocol != UDP) {
+            return Err(Unparsed::Foreign);
+        }
+        let dst = u32::from_ne_bytes(header.dst_addr);
+        let malformed = |reason| Unparsed::Malformed(reason, dst, Protocol::Known(protocol));
+        let headers = usize::from(header.ihl());
+        if headers < Ipv4Hdr::LEN {
+            return Err(malformed(DropReason::IpHeader));
+        }
+        if u16::from_ne_bytes(header.frags) & FRAGMENT != 0 {
+            return Err(malformed(DropReason::Fragment));
+        }
+        let transport = Transport::parse(ctx, link.payload + headers, protocol)
+            .ok_or(malformed(DropReason::TransportHeader))?;
+        let (src_port, dst_port) = transport.ports();
+        Ok(Packet {
+            link,
+            ip,
+            headers,
+            transport,
+            tuple: FlowKey4 {
+                src: u32::from_ne_bytes(header.src_addr),
+                dst,
+                src_port,
+                dst_port,
+                protocol,
+                reserved: [0; 3],
+            },
+        })
+    }
+
+    #[inline(always)]
+    fn check(ctx: &XdpContext, packet: &Packet<'_, Self>) -> Result<usize, DropReason> {
+        // SAFETY: the bounds were checked when the header was parsed.
+        let length = usize::from(u16::from_be_bytes(unsafe { (*packet.ip).tot_len }));
+        if packet.ip as usize + length > ctx.data_end() {
+            return Err(DropReason::IpLength);
+        }
+        if header_sum(ctx, packet) != 0xffff {
+            return Err(DropReason::IpChecksum);
+        }
+        Ok(length)
+    }
+
+    #[inline(always)]
+    fn ttl(packet: &Packet<'_, Self>) -> u8 {
+        // SAFETY: the bounds were checked when the header was parsed.
+        unsafe { (*packet.ip).ttl }
+    }
+
+    #[inline(always)]
+    fn rewrite(packet: &Packet<'_, Self>, to: &FlowKey4, address_delta: u16) {
+        // SAFETY: the bounds were checked when the header was parsed, and no
+        // other reference to the header lives.
+        let ip = unsafe { &mut *packet.ip };
+        let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
+        ip.ttl -= 1;
+        let new = u16::from_ne_bytes([ip.ttl, ip.proto]);
+        let delta = checksum::fold(u64::from(address_delta) + checksum::replace16(old, new));
+        ip.check = checksum::update(u16::from_ne_bytes(ip.check), delta).to_ne_bytes();
+        ip.src_addr = to.src.to_ne_bytes();
+        ip.dst_addr = to.dst.to_ne_bytes();
+    }
+
+    #[inline(always)]
+    fn set_src(tuple: &mut FlowKey4, address: &[u32; 4]) {
+        tuple.src = address[0];
+    }
+
+    #[inline(always)]
+    fn set_dst(tuple: &mut FlowKey4, address: &[u32; 4], port: u16) {
+        tuple.dst = address[0];
+        tuple.dst_port = port;
+    }
+
+    #[inline(always)]
+    fn set_src_port(tuple: &mut FlowKey4, port: u16) {
+        tuple.src_port = port;
+    }
+
+    #[inline(always)]
+    fn transport(tuple: &FlowKey4) -> (u16, u16, u8) {
+        (tuple.src_port, tuple.dst_port, tuple.protocol)
+    }
+
+    #[inline(always)]
+    fn service_key(tuple: &FlowKey4, port: u16) -> ServiceKey4 {
+        ServiceKey4 {
+            port,
+            ..Self::vip_key(tuple.dst, tuple.protocol)
+        }
+    }
+
+    #[inline(always)]
+    fn vip_key(address: u32, protocol: u8) -> ServiceKey4 {
+        ServiceKey4 {
+            address,
+            port: 0,
+            protocol,
+            reserved: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn services() -> &'static Services<ServiceKey4> {
+        &SERVICES_V4
+    }
+
+    #[inline(always)]
+    fn vips() -> &'static Vips<ServiceKey4> {
+        &VIPS_V4
+    }
+
+    #[inline(always)]
+    fn flows() -> &'static Flows<Self> {
+        &FLOWS_V4
+    }
+
+    #[inline(always)]
+    fn replies() -> &'static Flows<Self> {
+        &REPLIES_V4
+    }
+
+    #[inline(always)]
+    fn draft() -> Option<*mut Draft<Flow4>> {
+        DRAFT_V4.get_ptr_mut(0)
+    }
+}
+
+/// The one's complement sum of the header, 0xffff if its checksum is right
+/// (RFC 1071). Options are added only where there are any.
+#[inline(always)]
+fn header_sum(ctx: &XdpContext, packet: &Packet<'_, Ipv4>) -> u16 {
+    // SAFETY: the bounds were checked when the header was parsed; a header is
+    // five words of any alignment.
+    let words = unsafe { packet.ip.cast::<[u32; 5]>().read_unaligned() };
+    let mut sum = 0;
+    for word in words {
+        sum += u64::from(word);
+    }
+    let mut offset = packet.link.payload + Ipv4Hdr::LEN;
+    let end = packet.link.payload + packet.headers;
+    for _ in 0..MAX_OPTION_WORDS {
+        if offset >= end {
+            break;
+        }
+        let Some(word) = at::<u32>(ctx, offset) else {
+            break;
+        };
+        // SAFETY: `at` checked the bounds.
+        sum += u64::from(unsafe { word.read_unaligned() });
+        offset += size_of::<u32>();
+    }
+    checksum::fold(sum)
+}

@@ -1,0 +1,111 @@
+//! The maps. Their layout is the ABI in `lb-common`; sizes given here are
+//! defaults that the daemon overrides when it loads the program.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, PerCpuArray, PerCpuHashMap},
+    macros::btf_map,
+};
+use lb_common::{
+    Runtime,
+    backend::{Backend, Interface, MAX_BACKENDS},
+    counters::{Counters, DropKey, MAX_DROP_KEYS},
+    flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
+    ports::{MAX_PORT_POOLS, PortPool},
+    ring::RING_SIZE,
+    service::{MAX_SERVICES, Service, ServiceKey4, ServiceKey6},
+};
+
+use crate::family::Draft;
+
+const SERVICES: usize = MAX_SERVICES as usize;
+const BACKEND_IDS: usize = MAX_BACKENDS as usize;
+const FLOWS: usize = MAX_FLOWS as usize;
+const POOLS: usize = MAX_PORT_POOLS as usize;
+const DROP_KEYS: usize = MAX_DROP_KEYS as usize;
+const INTERFACE_INDEXES: usize = 1_024;
+
+/// Flow clock and switches.
+#[btf_map]
+pub static RUNTIME: Array<Runtime, 1> = Array::new();
+
+/// IPv4 services by address, port and protocol.
+#[btf_map]
+pub static SERVICES_V4: HashMap<ServiceKey4, Service, SERVICES> = HashMap::new();
+
+/// IPv6 services by address, port and protocol.
+#[btf_map]
+pub static SERVICES_V6: HashMap<ServiceKey6, Service, SERVICES> = HashMap::new();
+
+/// Addresses and protocols of the IPv4 services.
+#[btf_map]
+pub static VIPS_V4: HashMap<ServiceKey4, u32, SERVICES> = HashMap::new();
+
+/// Addresses and protocols of the IPv6 services.
+#[btf_map]
+pub static VIPS_V6: HashMap<ServiceKey6, u32, SERVICES> = HashMap::new();
+
+/// A ring of backend ids.
+pub type Ring = Array<u32, { RING_SIZE as usize }>;
+
+/// Rings by service id.
+#[btf_map]
+pub static RINGS: ArrayOfMaps<Ring, SERVICES> = ArrayOfMaps::new();
+
+/// Backends by id.
+#[btf_map]
+pub static BACKENDS: Array<Backend, BACKEND_IDS> = Array::new();
+
+/// A pool in memory that the daemon maps too, so that both sides take and free
+/// ports with atomic operations.
+pub type Pool = Array<PortPool, 1, { BPF_F_MMAPABLE as usize }>;
+
+/// Port pools by id.
+#[btf_map]
+pub static PORT_POOLS: ArrayOfMaps<Pool, POOLS> = ArrayOfMaps::new();
+
+/// IPv4 flows, client to service.
+#[btf_map]
+pub static FLOWS_V4: HashMap<FlowKey4, Flow4, FLOWS> = HashMap::new();
+
+/// IPv6 flows, client to service.
+#[btf_map]
+pub static FLOWS_V6: HashMap<FlowKey6, Flow6, FLOWS> = HashMap::new();
+
+/// IPv4 flows, backend to client.
+#[btf_map]
+pub static REPLIES_V4: HashMap<FlowKey4, Flow4, FLOWS> = HashMap::new();
+
+/// IPv6 flows, backend to client.
+#[btf_map]
+pub static REPLIES_V6: HashMap<FlowKey6, Flow6, FLOWS> = HashMap::new();
+
+/// Where an IPv4 flow is put together.
+#[btf_map]
+pub static DRAFT_V4: PerCpuArray<Draft<Flow4>, 1> = PerCpuArray::new();
+
+/// Where an IPv6 flow is put together.
+#[btf_map]
+pub static DRAFT_V6: PerCpuArray<Draft<Flow6>, 1> = PerCpuArray::new();
+
+/// Counters by backend id.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<Counters, BACKEND_IDS> = PerCpuArray::new();
+
+/// Dropped packets by service, backend, reason and direction.
+#[btf_map]
+pub static DROPS: PerCpuHashMap<DropKey, u64, DROP_KEYS> = PerCpuHashMap::new();
+
+/// Interfaces to redirect to, by index.
+#[btf_map]
+pub static DEVICES: DevMapHash<INTERFACE_INDEXES> = DevMapHash::new();
+
+/// Interfaces that clients may be behind, by index.
+#[btf_map]
+pub static INTERFACES: HashMap<u32, Interface, INTERFACE_INDEXES> = HashMap::new();
+
+/// The flow clock.
+#[inline(always)]
+pub fn clock() -> u32 {
+    RUNTIME.get(0).map_or(0, |runtime| runtime.clock)
+}
