@@ -49,6 +49,8 @@ pub struct Backend {
     pub first_port: u16,
     /// Last port of that range, host byte order.
     pub last_port: u16,
+    /// Reserved, zero.
+    pub reserved_end: u32,
 }
 
 /// What the datapath knows of an interface that it may send by.
@@ -61,5 +63,5 @@ pub struct Interface {
     pub mtu: u32,
 }
 
-const _: () = assert!(size_of::<Backend>() == 76);
+const _: () = assert!(size_of::<Backend>() == 80);
 const _: () = assert!(size_of::<Interface>() == 4);

@@ -62,7 +62,7 @@ pub const MAX_DROP_KEYS: u32 = 65_536;
     Immutable,
     KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct DropKey {
     /// Id of the service, 0 where none was found.
     pub service: u32,
@@ -72,6 +72,8 @@ pub struct DropKey {
     pub reason: u16,
     /// A [`Direction`].
     pub direction: u16,
+    /// Reserved, zero.
+    pub reserved: u32,
 }
 
 impl DropKey {
@@ -84,6 +86,7 @@ impl DropKey {
             backend: 0,
             reason,
             direction,
+            reserved: 0,
         }
     }
 }
@@ -104,4 +107,4 @@ impl Direction {
 }
 
 const _: () = assert!(size_of::<Counters>() == 64);
-const _: () = assert!(size_of::<DropKey>() == 12);
+const _: () = assert!(size_of::<DropKey>() == 16);

@@ -128,7 +128,7 @@ macro_rules! flow_types {
             Immutable,
             KnownLayout,
         )]
-        #[repr(C)]
+        #[repr(C, align(8))]
         pub struct $key {
             /// Source address, network byte order.
             pub src: $address,
@@ -139,9 +139,7 @@ macro_rules! flow_types {
             /// Destination port, network byte order.
             pub dst_port: u16,
             /// IP protocol number: 6 or 17.
-            pub protocol: u8,
-            /// Reserved, zero.
-            pub reserved: [u8; 3],
+            pub protocol: u32,
         }
 
         impl Tuple for $key {

@@ -18,14 +18,14 @@ const fn mix(hash: u64, word: u64, round: usize) -> u64 {
 
 /// Joins the two ports and the protocol of a tuple to a word.
 #[inline(always)]
-const fn transport(src_port: u16, dst_port: u16, protocol: u8) -> u64 {
+const fn transport(src_port: u16, dst_port: u16, protocol: u32) -> u64 {
     ((src_port as u64) << 32) | ((dst_port as u64) << 16) | protocol as u64
 }
 
 /// Hash of an IPv4 five-tuple; addresses and ports in network byte order.
 #[inline(always)]
 #[must_use]
-pub const fn tuple4(src: u32, dst: u32, src_port: u16, dst_port: u16, protocol: u8) -> u32 {
+pub const fn tuple4(src: u32, dst: u32, src_port: u16, dst_port: u16, protocol: u32) -> u32 {
     let hash = mix(0, ((src as u64) << 32) | dst as u64, 0);
     let hash = mix(hash, transport(src_port, dst_port, protocol), 1);
     mix(hash, 0, 2) as u32
@@ -39,7 +39,7 @@ pub const fn tuple6(
     dst: [u32; 4],
     src_port: u16,
     dst_port: u16,
-    protocol: u8,
+    protocol: u32,
 ) -> u32 {
     let hash = mix(0, ((src[0] as u64) << 32) | src[1] as u64, 0);
     let hash = mix(hash, ((src[2] as u64) << 32) | src[3] as u64, 1);

@@ -3,6 +3,8 @@
 //!
 //! Every type that is stored in a map is `#[repr(C)]`, has no implicit padding
 //! (zerocopy's `IntoBytes` refuses it at compile time) and its size is asserted.
+//! What the datapath builds on its stack is aligned to eight bytes: the kernel
+//! refuses the wide stores of the compiler to a stack slot that is not.
 //! [`SCHEMA_VERSION`] changes with every change to one of them.
 //!
 //! Addresses, ports and VLAN tags are kept as they are on the wire (network byte

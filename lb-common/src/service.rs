@@ -7,30 +7,28 @@ pub const MAX_SERVICES: u32 = 4_096;
 
 /// Key of `SERVICES_V4`. A lookup tries the exact port, then port 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct ServiceKey4 {
     /// Service address, network byte order.
     pub address: u32,
     /// Port, network byte order; 0 for any.
     pub port: u16,
     /// IP protocol number: 6 or 17.
-    pub protocol: u8,
-    /// Reserved, zero.
-    pub reserved: u8,
+    pub protocol: u16,
 }
 
 /// Key of `SERVICES_V6`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct ServiceKey6 {
     /// Service address, network byte order.
     pub address: [u32; 4],
     /// Port, network byte order; 0 for any.
     pub port: u16,
     /// IP protocol number: 6 or 17.
-    pub protocol: u8,
+    pub protocol: u16,
     /// Reserved, zero.
-    pub reserved: u8,
+    pub reserved: u32,
 }
 
 /// Forwarding mode: what the balancer changes in a packet.
@@ -59,5 +57,5 @@ pub struct Service {
 }
 
 const _: () = assert!(size_of::<ServiceKey4>() == 8);
-const _: () = assert!(size_of::<ServiceKey6>() == 20);
+const _: () = assert!(size_of::<ServiceKey6>() == 24);
 const _: () = assert!(size_of::<Service>() == 8);

@@ -13,7 +13,7 @@ use lb_common::{
 pub use self::{ipv4::Ipv4, ipv6::Ipv6};
 use crate::{
     link::Link,
-    packet::{Packet, Unparsed},
+    packet::{Packet, Payload, Unparsed},
 };
 
 /// Services by key.
@@ -48,8 +48,17 @@ pub trait Family: Sized {
     /// Key of the service tables.
     type ServiceKey: Copy + 'static;
 
-    /// Reads the headers up to the ports.
-    fn parse<'a>(ctx: &XdpContext, link: &'a Link) -> Result<Packet<'a, Self>, Unparsed<Self>>;
+    /// The IP header of a frame, if there is one.
+    fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Self::Header>;
+
+    /// The destination address.
+    fn destination(ip: *mut Self::Header) -> Self::Address;
+
+    /// What stands behind the IP headers.
+    fn payload(ctx: &XdpContext, link: &Link, ip: *mut Self::Header) -> Result<Payload, Unparsed>;
+
+    /// The tuple of a packet with these ports, network byte order.
+    fn tuple(ip: *mut Self::Header, protocol: u8, ports: (u16, u16)) -> Self::Tuple;
 
     /// Whether the IP header agrees with the frame and itself. Returns the length
     /// of the IP packet in bytes.
@@ -72,8 +81,8 @@ pub trait Family: Sized {
     /// Gives a tuple another source port, network byte order.
     fn set_src_port(tuple: &mut Self::Tuple, port: u16);
 
-    /// Source port, destination port (network byte order) and protocol of a tuple.
-    fn transport(tuple: &Self::Tuple) -> (u16, u16, u8);
+    /// Source and destination port of a tuple, network byte order.
+    fn ports(tuple: &Self::Tuple) -> (u16, u16);
 
     /// The key of the service that `tuple` is sent to, or with port 0 of one on
     /// any port.

@@ -118,15 +118,12 @@ impl<F: Family> Flow<F> {
 
 /// The bits that a packet adds to the state of its flow.
 #[inline(always)]
-fn observed(transport: Transport, fin: u32) -> u32 {
-    let Transport::Tcp(_, _, flags) = transport else {
-        return 0;
-    };
+fn observed(transport: &Transport, fin: u32) -> u32 {
     let mut bits = 0;
-    if flags & tcp::FIN != 0 {
+    if transport.flags & tcp::FIN != 0 {
         bits |= fin;
     }
-    if flags & tcp::RST != 0 {
+    if transport.flags & tcp::RST != 0 {
         bits |= state::RST;
     }
     bits
@@ -143,7 +140,7 @@ pub fn of_backend<F: Family>(packet: &Packet<'_, F>) -> Option<Flow<F>> {
 #[inline(always)]
 pub fn replied<F: Family>(packet: &Packet<'_, F>, reply: Flow<F>) {
     reply.touch();
-    let bits = state::REPLIED | observed(packet.transport, state::FIN_BACKEND);
+    let bits = state::REPLIED | observed(&packet.transport, state::FIN_BACKEND);
     if reply.state() & bits == bits {
         return;
     }
@@ -165,7 +162,7 @@ pub fn of_client<F: Family>(
         if let Some(backend) = BACKENDS.get(flow.backend()) {
             if goes_on(packet, flow, backend) {
                 flow.touch();
-                let bits = observed(packet.transport, state::FIN_CLIENT);
+                let bits = observed(&packet.transport, state::FIN_CLIENT);
                 if bits != 0 {
                     flow.advance(bits);
                 }
@@ -190,17 +187,13 @@ fn goes_on<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>, backend: &Backend) 
     const UP: u8 = BackendState::Up as u8;
     const DOWN: u8 = BackendState::Down as u8;
     let state = flow.state();
-    match packet.transport {
-        Transport::Tcp(_, _, flags) => {
-            let opens = tcp::opens(flags);
-            match backend.state {
-                // The client uses the ports of a connection that has ended again.
-                UP => !(opens && state::is_closed(state)),
-                DOWN => !(opens && (state & state::REPLIED == 0 || state::is_closed(state))),
-                _ => false,
-            }
-        }
-        Transport::Udp(_) => backend.state == UP,
+    // The client uses the ports of a connection that has ended again.
+    let again = tcp::opens(packet.transport.flags) && state::is_closed(state);
+    let unanswered = tcp::opens(packet.transport.flags) && state & state::REPLIED == 0;
+    match backend.state {
+        UP => !again,
+        DOWN => packet.transport.is_tcp && !again && !unanswered,
+        _ => false,
     }
 }
 
@@ -209,13 +202,10 @@ fn goes_on<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>, backend: &Backend) 
 /// NAT the ring still knows the backend of a connection whose entry was lost.
 #[inline(always)]
 fn may_begin<F: Family>(packet: &Packet<'_, F>, service: &Service) -> bool {
-    match packet.transport {
-        Transport::Tcp(_, _, flags) => {
-            tcp::opens(flags)
-                || (service.mode == Mode::Nat as u8 && flags & (tcp::SYN | tcp::RST) == 0)
-        }
-        Transport::Udp(_) => true,
-    }
+    let flags = packet.transport.flags;
+    !packet.transport.is_tcp
+        || tcp::opens(flags)
+        || (service.mode == Mode::Nat as u8 && flags & (tcp::SYN | tcp::RST) == 0)
 }
 
 /// The client's packets come by another way than before: replies take it too.
@@ -254,7 +244,7 @@ fn close<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
     // SAFETY: as in `Flow::to`.
     let pool = unsafe { (*flow.entry()).port_pool };
     let reply = flow.to().reversed();
-    let (port, _, _) = F::transport(flow.to());
+    let (port, _) = F::ports(flow.to());
     if F::flows().remove(&packet.tuple).is_ok() {
         release::<F>(&reply, pool, port);
     }
@@ -319,7 +309,7 @@ fn write_entries<F: Family>(
     *from = tuple.reversed();
     *to = *tuple;
     let full_nat = service.mode == Mode::FullNat as u8;
-    let (src_port, dst_port, _) = F::transport(tuple);
+    let (src_port, dst_port) = F::ports(tuple);
     let keeps_port = backend.port == 0;
     let port = if keeps_port { dst_port } else { backend.port };
     F::set_dst(to, &backend.address, port);

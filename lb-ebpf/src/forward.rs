@@ -1,14 +1,14 @@
 //! Sending a packet on: to the backend of its flow, or back to its client.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::{checksum, drop_reason::DropReason, service::Service};
+use lb_common::{drop_reason::DropReason, service::Service};
 
 use crate::{
     count,
     family::Family,
     flow::{self, Flow},
     maps::BACKENDS,
-    packet::{Packet, Transport},
+    packet::Packet,
     verdict::{Refused, Verdict},
 };
 
@@ -68,29 +68,6 @@ fn too_big(length: u32, mtu: u32) -> bool {
 fn rewrite<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
     let (address_delta, tuple_delta) = flow.deltas();
     F::rewrite(packet, flow.to(), address_delta);
-    let (src_port, dst_port, _) = F::transport(flow.to());
-    match packet.transport {
-        Transport::Tcp(tcp, ..) => {
-            // SAFETY: the bounds were checked when the header was parsed, and no
-            // other reference to it lives.
-            let tcp = unsafe { &mut *tcp };
-            tcp.source = src_port.to_ne_bytes();
-            tcp.dest = dst_port.to_ne_bytes();
-            let old = u16::from_ne_bytes(tcp.check);
-            tcp.check = checksum::update(old, tuple_delta).to_ne_bytes();
-        }
-        Transport::Udp(udp) => {
-            // SAFETY: as for TCP.
-            let udp = unsafe { &mut *udp };
-            udp.src = src_port.to_ne_bytes();
-            udp.dst = dst_port.to_ne_bytes();
-            let old = u16::from_ne_bytes(udp.check);
-            // Zero says that there is no checksum, and must not come about
-            // otherwise (RFC 768).
-            if old != 0 {
-                let new = checksum::update(old, tuple_delta);
-                udp.check = if new == 0 { 0xffff } else { new }.to_ne_bytes();
-            }
-        }
-    }
+    let (src_port, dst_port) = F::ports(flow.to());
+    packet.transport.rewrite(src_port, dst_port, tuple_delta);
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::xdp_action::XDP_TX, helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_common::{
-    addr::{LinkPath, MAX_VLAN_TAGS},
+    addr::{LinkPath, MAX_VLAN_TAGS, reverse_macs},
     drop_reason::DropReason,
 };
 use network_types::{
@@ -27,8 +27,8 @@ pub struct Link {
     tags: [u32; MAX_VLAN_TAGS],
     /// Index of the interface that the frame came in by.
     ifindex: u32,
-    dst_mac: [u8; 6],
-    src_mac: [u8; 6],
+    /// Ethernet addresses of the way back.
+    macs_back: [u32; 3],
 }
 
 impl Link {
@@ -39,13 +39,11 @@ impl Link {
     pub fn parse(ctx: &XdpContext) -> Option<Self> {
         let eth: *const EthHdr = at(ctx, 0)?;
         // SAFETY: `at` checked the bounds.
-        let EthHdr {
-            dst_addr,
-            src_addr,
-            ether_type,
-        } = unsafe { *eth };
-        const GROUP: u8 = 1;
-        if dst_addr[0] & GROUP != 0 {
+        let (macs, ether_type) =
+            unsafe { (eth.cast::<[u32; 3]>().read_unaligned(), (*eth).ether_type) };
+        // The first bit on the wire, which is the lowest of the first byte.
+        const GROUP: u32 = u32::from_be(1 << 24);
+        if macs[0] & GROUP != 0 {
             return None;
         }
         let mut link = Self {
@@ -54,8 +52,7 @@ impl Link {
             tags: [0; MAX_VLAN_TAGS],
             // SAFETY: the context is valid while the program runs.
             ifindex: unsafe { (*ctx.ctx).ingress_ifindex },
-            dst_mac: dst_addr,
-            src_mac: src_addr,
+            macs_back: reverse_macs(macs),
         };
         if is_vlan(link.ether_type) {
             link.pop_tag(ctx, 0)?;
@@ -90,8 +87,7 @@ impl Link {
     pub fn way_back(&self) -> LinkPath {
         LinkPath {
             ifindex: self.ifindex,
-            dst_mac: self.src_mac,
-            src_mac: self.dst_mac,
+            macs: self.macs_back,
             tags: [self.tags[0] & VLAN, self.tags[1] & VLAN],
         }
     }
@@ -100,8 +96,9 @@ impl Link {
     #[inline(always)]
     pub fn came_from(&self, path: &LinkPath) -> bool {
         path.ifindex == self.ifindex
-            && path.dst_mac == self.src_mac
-            && path.src_mac == self.dst_mac
+            && path.macs[0] == self.macs_back[0]
+            && path.macs[1] == self.macs_back[1]
+            && path.macs[2] == self.macs_back[2]
             && path.tags[0] == self.tags[0] & VLAN
             && path.tags[1] == self.tags[1] & VLAN
     }
@@ -114,12 +111,9 @@ impl Link {
         if tagged {
             self.retag(ctx, path)?;
         }
-        let eth: *mut EthHdr = at(ctx, 0).ok_or(DropReason::NoHeadroom)?;
+        let macs: *mut [u32; 3] = at(ctx, 0).ok_or(DropReason::NoHeadroom)?;
         // SAFETY: `at` checked the bounds.
-        unsafe {
-            (*eth).dst_addr = path.dst_mac;
-            (*eth).src_addr = path.src_mac;
-        }
+        unsafe { macs.write_unaligned(path.macs) };
         if path.ifindex == self.ifindex {
             return Ok(XDP_TX);
         }

@@ -5,8 +5,7 @@
 //! ```
 //!
 //! What is not ours leaves by `XDP_PASS` byte for byte as it came. What is ours is
-//! forwarded, or dropped and counted under a
-//! [`DropReason`](lb_common::drop_reason::DropReason).
+//! forwarded, or dropped and counted under a [`DropReason`].
 //!
 //! Functions that touch packet pointers are `#[inline(always)]`: the verifier
 //! does not carry packet bounds across calls.
@@ -28,9 +27,10 @@ mod verdict;
 
 use aya_ebpf::{bindings::xdp_action::XDP_PASS, macros::xdp, programs::XdpContext};
 use family::{Family, Ipv4, Ipv6};
+use lb_common::drop_reason::DropReason;
 use link::Link;
 use network_types::eth::EtherType;
-use packet::Unparsed;
+use packet::{Packet, Protocol, Transport, Unparsed};
 use verdict::Refused;
 
 /// The path of a packet.
@@ -51,23 +51,32 @@ pub fn lb(ctx: XdpContext) -> u32 {
 /// The path of an IP packet.
 #[inline(always)]
 fn ip<F: Family>(ctx: &XdpContext, link: &Link) -> u32 {
-    let verdict = match F::parse(ctx, link) {
-        Ok(packet) => {
-            if let Some(service) = service::find::<F>(&packet) {
-                forward::to_backend(ctx, &packet, service)
-            } else if let Some(reply) = flow::of_backend::<F>(&packet) {
-                forward::to_client(ctx, &packet, reply)
-            } else {
-                return XDP_PASS;
-            }
+    let Some(ip) = F::header(ctx, link) else {
+        return XDP_PASS;
+    };
+    let malformed = |reason, protocol| {
+        if service::owns::<F>(F::destination(ip), protocol) {
+            Refused::unknown(reason).drop(ctx)
+        } else {
+            XDP_PASS
         }
+    };
+    let payload = match F::payload(ctx, link, ip) {
+        Ok(payload) => payload,
         Err(Unparsed::Foreign) => return XDP_PASS,
-        Err(Unparsed::Malformed(reason, address, protocol))
-            if service::owns::<F>(address, protocol) =>
-        {
-            Err(Refused::unknown(reason))
-        }
-        Err(Unparsed::Malformed(..)) => return XDP_PASS,
+        Err(Unparsed::Malformed(reason, protocol)) => return malformed(reason, protocol),
+    };
+    let Some(transport) = Transport::parse(ctx, link, &payload) else {
+        let protocol = Protocol::Known(payload.protocol);
+        return malformed(DropReason::TransportHeader, protocol);
+    };
+    let packet = Packet::<F>::new(link, ip, &payload, transport);
+    let verdict = if let Some(service) = service::find(&packet) {
+        forward::to_backend(ctx, &packet, service)
+    } else if let Some(reply) = flow::of_backend(&packet) {
+        forward::to_client(ctx, &packet, reply)
+    } else {
+        return XDP_PASS;
     };
     match verdict {
         Ok(action) => action,

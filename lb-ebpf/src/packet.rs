@@ -2,8 +2,8 @@
 
 use core::mem::transmute;
 
-use aya_ebpf::programs::XdpContext;
-use lb_common::drop_reason::DropReason;
+use aya_ebpf::{helpers::bpf_xdp_load_bytes, programs::XdpContext};
+use lb_common::{checksum, drop_reason::DropReason};
 use network_types::{ip::IpProto, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{family::Family, link::Link};
@@ -11,20 +11,56 @@ use crate::{family::Family, link::Link};
 /// A pointer to a `T` at `offset` in the frame, if the frame reaches that far.
 #[inline(always)]
 pub fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
-    let start = ctx.data() + offset;
-    if start + size_of::<T>() > ctx.data_end() {
+    // Pointer arithmetic, since the verifier would lose the packet behind integers
+    // that the compiler may choose to add in 32 bits.
+    let start = (ctx.data() as *mut u8).wrapping_add(offset);
+    if start.wrapping_add(size_of::<T>()) as usize > ctx.data_end() {
         return None;
     }
-    Some(start as *mut T)
+    Some(start.cast())
 }
 
-/// Why there is no packet.
-pub enum Unparsed<F: Family> {
+/// Copies `length` bytes at `offset` in the frame to the begin of `buffer`, if the
+/// frame reaches that far and the buffer holds them. Slower than [`at`], but the
+/// verifier follows it once, whatever the length and the offset: for headers that
+/// few packets have.
+#[inline(always)]
+pub fn copy<'a, T>(
+    ctx: &XdpContext,
+    offset: usize,
+    buffer: &'a mut T,
+    length: usize,
+) -> Option<&'a T> {
+    if length == 0 || length > size_of::<T>() {
+        return None;
+    }
+    // SAFETY: the buffer holds `length` bytes.
+    let error = unsafe {
+        bpf_xdp_load_bytes(
+            ctx.ctx,
+            offset as u32,
+            (&raw mut *buffer).cast(),
+            length as u32,
+        )
+    };
+    (error == 0).then_some(buffer)
+}
+
+/// Why a packet has no transport header that the datapath reads.
+pub enum Unparsed {
     /// It can't be for a service.
     Foreign,
-    /// It is broken, or of a kind that is not forwarded. It is ours if it goes to
-    /// this address with this protocol.
-    Malformed(DropReason, F::Address, Protocol),
+    /// It is broken, or of a kind that is not forwarded; it is ours if a service
+    /// has its destination and protocol.
+    Malformed(DropReason, Protocol),
+}
+
+/// What stands behind the IP headers.
+pub struct Payload {
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Length of the IP headers in bytes, options and extension headers included.
+    pub headers: usize,
 }
 
 /// The protocol of a packet, as far as it could be read.
@@ -55,64 +91,97 @@ pub struct Packet<'a, F: Family> {
     pub tuple: F::Tuple,
 }
 
-/// The transport header of a packet.
-#[derive(Clone, Copy)]
-pub enum Transport {
-    /// TCP, with the data offset in 32-bit words and the control bits.
-    Tcp(*mut TcpHdr, u8, u8),
-    /// UDP.
-    Udp(*mut UdpHdr),
+/// The transport header of a packet. One shape for TCP and UDP, since the verifier
+/// does not follow pointers through an enum.
+#[repr(C)]
+pub struct Transport {
+    /// Source and destination port.
+    ports: *mut [u16; 2],
+    /// Checksum.
+    checksum: *mut u16,
+    /// TCP control bits, see [`tcp`]; 0 for UDP.
+    pub flags: u64,
+    /// TCP: length of the header in bytes. UDP: length of the datagram in bytes.
+    length: u64,
+    /// TCP, else UDP.
+    pub is_tcp: bool,
 }
 
 impl Transport {
-    /// Reads the transport header at `offset` in the frame. `None` if the frame
-    /// ends before the header does.
+    /// Reads the transport header. `None` if the frame ends before the header does.
     #[inline(always)]
-    pub fn parse(ctx: &XdpContext, offset: usize, protocol: u8) -> Option<Self> {
-        if protocol == TCP {
+    pub fn parse(ctx: &XdpContext, link: &Link, payload: &Payload) -> Option<Self> {
+        let offset = link.payload + payload.headers;
+        if payload.protocol == TCP {
             let tcp: *mut TcpHdr = at(ctx, offset)?;
             // SAFETY: `at` checked the bounds; the two bytes are plain integers.
             let [offset, flags] = unsafe { transmute::<_, [u8; 2]>((*tcp)._bitfield_1) };
-            Some(Self::Tcp(tcp, offset >> 4, flags))
+            Some(Self {
+                is_tcp: true,
+                flags: u64::from(flags),
+                length: u64::from(offset >> 4) * 4,
+                ports: tcp.cast(),
+                // SAFETY: as above.
+                checksum: unsafe { (&raw mut (*tcp).check).cast() },
+            })
         } else {
-            Some(Self::Udp(at(ctx, offset)?))
+            let udp: *mut UdpHdr = at(ctx, offset)?;
+            Some(Self {
+                is_tcp: false,
+                flags: 0,
+                // SAFETY: `at` checked the bounds.
+                length: u64::from(u16::from_be_bytes(unsafe { (*udp).len })),
+                ports: udp.cast(),
+                // SAFETY: as above.
+                checksum: unsafe { (&raw mut (*udp).check).cast() },
+            })
         }
     }
 
     /// Source and destination port, network byte order.
     #[inline(always)]
-    pub fn ports(self) -> (u16, u16) {
-        // SAFETY: the bounds were checked when the header was parsed.
-        let (src, dst) = unsafe {
-            match self {
-                Self::Tcp(tcp, ..) => ((*tcp).source, (*tcp).dest),
-                Self::Udp(udp) => ((*udp).src, (*udp).dst),
-            }
-        };
-        (u16::from_ne_bytes(src), u16::from_ne_bytes(dst))
+    fn ports(&self) -> (u16, u16) {
+        // SAFETY: the bounds were checked when the header was parsed; both headers
+        // begin with the ports.
+        let [src, dst] = unsafe { self.ports.read_unaligned() };
+        (src, dst)
     }
 
-    /// Whether the header's own lengths fit the `length` bytes that the IP header
-    /// leaves it, and its flags make sense.
+    /// Writes other ports (network byte order) and keeps the checksum as right or
+    /// wrong as it was.
     #[inline(always)]
-    fn check(self, length: usize) -> Result<(), DropReason> {
-        match self {
-            Self::Tcp(_, words, flags) => {
-                let header = usize::from(words) * 4;
-                if header < TcpHdr::LEN || header > length {
-                    return Err(DropReason::TransportHeader);
-                }
-                if !tcp::is_plausible(flags) {
-                    return Err(DropReason::TcpFlags);
-                }
+    pub fn rewrite(&self, src_port: u16, dst_port: u16, delta: u16) {
+        // SAFETY: the bounds were checked when the header was parsed, and no
+        // reference to it lives.
+        unsafe {
+            self.ports.write_unaligned([src_port, dst_port]);
+            let old = self.checksum.read_unaligned();
+            // Of a datagram, zero says that there is no checksum, and must not
+            // come about otherwise (RFC 768).
+            if self.is_tcp {
+                self.checksum.write_unaligned(checksum::update(old, delta));
+            } else if old != 0 {
+                let new = checksum::update(old, delta);
+                let new = if new == 0 { 0xffff } else { new };
+                self.checksum.write_unaligned(new);
             }
-            Self::Udp(udp) => {
-                // SAFETY: the bounds were checked when the header was parsed.
-                let datagram = usize::from(u16::from_be_bytes(unsafe { (*udp).len }));
-                if datagram < UdpHdr::LEN || datagram > length {
-                    return Err(DropReason::TransportHeader);
-                }
-            }
+        }
+    }
+
+    /// Whether the header's own length fits the `room` that the IP header leaves
+    /// it, in bytes, and its flags make sense.
+    #[inline(always)]
+    fn check(&self, room: u64) -> Result<(), DropReason> {
+        let least = if self.is_tcp {
+            TcpHdr::LEN
+        } else {
+            UdpHdr::LEN
+        };
+        if self.length < least as u64 || self.length > room {
+            return Err(DropReason::TransportHeader);
+        }
+        if self.is_tcp && !tcp::is_plausible(self.flags) {
+            return Err(DropReason::TcpFlags);
         }
         Ok(())
     }
@@ -121,29 +190,46 @@ impl Transport {
 /// TCP control bits (RFC 9293, section 3.1).
 pub mod tcp {
     /// No more data from the sender.
-    pub const FIN: u8 = 0x01;
+    pub const FIN: u64 = 0x01;
     /// Synchronise sequence numbers.
-    pub const SYN: u8 = 0x02;
+    pub const SYN: u64 = 0x02;
     /// Reset the connection.
-    pub const RST: u8 = 0x04;
+    pub const RST: u64 = 0x04;
     /// The acknowledgement field is valid.
-    pub const ACK: u8 = 0x10;
+    pub const ACK: u64 = 0x10;
 
     /// Whether a TCP could have sent these flags: one of the four at least, and
     /// SYN neither with FIN nor with RST.
     #[inline(always)]
-    pub const fn is_plausible(flags: u8) -> bool {
+    pub const fn is_plausible(flags: u64) -> bool {
         flags & (SYN | FIN | RST | ACK) != 0 && (flags & SYN == 0 || flags & (FIN | RST) == 0)
     }
 
     /// Whether these flags begin a connection.
     #[inline(always)]
-    pub const fn opens(flags: u8) -> bool {
+    pub const fn opens(flags: u64) -> bool {
         flags & (SYN | ACK) == SYN
     }
 }
 
-impl<F: Family> Packet<'_, F> {
+impl<'a, F: Family> Packet<'a, F> {
+    /// Puts a packet together from its headers.
+    #[inline(always)]
+    pub fn new(
+        link: &'a Link,
+        ip: *mut F::Header,
+        payload: &Payload,
+        transport: Transport,
+    ) -> Self {
+        Self {
+            link,
+            ip,
+            headers: payload.headers,
+            tuple: F::tuple(ip, payload.protocol, transport.ports()),
+            transport,
+        }
+    }
+
     /// Whether the packet is whole: what its headers say fits the frame and each
     /// other. Returns the length of the IP packet in bytes. Only packets of ours
     /// are held to this, so that it costs others nothing.
@@ -153,7 +239,7 @@ impl<F: Family> Packet<'_, F> {
         let Some(transport) = length.checked_sub(self.headers) else {
             return Err(DropReason::IpLength);
         };
-        self.transport.check(transport)?;
+        self.transport.check(transport as u64)?;
         if F::ttl(self) <= 1 {
             return Err(DropReason::TtlExpired);
         }

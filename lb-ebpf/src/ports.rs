@@ -1,11 +1,33 @@
 //! Source ports of full NAT, from bitmaps that the daemon shares.
 
-use lb_common::{backend::Backend, ports::PORT_WORDS};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_loop;
+use lb_common::{
+    backend::Backend,
+    ports::{PORT_WORDS, PortPool},
+};
 
 use crate::{
     atomic::{and_u64, fetch_or_u64},
     maps::PORT_POOLS,
 };
+
+/// Words looked at before a pool counts as exhausted: every one, the first a
+/// second time for its part before the cursor, and a few more for bits that
+/// another CPU was quicker to take.
+const STEPS: u32 = PORT_WORDS as u32 + 8;
+
+/// A search for a free port.
+struct Search {
+    pool: *mut PortPool,
+    /// The port to look from.
+    port: u32,
+    first: u32,
+    last: u32,
+    /// The port that was taken, 0 before.
+    taken: u32,
+}
 
 /// Takes a free port of the backend's range (host byte order), or none if every
 /// one is in use. The search goes once round the range, from behind the port that
@@ -16,36 +38,61 @@ pub fn take(backend: &Backend) -> Option<u16> {
     let first = u32::from(backend.first_port);
     let last = u32::from(backend.last_port);
     // SAFETY: the pointer is a map value. The cursor is a hint: two CPUs that read
-    // the same one contend for a bit below, and one of them looks on.
-    let cursor = unsafe { &raw mut (*pool).cursor };
-    let mut port = unsafe { cursor.read_volatile() };
-    if port < first || port > last {
-        port = first;
-    }
-    // Every word, the first one twice for its part before the cursor, and a few
-    // more for bits that another CPU was quicker to take.
-    for _ in 0..PORT_WORDS + 8 {
-        let index = (port as usize / 64) & (PORT_WORDS - 1);
-        // SAFETY: the index is masked to the array; the daemon and other CPUs
-        // access the word by atomic operations alone.
-        let word = unsafe { &raw mut (*pool).used[index] };
-        let free = !unsafe { word.read_volatile() } & (u64::MAX << (port % 64));
-        let candidate = index as u32 * 64 + free.trailing_zeros();
-        if free != 0 && candidate <= last {
-            let bit = 1u64 << (candidate % 64);
-            if unsafe { fetch_or_u64(word, bit) } & bit == 0 {
-                // SAFETY: as above.
-                unsafe { cursor.write_volatile(candidate + 1) };
-                return Some(candidate as u16);
-            }
+    // the same one contend for a bit, and one of them looks on.
+    let cursor = unsafe { (&raw const (*pool).cursor).read_volatile() };
+    let mut search = Search {
+        pool,
+        port: if cursor < first || cursor > last {
+            first
         } else {
-            port = (index as u32 + 1) * 64;
-            if port > last {
-                port = first;
-            }
-        }
+            cursor
+        },
+        first,
+        last,
+        taken: 0,
+    };
+    // SAFETY: `step` has the signature that the helper calls, and `search` outlives
+    // the call.
+    unsafe {
+        bpf_loop(
+            STEPS,
+            step as *mut c_void,
+            (&raw mut search).cast::<c_void>(),
+            0,
+        );
     }
-    None
+    if search.taken == 0 {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { (&raw mut (*pool).cursor).write_volatile(search.taken + 1) };
+    Some(search.taken as u16)
+}
+
+/// Looks at one word. Returns 1 to end the loop, 0 to go on.
+unsafe extern "C" fn step(_index: u32, search: *mut Search) -> i64 {
+    // SAFETY: `take` passes its own search.
+    let search = unsafe { &mut *search };
+    let index = (search.port as usize / 64) & (PORT_WORDS - 1);
+    // SAFETY: the index is masked to the array.
+    let word = unsafe { (&raw mut (*search.pool).used).cast::<u64>().add(index) };
+    // SAFETY: in bounds, as above; a word that changes meanwhile shows below.
+    let free = !unsafe { word.read_volatile() } & (u64::MAX << (search.port % 64));
+    let port = index as u32 * 64 + free.trailing_zeros();
+    if free != 0 && port <= search.last {
+        let bit = 1 << (port % 64);
+        // SAFETY: in bounds, as above.
+        if unsafe { fetch_or_u64(word, bit) } & bit == 0 {
+            search.taken = port;
+            return 1;
+        }
+        return 0;
+    }
+    search.port = (index as u32 + 1) * 64;
+    if search.port > search.last {
+        search.port = search.first;
+    }
+    0
 }
 
 /// Gives a port (host byte order) back to a pool.
@@ -55,6 +102,9 @@ pub fn give_back(pool: u32, port: u16) {
         return;
     };
     let index = (usize::from(port) / 64) & (PORT_WORDS - 1);
-    // SAFETY: as in `take`.
-    unsafe { and_u64(&raw mut (*pool).used[index], !(1u64 << (port % 64))) };
+    // SAFETY: the pointer is a map value and the index is masked to the array.
+    unsafe {
+        let word = (&raw mut (*pool).used).cast::<u64>().add(index);
+        and_u64(word, !(1u64 << (port % 64)));
+    }
 }

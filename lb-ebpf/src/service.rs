@@ -11,7 +11,7 @@ use crate::{
 /// The service that a packet is sent to: one on its port, else one on any port.
 #[inline(always)]
 pub fn find<F: Family>(packet: &Packet<'_, F>) -> Option<&'static Service> {
-    let (_, port, _) = F::transport(&packet.tuple);
+    let (_, port) = F::ports(&packet.tuple);
     if let Some(service) = on_port::<F>(packet, port) {
         return Some(service);
     }

@@ -14,6 +14,7 @@ pub type Verdict = Result<u32, Refused>;
 
 /// A packet that will be dropped, and under what it is counted.
 #[derive(Clone, Copy)]
+#[repr(align(8))]
 pub struct Refused {
     reason: DropReason,
     service: u32,
@@ -66,6 +67,7 @@ impl Refused {
             backend: self.backend,
             reason: self.reason as u16,
             direction: self.direction as u16,
+            reserved: 0,
         });
         XDP_DROP
     }

@@ -13,7 +13,7 @@ use super::{Draft, Family, Flows, Services, Vips};
 use crate::{
     link::Link,
     maps::{DRAFT_V4, FLOWS_V4, REPLIES_V4, SERVICES_V4, VIPS_V4},
-    packet::{Packet, Protocol, TCP, Transport, UDP, Unparsed, at},
+    packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy},
 };
 
 /// The more-fragments flag and the fragment offset.
@@ -32,40 +32,49 @@ impl Family for Ipv4 {
     type ServiceKey = ServiceKey4;
 
     #[inline(always)]
-    fn parse<'a>(ctx: &XdpContext, link: &'a Link) -> Result<Packet<'a, Self>, Unparsed<Self>> {
-        let ip: *mut Ipv4Hdr = at(ctx, link.payload).ok_or(Unparsed::Foreign)?;
+    fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Ipv4Hdr> {
+        let ip: *mut Ipv4Hdr = at(ctx, link.payload)?;
         // SAFETY: `at` checked the bounds.
+        let version = unsafe { (*ip).version() };
+        (version == 4).then_some(ip)
+    }
+
+    #[inline(always)]
+    fn destination(ip: *mut Ipv4Hdr) -> Self::Address {
+        // SAFETY: the bounds were checked when the header was parsed.
+        u32::from_ne_bytes(unsafe { (*ip).dst_addr })
+    }
+
+    #[inline(always)]
+    fn payload(_ctx: &XdpContext, _link: &Link, ip: *mut Ipv4Hdr) -> Result<Payload, Unparsed> {
+        // SAFETY: the bounds were checked when the header was parsed.
         let header = unsafe { &*ip };
         let protocol = header.proto;
-        if header.version() != 4 || (protocol != TCP && protocol != UDP) {
+        if protocol != TCP && protocol != UDP {
             return Err(Unparsed::Foreign);
         }
-        let dst = u32::from_ne_bytes(header.dst_addr);
-        let malformed = |reason| Unparsed::Malformed(reason, dst, Protocol::Known(protocol));
+        let malformed = |reason| Err(Unparsed::Malformed(reason, Protocol::Known(protocol)));
         let headers = usize::from(header.ihl());
         if headers < Ipv4Hdr::LEN {
-            return Err(malformed(DropReason::IpHeader));
+            return malformed(DropReason::IpHeader);
         }
         if u16::from_ne_bytes(header.frags) & FRAGMENT != 0 {
-            return Err(malformed(DropReason::Fragment));
+            return malformed(DropReason::Fragment);
         }
-        let transport = Transport::parse(ctx, link.payload + headers, protocol)
-            .ok_or(malformed(DropReason::TransportHeader))?;
-        let (src_port, dst_port) = transport.ports();
-        Ok(Packet {
-            link,
-            ip,
-            headers,
-            transport,
-            tuple: FlowKey4 {
-                src: u32::from_ne_bytes(header.src_addr),
-                dst,
-                src_port,
-                dst_port,
-                protocol,
-                reserved: [0; 3],
-            },
-        })
+        Ok(Payload { protocol, headers })
+    }
+
+    #[inline(always)]
+    fn tuple(ip: *mut Ipv4Hdr, protocol: u8, (src_port, dst_port): (u16, u16)) -> FlowKey4 {
+        // SAFETY: the bounds were checked when the header was parsed.
+        let header = unsafe { &*ip };
+        FlowKey4 {
+            src: u32::from_ne_bytes(header.src_addr),
+            dst: u32::from_ne_bytes(header.dst_addr),
+            src_port,
+            dst_port,
+            protocol: u32::from(protocol),
+        }
     }
 
     #[inline(always)]
@@ -118,15 +127,15 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
-    fn transport(tuple: &FlowKey4) -> (u16, u16, u8) {
-        (tuple.src_port, tuple.dst_port, tuple.protocol)
+    fn ports(tuple: &FlowKey4) -> (u16, u16) {
+        (tuple.src_port, tuple.dst_port)
     }
 
     #[inline(always)]
     fn service_key(tuple: &FlowKey4, port: u16) -> ServiceKey4 {
         ServiceKey4 {
             port,
-            ..Self::vip_key(tuple.dst, tuple.protocol)
+            ..Self::vip_key(tuple.dst, tuple.protocol as u8)
         }
     }
 
@@ -135,8 +144,7 @@ impl Family for Ipv4 {
         ServiceKey4 {
             address,
             port: 0,
-            protocol,
-            reserved: 0,
+            protocol: u16::from(protocol),
         }
     }
 
@@ -167,7 +175,7 @@ impl Family for Ipv4 {
 }
 
 /// The one's complement sum of the header, 0xffff if its checksum is right
-/// (RFC 1071). Options are added only where there are any.
+/// (RFC 1071).
 #[inline(always)]
 fn header_sum(ctx: &XdpContext, packet: &Packet<'_, Ipv4>) -> u16 {
     // SAFETY: the bounds were checked when the header was parsed; a header is
@@ -177,18 +185,23 @@ fn header_sum(ctx: &XdpContext, packet: &Packet<'_, Ipv4>) -> u16 {
     for word in words {
         sum += u64::from(word);
     }
-    let mut offset = packet.link.payload + Ipv4Hdr::LEN;
-    let end = packet.link.payload + packet.headers;
-    for _ in 0..MAX_OPTION_WORDS {
-        if offset >= end {
-            break;
-        }
-        let Some(word) = at::<u32>(ctx, offset) else {
-            break;
-        };
-        // SAFETY: `at` checked the bounds.
-        sum += u64::from(unsafe { word.read_unaligned() });
-        offset += size_of::<u32>();
+    if packet.headers > Ipv4Hdr::LEN {
+        let offset = packet.link.payload + Ipv4Hdr::LEN;
+        sum += options_sum(ctx, offset, packet.headers - Ipv4Hdr::LEN);
     }
     checksum::fold(sum)
+}
+
+/// The sum of `length` bytes of options.
+#[inline(always)]
+fn options_sum(ctx: &XdpContext, offset: usize, length: usize) -> u64 {
+    let mut options = [0u32; MAX_OPTION_WORDS];
+    let Some(bytes) = copy(ctx, offset, &mut options, length) else {
+        return 0;
+    };
+    let mut sum = 0;
+    for word in bytes {
+        sum += u64::from(*word);
+    }
+    sum
 }

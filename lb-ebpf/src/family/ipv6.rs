@@ -2,7 +2,7 @@
 
 use core::mem::transmute;
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     drop_reason::DropReason,
     flow::{Flow6, FlowKey6},
@@ -14,7 +14,7 @@ use super::{Draft, Family, Flows, Services, Vips};
 use crate::{
     link::Link,
     maps::{DRAFT_V6, FLOWS_V6, REPLIES_V6, SERVICES_V6, VIPS_V6},
-    packet::{Packet, Protocol, TCP, Transport, UDP, Unparsed, at},
+    packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy},
 };
 
 /// Extension headers that are followed; a real packet has one or two.
@@ -30,8 +30,8 @@ const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
 const FRAGMENTED: u16 = u16::from_be(0xfff9);
 
 /// The first eight bytes of an extension header.
-#[repr(C)]
-#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Default)]
 struct Extension {
     next: u8,
     /// In units of eight bytes, the first eight not counted.
@@ -60,40 +60,43 @@ impl Family for Ipv6 {
     type ServiceKey = ServiceKey6;
 
     #[inline(always)]
-    fn parse<'a>(ctx: &XdpContext, link: &'a Link) -> Result<Packet<'a, Self>, Unparsed<Self>> {
-        let ip: *mut Ipv6Hdr = at(ctx, link.payload).ok_or(Unparsed::Foreign)?;
+    fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Ipv6Hdr> {
+        let ip: *mut Ipv6Hdr = at(ctx, link.payload)?;
         // SAFETY: `at` checked the bounds.
-        let header = unsafe { &*ip };
-        if header.version() != 6 {
-            return Err(Unparsed::Foreign);
-        }
-        let dst = words(header.dst_addr);
-        let mut protocol = header.next_hdr;
-        let mut headers = Ipv6Hdr::LEN;
-        if protocol != TCP && protocol != UDP {
-            (protocol, headers) = walk(ctx, link.payload, protocol).map_err(|end| match end {
-                End::Foreign => Unparsed::Foreign,
-                End::Malformed(reason, protocol) => Unparsed::Malformed(reason, dst, protocol),
-            })?;
-        }
-        let transport = Transport::parse(ctx, link.payload + headers, protocol).ok_or(
-            Unparsed::Malformed(DropReason::TransportHeader, dst, Protocol::Known(protocol)),
-        )?;
-        let (src_port, dst_port) = transport.ports();
-        Ok(Packet {
-            link,
-            ip,
-            headers,
-            transport,
-            tuple: FlowKey6 {
-                src: words(header.src_addr),
-                dst,
-                src_port,
-                dst_port,
+        let version = unsafe { (*ip).version() };
+        (version == 6).then_some(ip)
+    }
+
+    #[inline(always)]
+    fn destination(ip: *mut Ipv6Hdr) -> Self::Address {
+        // SAFETY: the bounds were checked when the header was parsed.
+        words(unsafe { (*ip).dst_addr })
+    }
+
+    #[inline(always)]
+    fn payload(ctx: &XdpContext, link: &Link, ip: *mut Ipv6Hdr) -> Result<Payload, Unparsed> {
+        // SAFETY: the bounds were checked when the header was parsed.
+        let protocol = unsafe { (*ip).next_hdr };
+        if protocol == TCP || protocol == UDP {
+            return Ok(Payload {
                 protocol,
-                reserved: [0; 3],
-            },
-        })
+                headers: Ipv6Hdr::LEN,
+            });
+        }
+        Outcome(ipv6_walk(ctx.ctx, link.payload as u64, u32::from(protocol))).unpack()
+    }
+
+    #[inline(always)]
+    fn tuple(ip: *mut Ipv6Hdr, protocol: u8, (src_port, dst_port): (u16, u16)) -> FlowKey6 {
+        // SAFETY: the bounds were checked when the header was parsed.
+        let header = unsafe { &*ip };
+        FlowKey6 {
+            src: words(header.src_addr),
+            dst: words(header.dst_addr),
+            src_port,
+            dst_port,
+            protocol: u32::from(protocol),
+        }
     }
 
     #[inline(always)]
@@ -140,15 +143,15 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn transport(tuple: &FlowKey6) -> (u16, u16, u8) {
-        (tuple.src_port, tuple.dst_port, tuple.protocol)
+    fn ports(tuple: &FlowKey6) -> (u16, u16) {
+        (tuple.src_port, tuple.dst_port)
     }
 
     #[inline(always)]
     fn service_key(tuple: &FlowKey6, port: u16) -> ServiceKey6 {
         ServiceKey6 {
             port,
-            ..Self::vip_key(tuple.dst, tuple.protocol)
+            ..Self::vip_key(tuple.dst, tuple.protocol as u8)
         }
     }
 
@@ -157,7 +160,7 @@ impl Family for Ipv6 {
         ServiceKey6 {
             address,
             port: 0,
-            protocol,
+            protocol: u16::from(protocol),
             reserved: 0,
         }
     }
@@ -188,57 +191,98 @@ impl Family for Ipv6 {
     }
 }
 
-/// Why a chain of extension headers does not end in TCP or UDP.
-enum End {
-    Foreign,
-    Malformed(DropReason, Protocol),
-}
-
 /// Follows the extension headers that begin with one of type `next` behind the
-/// fixed header. Returns the transport protocol and the length of all headers.
-#[inline(always)]
-fn walk(ctx: &XdpContext, ip: usize, mut next: u8) -> Result<(u8, usize), End> {
+/// fixed header, `ip` bytes into the frame. Returns an [`Outcome`].
+///
+/// A global function: the verifier checks it once, by itself, and goes on behind the
+/// call with any outcome, where it would else follow each chain to the end.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn ipv6_walk(ctx: *mut xdp_md, ip: u64, next: u32) -> u64 {
+    let ip = ip as usize;
+    let mut next = next as u8;
+    let ctx = XdpContext::new(ctx);
     let mut headers = Ipv6Hdr::LEN;
-    for _ in 0..MAX_EXTENSIONS {
+    for _ in 0..=MAX_EXTENSIONS {
         if next == TCP || next == UDP {
-            return Ok((next, headers));
+            return Outcome::payload(next, headers).0;
         }
         if next != HOP_BY_HOP && next != ROUTING && next != FRAGMENT && next != DESTINATION {
-            return Err(End::Foreign);
+            return Outcome::FOREIGN.0;
         }
-        let Some(extension) = at::<Extension>(ctx, ip + headers) else {
-            return Err(End::Malformed(DropReason::Ipv6Extension, Protocol::Unknown));
+        let mut buffer = Extension::default();
+        let Some(extension) = copy(&ctx, ip + headers, &mut buffer, size_of::<Extension>()) else {
+            break;
         };
-        // SAFETY: `at` checked the bounds.
-        let extension = unsafe { &*extension };
         if next == FRAGMENT {
             if u16::from_ne_bytes(extension.fragment) & FRAGMENTED != 0 {
-                return Err(fragment(extension.next));
+                return fragment(extension.next).0;
             }
             headers += size_of::<Extension>();
         } else {
             // A packet that still has nodes to visit is not at its destination
             // yet; type 0 headers must not be followed at all (RFC 5095).
             if next == ROUTING && extension.segments_left() != 0 {
-                return Err(End::Malformed(DropReason::Ipv6Extension, Protocol::Unknown));
+                break;
             }
             headers += (usize::from(extension.length) + 1) * size_of::<Extension>();
         }
         next = extension.next;
     }
-    if next == TCP || next == UDP {
-        return Ok((next, headers));
-    }
-    Err(End::Malformed(DropReason::Ipv6Extension, Protocol::Unknown))
+    Outcome::malformed(DropReason::Ipv6Extension, 0).0
 }
 
 /// A fragment whose own headers are followed by one of type `next`.
 #[inline(always)]
-const fn fragment(next: u8) -> End {
+const fn fragment(next: u8) -> Outcome {
     match next {
-        TCP | UDP => End::Malformed(DropReason::Fragment, Protocol::Known(next)),
-        DESTINATION => End::Malformed(DropReason::Fragment, Protocol::Unknown),
-        _ => End::Foreign,
+        TCP | UDP => Outcome::malformed(DropReason::Fragment, next),
+        DESTINATION => Outcome::malformed(DropReason::Fragment, 0),
+        _ => Outcome::FOREIGN,
+    }
+}
+
+/// What a walk found, in a word: from the lowest, 8 bits of protocol (0 for
+/// unknown), 16 of the length of the headers, 16 of the reason to drop.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Outcome(u64);
+
+impl Outcome {
+    const FOREIGN: Self = Self(0);
+
+    #[inline(always)]
+    const fn payload(protocol: u8, headers: usize) -> Self {
+        Self(protocol as u64 | (headers as u64) << 8)
+    }
+
+    #[inline(always)]
+    const fn malformed(reason: DropReason, protocol: u8) -> Self {
+        Self(protocol as u64 | (reason as u64) << 24)
+    }
+
+    #[inline(always)]
+    fn unpack(self) -> Result<Payload, Unparsed> {
+        const IPV6_EXTENSION: u64 = DropReason::Ipv6Extension as u64;
+        let protocol = self.0 as u8;
+        // No chain that the walk follows is longer; the verifier has to see it.
+        const LONGEST: usize = 0x3fff;
+        let headers = (self.0 >> 8) as usize & LONGEST;
+        if headers != 0 {
+            return Ok(Payload { protocol, headers });
+        }
+        match (self.0 >> 24, protocol) {
+            (0, _) => Err(Unparsed::Foreign),
+            (IPV6_EXTENSION, _) => Err(Unparsed::Malformed(
+                DropReason::Ipv6Extension,
+                Protocol::Unknown,
+            )),
+            (_, 0) => Err(Unparsed::Malformed(DropReason::Fragment, Protocol::Unknown)),
+            (_, protocol) => Err(Unparsed::Malformed(
+                DropReason::Fragment,
+                Protocol::Known(protocol),
+            )),
+        }
     }
 }
 
