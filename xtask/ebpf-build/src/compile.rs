@@ -64,40 +64,73 @@ pub fn build(
     target: &Target,
     target_dir: &Path,
 ) -> Result<Built, Error> {
-    let cargo = cargo(toolchain);
-    let mut command = Command::new(&cargo);
+    let mut cargo = Command::new(cargo(toolchain));
+    cargo.arg("build");
+    let warnings = run(cargo, project, toolchain, target, target_dir, &[])?;
+    Ok(Built {
+        object: target_dir.join(target.triple()).join("ebpf/lb"),
+        warnings,
+    })
+}
+
+/// Runs the compiler's own clippy over `lb-ebpf`; every warning is an error.
+///
+/// # Errors
+/// If clippy cannot be started, or finds something.
+pub fn lint(
+    project: &Path,
+    toolchain: &Toolchain,
+    target: &Target,
+    target_dir: &Path,
+) -> Result<(), Error> {
+    let mut clippy = Command::new(toolchain.rustc.with_file_name("cargo-clippy"));
+    clippy.arg("clippy").env("CARGO", cargo(toolchain));
+    let deny = ["--", "--deny", "warnings"];
+    run(clippy, project, toolchain, target, target_dir, &deny)?;
+    Ok(())
+}
+
+/// Completes the command line and the environment of `cargo`, runs it, and
+/// returns what the compiler had to say.
+fn run(
+    mut cargo: Command,
+    project: &Path,
+    toolchain: &Toolchain,
+    target: &Target,
+    target_dir: &Path,
+    last_arguments: &[&str],
+) -> Result<String, Error> {
     for (key, _) in env::vars_os() {
         if !is_kept(&key.to_string_lossy()) {
-            command.env_remove(key);
+            cargo.env_remove(key);
         }
     }
-    command
+    cargo
         .current_dir(project)
         .env("RUSTC", &toolchain.rustc)
-        // aya-ebpf and the program use unstable features (inline assembly and
-        // atomics of the BPF target). This makes a stable compiler admit them.
+        // aya-ebpf and the program use unstable features (inline assembly for
+        // BPF, for one). This makes a stable compiler admit them.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(project, target))
-        .args(["build", "--package", "lb-ebpf", "--bin", "lb"])
+        .args(["--package", "lb-ebpf", "--bin", "lb"])
         .args(["--profile", "ebpf", "--locked", "--quiet"])
         .args(["--target", target.triple()])
         .arg("--target-dir")
         .arg(target_dir);
     if toolchain.core == Core::Source {
-        command.args(["-Z", "build-std=core"]);
+        cargo.args(["-Z", "build-std=core"]);
     }
+    cargo.args(last_arguments);
 
-    let output = command
+    let output = cargo
         .output()
-        .map_err(|cause| Error::Spawn(cargo.clone(), cause))?;
+        .map_err(|cause| Error::Spawn(cargo.get_program().into(), cause))?;
     let messages = String::from_utf8_lossy(&output.stderr).into_owned();
-    if !output.status.success() {
-        return Err(Error::Refused(messages));
+    if output.status.success() {
+        Ok(messages)
+    } else {
+        Err(Error::Refused(messages))
     }
-    Ok(Built {
-        object: target_dir.join(target.triple()).join("ebpf/lb"),
-        warnings: messages,
-    })
 }
 
 /// The cargo to call. One that compiles `core` must be of the compiler's own
@@ -225,7 +258,6 @@ mod tests {
         let mut toolchain = Toolchain {
             rustc: "/t/bin/rustc".into(),
             core: Core::Source,
-            llvm: 22,
         };
         assert_eq!(cargo(&toolchain), Path::new("/t/bin/cargo"));
         toolchain.core = Core::Prebuilt;

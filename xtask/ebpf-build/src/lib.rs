@@ -8,8 +8,8 @@
 mod compile;
 mod toolchain;
 
-pub use compile::{Built, Target, build};
-pub use toolchain::{Core, Toolchain, directory, linker};
+pub use compile::{Built, Target, build, lint};
+pub use toolchain::{Core, Toolchain, decision, directory, linker};
 
 use std::{fmt, io, path::PathBuf};
 

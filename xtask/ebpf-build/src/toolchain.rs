@@ -20,7 +20,9 @@ pub fn linker(project: &Path) -> PathBuf {
     directory(project).join("bin/bpf-linker")
 }
 
-fn file(project: &Path) -> PathBuf {
+/// The file with what set-up decided, a [`Toolchain`].
+#[must_use]
+pub fn decision(project: &Path) -> PathBuf {
     directory(project).join("ebpf.toml")
 }
 
@@ -41,8 +43,6 @@ pub struct Toolchain {
     pub rustc: PathBuf,
     /// Where its `core` comes from.
     pub core: Core,
-    /// Major version of its LLVM; the linker's is not older.
-    pub llvm: u32,
 }
 
 impl Toolchain {
@@ -52,7 +52,7 @@ impl Toolchain {
     /// [`Error::NotSetUp`] if there is no such decision, or if what it names is
     /// not there any more; [`Error::Unreadable`] if it is not understood.
     pub fn load(project: &Path) -> Result<Self, Error> {
-        let file = file(project);
+        let file = decision(project);
         let text = match fs::read_to_string(&file) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::NotSetUp(file)),
@@ -73,7 +73,7 @@ impl Toolchain {
     /// If the file cannot be written.
     pub fn store(&self, project: &Path) -> io::Result<()> {
         fs::create_dir_all(directory(project))?;
-        fs::write(file(project), self.text())
+        fs::write(decision(project), self.text())
     }
 
     fn text(&self) -> String {
@@ -83,15 +83,14 @@ impl Toolchain {
         };
         format!(
             "# Written by `cargo xtask setup`, read by every build of the eBPF program.\n\
-             rustc = \"{}\"\ncore = \"{core}\"\nllvm = \"{}\"\n",
+             rustc = \"{}\"\ncore = \"{core}\"\n",
             self.rustc.display(),
-            self.llvm
         )
     }
 
     /// Parses lines of `key = "value"`, the part of TOML that [`Self::text`] uses.
     fn parse(text: &str) -> Result<Self, String> {
-        let (mut rustc, mut core, mut llvm) = (None, None, None);
+        let (mut rustc, mut core) = (None, None);
         for line in text.lines().map(str::trim) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
@@ -104,7 +103,6 @@ impl Toolchain {
                 ("rustc", path) => rustc = Some(PathBuf::from(path)),
                 ("core", "prebuilt") => core = Some(Core::Prebuilt),
                 ("core", "source") => core = Some(Core::Source),
-                ("llvm", major) if major.parse::<u32>().is_ok() => llvm = major.parse().ok(),
                 _ => return Err(format!("`{line}` is not understood")),
             }
         }
@@ -112,7 +110,6 @@ impl Toolchain {
         Ok(Self {
             rustc: rustc.ok_or_else(|| missing("rustc"))?,
             core: core.ok_or_else(|| missing("core"))?,
-            llvm: llvm.ok_or_else(|| missing("llvm"))?,
         })
     }
 }
@@ -127,7 +124,6 @@ mod tests {
             let written = Toolchain {
                 rustc: "/opt/a b/bin/rustc".into(),
                 core,
-                llvm: 22,
             };
             assert_eq!(Toolchain::parse(&written.text()), Ok(written));
         }
@@ -137,13 +133,13 @@ mod tests {
     fn a_damaged_file_says_what_is_wrong() {
         for (text, why) in [
             ("", "`rustc` is missing"),
-            ("rustc = \"/r\"\nllvm = \"22\"", "`core` is missing"),
-            ("rustc = \"/r\"\ncore = \"prebuilt\"", "`llvm` is missing"),
+            ("rustc = \"/r\"", "`core` is missing"),
+            ("core = \"prebuilt\"", "`rustc` is missing"),
             (
                 "core = \"guessed\"",
                 "`core = \"guessed\"` is not understood",
             ),
-            ("llvm = \"new\"", "`llvm = \"new\"` is not understood"),
+            ("linker = \"ld\"", "`linker = \"ld\"` is not understood"),
             (
                 "rustc = /r",
                 "`rustc = /r` is not of the form key = \"value\"",
