@@ -1,3 +1,68 @@
 //! Tasks of the project: set-up, builds, tests, the lab and the demonstration.
 
-fn main() {}
+mod project;
+mod setup;
+mod tasks;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Tasks of the project.
+///
+/// Each sets up the machine first if that has not been done.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing need; nothing if it is there.
+    Setup,
+    /// Compile the eBPF program alone; print the object's path, and its size.
+    BuildEbpf,
+    /// Run every test, those that need root and BPF included.
+    Test {
+        /// Arguments for `cargo test`, for one a filter: -- FILTER
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Check the format, run clippy on both sides, and build the documentation.
+    Lint,
+    /// `lint`, then `test`.
+    Ci,
+    /// Measure nanoseconds per packet.
+    Bench {
+        /// Arguments for the benchmark; --help lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    setup::run(&project::root())?;
+    match task {
+        Task::Setup => Ok(()),
+        Task::BuildEbpf => tasks::build_ebpf(),
+        Task::Test { arguments } => tasks::test(&arguments),
+        Task::Lint => tasks::lint(),
+        Task::Ci => {
+            tasks::lint()?;
+            tasks::test(&[])
+        }
+        Task::Bench { arguments } => tasks::bench(&arguments),
+    }
+}

@@ -1,0 +1,56 @@
+//! The project's folder, and cargo in it.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The workspace's root.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the project's folder")
+        .into()
+}
+
+/// The cargo that runs this, in the project's folder.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// Runs a step of a task under a heading, and says how long it took.
+pub(crate) fn step(heading: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("\n== {heading}");
+    let start = Instant::now();
+    let result = work();
+    let verdict = if result.is_ok() { "done" } else { "failed" };
+    eprintln!(
+        "== {heading}: {verdict} in {:.0} s",
+        start.elapsed().as_secs_f32()
+    );
+    result
+}
+
+/// Runs a command whose output is the user's.
+///
+/// # Errors
+/// If it cannot be started, or fails.
+pub(crate) fn execute(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    if !status.success() {
+        let arguments: Vec<_> = command
+            .get_args()
+            .map(std::ffi::OsStr::to_string_lossy)
+            .collect();
+        bail!("`cargo {}` failed: see above", arguments.join(" "));
+    }
+    Ok(())
+}

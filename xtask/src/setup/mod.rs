@@ -1,0 +1,83 @@
+//! Everything that a machine with stable Rust lacks to build and test `lb`.
+//!
+//! What a system package brings is installed as one; the rest goes into the
+//! project's own `.toolchain/`. What is there already is found by looking, so
+//! that a second run has nothing to do.
+
+mod compiler;
+mod linker;
+mod llvm;
+mod packages;
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Instant};
+
+use anyhow::{Context, Result, bail};
+use ebpf_build::Toolchain;
+
+/// Brings the machine to where `cargo build` and `cargo xtask test` work, and
+/// says on stderr what it does; one line if that is nothing.
+///
+/// # Errors
+/// If something is missing that cannot be installed here: what, and how to.
+pub(crate) fn run(project: &Path) -> Result<()> {
+    let tools = packages::missing_tools();
+    if tools.is_empty()
+        && let Some(toolchain) = decided(project)
+    {
+        say(format_args!(
+            "nothing to do (eBPF compiler: {})",
+            toolchain.rustc.display()
+        ));
+        return Ok(());
+    }
+
+    let start = Instant::now();
+    let compiler = match compiler::find() {
+        Some(compiler) => {
+            packages::install(&tools)?;
+            compiler
+        }
+        None => {
+            let wanted = [tools.as_slice(), &packages::COMPILER].concat();
+            packages::install(&wanted).context(
+                "no compiler for BPF is here, and the one of Debian 12 cannot be installed\n\
+                 hint: where rustup can download, this is enough instead of it:\n\
+                 \x20     rustup toolchain install nightly --component rust-src,clippy",
+            )?;
+            match compiler::judge(compiler::Candidate::of_the_system()) {
+                Ok(compiler) => compiler,
+                Err((candidate, why)) => bail!(
+                    "{candidate} was installed, but {why}\n\
+                     hint: is the distribution's security repository among apt's sources?"
+                ),
+            }
+        }
+    };
+    say(format_args!("eBPF compiler: {compiler}"));
+    linker::install(project, &compiler.llvm)?;
+    compiler
+        .toolchain
+        .store(project)
+        .context("cannot write down what was found")?;
+    say(format_args!(
+        "done in {:.0} s",
+        start.elapsed().as_secs_f32()
+    ));
+    Ok(())
+}
+
+/// What an earlier run decided, if it still holds: everything is in place, and
+/// the compiler is not another one since (a package update, `rustup update`).
+fn decided(project: &Path) -> Option<Toolchain> {
+    let toolchain = Toolchain::load(project).ok()?;
+    let decided = fs::metadata(ebpf_build::decision(project)).ok()?.mtime();
+    // The time of the inode, as package managers keep the file's own time.
+    let installed = fs::metadata(&toolchain.rustc).ok()?.ctime();
+    let core = compiler::cores(&toolchain.rustc).contains(&toolchain.core);
+    (core && installed <= decided).then_some(toolchain)
+}
+
+/// One line of progress.
+fn say(message: std::fmt::Arguments<'_>) {
+    eprintln!("set-up: {message}");
+}

@@ -1,0 +1,123 @@
+//! What the system's packages bring.
+
+use std::{
+    env,
+    ffi::OsStr,
+    process::{Command, Output},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::say;
+
+/// The compiler for BPF with its `core`, and its clippy, in Debian 12. LLVM comes
+/// with them.
+pub(crate) const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
+
+/// The programs that the lab calls, each with the package that has it.
+const TOOLS: [(&str, &str); 4] = [
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("tcpdump", "tcpdump"),
+];
+
+/// The packages of the programs that are not there.
+pub(crate) fn missing_tools() -> Vec<&'static str> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    packages_without(|program| is_on(&path, program))
+}
+
+fn packages_without(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let mut packages: Vec<_> = TOOLS
+        .iter()
+        .filter(|(program, _)| !is_there(program))
+        .map(|(_, package)| *package)
+        .collect();
+    packages.dedup();
+    packages
+}
+
+fn is_on(path: &OsStr, program: &str) -> bool {
+    env::split_paths(path).any(|directory| directory.join(program).is_file())
+}
+
+/// Installs `packages`; none is nothing to do.
+///
+/// # Errors
+/// If this is not root, or not a Debian, or a package is not to be had.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if !is_on(&env::var_os("PATH").unwrap_or_default(), "apt-get") {
+        bail!("this is not a Debian (no apt-get): install what its packages have: {list}");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "these packages are missing, and only root can install them: {list}\n\
+             hint: apt-get install --no-install-recommends {list}"
+        );
+    }
+    say(format_args!("installing by apt-get: {list}"));
+    apt_get(&["update"])?;
+    // Nothing is removed for it: that would be somebody's compiler.
+    apt_get(
+        &[
+            &["install", "--yes", "--no-install-recommends", "--no-remove"],
+            packages,
+        ]
+        .concat(),
+    )
+}
+
+/// Runs apt-get, which is quiet unless it fails.
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = Command::new("apt-get")
+        // Another apt, as machines run one when they start, is waited for.
+        .args(["--quiet", "--option", "DPkg::Lock::Timeout=300"])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .output()
+        .context("cannot start apt-get")?;
+    if !status.success() {
+        bail!(
+            "apt-get {} failed:\n{}{}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&stdout),
+            String::from_utf8_lossy(&stderr).trim_end()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_missing_is_installed() {
+        assert_eq!(packages_without(|_| true), [""; 0]);
+        assert_eq!(
+            packages_without(|program| program != "ethtool"),
+            ["ethtool"]
+        );
+    }
+
+    #[test]
+    fn a_package_with_two_of_the_programs_is_named_once() {
+        assert_eq!(
+            packages_without(|_| false),
+            ["iproute2", "ethtool", "tcpdump"]
+        );
+        assert_eq!(
+            packages_without(|program| program != "bridge"),
+            ["iproute2"]
+        );
+    }
+}
