@@ -1,0 +1,57 @@
+//! Compiles the eBPF program, `lb-ebpf`, to an object file.
+//!
+//! It needs a compiler with a `core` for the BPF target, which stable Rust does
+//! not bring, and `bpf-linker`. `cargo xtask setup` finds or installs both and
+//! writes down what it took, see [`Toolchain`]; the build script of
+//! `lb-userspace` and `cargo xtask build-ebpf` read it and call [`build`].
+
+mod compile;
+mod toolchain;
+
+pub use compile::{Built, Target, build};
+pub use toolchain::{Core, Toolchain, directory, linker};
+
+use std::{fmt, io, path::PathBuf};
+
+/// Why there is no eBPF object.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// `cargo xtask setup` has not been run in this project, or what it put
+    /// there is gone: the missing file.
+    NotSetUp(PathBuf),
+    /// The file that set-up wrote is not understood: the file, and what is wrong.
+    Unreadable(PathBuf, String),
+    /// A program could not be started: its name, and the cause.
+    Spawn(PathBuf, io::Error),
+    /// The compiler or the linker refused the program: what they said.
+    Refused(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const HINT: &str = "hint: run `cargo xtask setup` in the project's folder, as root";
+        match self {
+            Self::NotSetUp(missing) => write!(
+                f,
+                "the eBPF toolchain is not set up: {} is missing\n{HINT}",
+                missing.display()
+            ),
+            Self::Unreadable(file, why) => {
+                write!(f, "{}: {why}\n{HINT}", file.display())
+            }
+            Self::Spawn(program, cause) => {
+                write!(f, "cannot start {}: {cause}\n{HINT}", program.display())
+            }
+            Self::Refused(output) => {
+                write!(
+                    f,
+                    "the eBPF program does not compile:\n{}",
+                    output.trim_end()
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
