@@ -45,8 +45,9 @@ pub static VIPS_V4: HashMap<ServiceKey4, u32, SERVICES> = HashMap::new();
 #[btf_map]
 pub static VIPS_V6: HashMap<ServiceKey6, u32, SERVICES> = HashMap::new();
 
-/// A ring of backend ids.
-pub type Ring = Array<u32, { RING_SIZE as usize }>;
+/// A ring of backend ids, in memory that the daemon writes without a system call for
+/// each slot.
+pub type Ring = Array<u32, { RING_SIZE as usize }, { BPF_F_MMAPABLE as usize }>;
 
 /// Rings by service id.
 #[btf_map]

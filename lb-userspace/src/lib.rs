@@ -5,4 +5,7 @@
 //! Dependencies point one way: `cli -> api -> state -> reconcile -> datapath ->
 //! lb-common`. Nothing above [`datapath`] knows what a BPF map is.
 
+pub mod datapath;
 pub mod state;
+#[cfg(test)]
+mod testing;

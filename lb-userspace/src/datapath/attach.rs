@@ -1,0 +1,216 @@
+//! Attaching the program to interfaces.
+
+use std::io;
+
+use aya::programs::{
+    Xdp,
+    links::{FdLink, LinkType},
+    loaded_links, loaded_programs,
+    xdp::XdpMode as Flags,
+};
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage, LinkXdp},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::error::{Error, Result, errno};
+
+/// How the program is to be attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver; where the driver can't, in the network stack, with a warning.
+    #[default]
+    Auto,
+    /// In the driver or not at all.
+    Native,
+    /// In the network stack: works with every driver, but costs an `sk_buff` a packet.
+    Generic,
+}
+
+/// How the program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachedMode {
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+}
+
+impl AttachedMode {
+    /// The word in messages and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn flags(self) -> Flags {
+        match self {
+            Self::Native => Flags::Driver,
+            Self::Generic => Flags::Skb,
+        }
+    }
+}
+
+/// An interface that the program is attached to; detached when this is dropped, or when
+/// the process ends in any way.
+pub(super) struct Attachment {
+    pub(super) ifindex: u32,
+    _link: FdLink,
+}
+
+/// Attaches `program` to the interface `name` with index `ifindex`.
+pub(super) fn attach(
+    program: &mut Xdp,
+    name: &str,
+    ifindex: u32,
+    mode: XdpMode,
+) -> Result<(Attachment, AttachedMode)> {
+    if let Some(program_id) = attached_program(ifindex).map_err(|source| Error::Query {
+        interface: name.to_owned(),
+        source,
+    })? {
+        return Err(occupied(name, program_id));
+    }
+    let attached = match mode {
+        XdpMode::Native => AttachedMode::Native,
+        XdpMode::Generic => AttachedMode::Generic,
+        XdpMode::Auto => match attach_as(program, name, ifindex, AttachedMode::Native) {
+            Ok(attachment) => return Ok((attachment, AttachedMode::Native)),
+            Err(error @ Error::Attach { .. }) => {
+                tracing::warn!(
+                    interface = name,
+                    reason = %Chain(&error),
+                    "the driver does not take XDP programs: attaching in generic mode, which \
+                     costs several times as much for each packet"
+                );
+                AttachedMode::Generic
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    Ok((attach_as(program, name, ifindex, attached)?, attached))
+}
+
+fn attach_as(
+    program: &mut Xdp,
+    name: &str,
+    ifindex: u32,
+    mode: AttachedMode,
+) -> Result<Attachment> {
+    let refused = |source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
+        interface: name.to_owned(),
+        mode: mode.as_str(),
+        source,
+    };
+    let id = program
+        .attach_to_if_index(ifindex, mode.flags())
+        .map_err(|error| match errno(&error) {
+            Some(number @ (libc::EPERM | libc::EACCES)) => Error::Privileges {
+                action: "attaching the XDP program",
+                source: io::Error::from_raw_os_error(number),
+            },
+            Some(libc::ENODEV) => Error::NoInterface {
+                name: name.to_owned(),
+            },
+            _ => refused(error.into()),
+        })?;
+    let link = program
+        .take_link(id)
+        .map_err(|error| refused(error.into()))?;
+    // Where the kernel refuses a BPF link with EINVAL, aya attaches through netlink. That
+    // would leave the program behind when the daemon is killed.
+    let link = FdLink::try_from(link)
+        .map_err(|_| refused("the kernel refused a BPF link to the interface".into()))?;
+    Ok(Attachment {
+        ifindex,
+        _link: link,
+    })
+}
+
+fn occupied(interface: &str, program_id: u32) -> Error {
+    let program_name = loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == program_id)
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .filter(|name| !name.is_empty());
+    // A program that is attached by a link goes only with the link.
+    let link = loaded_links().filter_map(Result::ok).find(|link| {
+        link.program_id() == program_id && matches!(link.link_type(), Ok(LinkType::Xdp))
+    });
+    let remedy = match link {
+        Some(link) => format!("bpftool link detach id {}", link.id()),
+        None => format!("ip link set dev {interface} xdp off"),
+    };
+    Error::Occupied {
+        interface: interface.to_owned(),
+        program_id,
+        program_name,
+        remedy,
+    }
+}
+
+/// The id of the XDP program that is attached to an interface, in whatever mode.
+fn attached_program(ifindex: u32) -> io::Result<Option<u32>> {
+    let mut request = LinkMessage::default();
+    request.header.index = ifindex;
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetLink(request));
+    message.header.flags = NLM_F_REQUEST;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    match answer.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+            Ok(link.attributes.iter().find_map(program_id))
+        }
+        NetlinkPayload::Error(error) => Err(error.to_io()),
+        other => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("unexpected answer to RTM_GETLINK: {other:?}"),
+        )),
+    }
+}
+
+fn program_id(attribute: &LinkAttribute) -> Option<u32> {
+    let LinkAttribute::Xdp(attributes) = attribute else {
+        return None;
+    };
+    attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id)
+        | LinkXdp::DrvProgId(id)
+        | LinkXdp::SkbProgId(id)
+        | LinkXdp::HwProgId(id)
+            if *id != 0 =>
+        {
+            Some(*id)
+        }
+        _ => None,
+    })
+}
+
+/// An error and its causes on one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

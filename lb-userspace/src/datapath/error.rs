@@ -1,0 +1,277 @@
+//! What can go wrong between the daemon and the kernel.
+
+use std::io;
+
+use aya::{
+    EbpfError,
+    maps::{MapError, xdp::XdpMapError},
+    programs::ProgramError,
+    util::KernelVersion,
+};
+
+/// The oldest kernel that has all that the datapath needs: atomic operations that
+/// return a value in BPF (5.12), BPF links for XDP (5.9), maps in maps described by BTF
+/// (5.7), batches of map entries and memory-mapped maps (5.6, 5.5). 5.15 is the first
+/// kernel with long-term support that has them.
+const OLDEST_KERNEL: (u8, u8) = (5, 15);
+
+/// Why the datapath did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The process may not use BPF or XDP.
+    #[error(
+        "missing privileges for {action}: run as root, or with the capabilities CAP_BPF and \
+         CAP_NET_ADMIN"
+    )]
+    Privileges {
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel is too old.
+    #[error(
+        "the kernel is too old: this is {found}, and lb needs {}.{} or newer",
+        OLDEST_KERNEL.0,
+        OLDEST_KERNEL.1
+    )]
+    KernelTooOld {
+        /// Version of the running kernel.
+        found: String,
+        /// What it refused.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel has no BPF at all.
+    #[error(
+        "this kernel has no BPF: it was built without CONFIG_BPF_SYSCALL; use a distribution's \
+         stock kernel"
+    )]
+    NoBpf {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel had no memory for the maps.
+    #[error(
+        "not enough memory for flow tables of {max_flows} entries (about {mebibytes} MiB): lower \
+         the limit of flows"
+    )]
+    Memory {
+        /// Entries of each flow table.
+        max_flows: u32,
+        /// What the flow tables take.
+        mebibytes: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The verifier refused the program.
+    #[error(
+        "the kernel's verifier refused the program: {source}; this is a bug in lb, the \
+         verifier's log is shown at log level debug"
+    )]
+    Verifier {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Anything else while loading.
+    #[error("loading the program into the kernel")]
+    Load {
+        /// What aya says.
+        source: EbpfError,
+    },
+    /// The program in the object is not the one that this daemon belongs to.
+    #[error(
+        "the eBPF object does not fit this daemon: {what}; build both from the same source \
+         (map layout version {})",
+        lb_common::SCHEMA_VERSION
+    )]
+    WrongObject {
+        /// What is missing, or has another size.
+        what: String,
+    },
+    /// There is no such interface.
+    #[error("no such interface: `{name}`; `ip link` lists those that there are")]
+    NoInterface {
+        /// The name that was given.
+        name: String,
+    },
+    /// Another XDP program is attached to the interface.
+    #[error(
+        "another XDP program is attached to {interface}: id {program_id}{}; stop what attached \
+         it, or remove it with `{remedy}`",
+        program_name.as_ref().map(|name| format!(" (`{name}`)")).unwrap_or_default()
+    )]
+    Occupied {
+        /// Name of the interface.
+        interface: String,
+        /// Id of the program, as `bpftool prog` shows it.
+        program_id: u32,
+        /// Name of the program, where it has one.
+        program_name: Option<String>,
+        /// The command that takes it away.
+        remedy: String,
+    },
+    /// The driver does not take the program.
+    #[error(
+        "the driver of {interface} does not take the XDP program in {mode} mode{}",
+        if *mode == "native" { "; --xdp-mode generic works with every driver, but slower" } else { "" }
+    )]
+    Attach {
+        /// Name of the interface.
+        interface: String,
+        /// `native` or `generic`.
+        mode: &'static str,
+        /// The kernel's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An operation on a map failed.
+    #[error("{action} in the map {map}")]
+    Map {
+        /// What was tried.
+        action: &'static str,
+        /// Name of the map.
+        map: &'static str,
+        /// The kernel's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The test run of the program failed.
+    #[error("running the program on a test packet")]
+    TestRun(#[source] ProgramError),
+    /// Asking the kernel about its interfaces failed.
+    #[error("asking the kernel which XDP program is attached to {interface}")]
+    Query {
+        /// Name of the interface.
+        interface: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// Result of the datapath's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An operation on a map that failed with `source`.
+pub(super) fn map_error<E>(action: &'static str, map: &'static str) -> impl FnOnce(E) -> Error
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    move |source| Error::Map {
+        action,
+        map,
+        source: source.into(),
+    }
+}
+
+/// What an error of aya while loading means to a user.
+pub(super) fn loading(source: EbpfError, max_flows: u32) -> Error {
+    let Some(io_error) = io_error(&source) else {
+        return Error::Load { source };
+    };
+    let io_error = io_error.raw_os_error().map_or_else(
+        || io::Error::from(io_error.kind()),
+        io::Error::from_raw_os_error,
+    );
+    match io_error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) if !is_verdict(&source) => {
+            return Error::Privileges {
+                action: "loading the XDP program",
+                source: io_error,
+            };
+        }
+        Some(libc::ENOSYS) => return Error::NoBpf { source: io_error },
+        Some(libc::ENOMEM | libc::E2BIG) => {
+            return Error::Memory {
+                max_flows,
+                mebibytes: flow_table_bytes(max_flows) >> 20,
+                source: io_error,
+            };
+        }
+        _ => {}
+    }
+    if let Some(found) = too_old() {
+        return Error::KernelTooOld {
+            found,
+            source: source.into(),
+        };
+    }
+    match source {
+        EbpfError::ProgramError(ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        }) => {
+            tracing::debug!(%verifier_log, "the verifier refused the program");
+            Error::Verifier { source: io_error }
+        }
+        source => Error::Load { source },
+    }
+}
+
+/// Whether the verifier has looked at the program and said no: it says so with
+/// `EACCES`, which elsewhere means missing privileges.
+fn is_verdict(error: &EbpfError) -> bool {
+    matches!(
+        error,
+        EbpfError::ProgramError(ProgramError::LoadError { verifier_log, .. })
+            if !verifier_log.to_string().trim().is_empty()
+    )
+}
+
+/// The error of the operating system at the bottom of an error.
+fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io_error) = error.downcast_ref::<io::Error>() {
+            return Some(io_error);
+        }
+        // Errors of the kernel sit below these without being their `source`.
+        if let Some(MapError::SyscallError(error)) = error.downcast_ref() {
+            return Some(&error.io_error);
+        }
+        if let Some(ProgramError::SyscallError(error)) = error.downcast_ref() {
+            return Some(&error.io_error);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// What the kernel says at the bottom of an error.
+pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    io_error(error).and_then(io::Error::raw_os_error)
+}
+
+/// The version of the running kernel where it is older than [`OLDEST_KERNEL`]. Only
+/// asked after a failure: distributions bring new features to kernels with old numbers.
+fn too_old() -> Option<String> {
+    let (major, minor) = OLDEST_KERNEL;
+    let running = KernelVersion::current().ok()?;
+    if running >= KernelVersion::new(major, minor, 0) {
+        return None;
+    }
+    let release = nix::sys::utsname::uname().ok()?;
+    Some(release.release().to_string_lossy().into_owned())
+}
+
+/// Memory that the four flow tables take: an entry's header of 48 bytes, its key and
+/// value, and 16 bytes for each bucket, of which there is a power of two.
+fn flow_table_bytes(max_flows: u32) -> u64 {
+    const HEADER: u64 = 48;
+    const BUCKET: u64 = 16;
+    let entries = u64::from(max_flows);
+    let entry = |key: usize, value: usize| HEADER + (key + value) as u64;
+    let v4 = entry(
+        size_of::<lb_common::flow::FlowKey4>(),
+        size_of::<lb_common::flow::Flow4>(),
+    );
+    let v6 = entry(
+        size_of::<lb_common::flow::FlowKey6>(),
+        size_of::<lb_common::flow::Flow6>(),
+    );
+    2 * (entries * (v4 + v6) + 2 * BUCKET * entries.next_power_of_two())
+}
+
+impl From<XdpMapError> for Error {
+    fn from(source: XdpMapError) -> Self {
+        map_error("writing", lb_common::map_name::DEVICES)(source)
+    }
+}

@@ -1,0 +1,161 @@
+//! The flow tables, as the sweep reads them.
+
+use std::{os::fd::AsFd as _, sync::Arc};
+
+use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
+use lb_common::{
+    flow::{Flow4, Flow6, FlowKey4, FlowKey6, FlowValue},
+    map_name,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::{
+    bpf::{self, Batch, Cursor},
+    error::{Result, map_error},
+    plain::Plain,
+    ports::PortPools,
+};
+
+/// Key and value of a flow table.
+pub trait Family: 'static {
+    /// Key of the tables.
+    type Key: FromBytes + IntoBytes + Immutable + Copy + Send + 'static;
+    /// Value of the tables.
+    type Flow: FlowValue<Key = Self::Key> + FromBytes + IntoBytes + Immutable + Send + 'static;
+}
+
+/// IPv4 flows.
+#[derive(Debug)]
+pub enum Ipv4 {}
+
+/// IPv6 flows.
+#[derive(Debug)]
+pub enum Ipv6 {}
+
+impl Family for Ipv4 {
+    type Key = FlowKey4;
+    type Flow = Flow4;
+}
+
+impl Family for Ipv6 {
+    type Key = FlowKey6;
+    type Flow = Flow6;
+}
+
+/// Handles to the four flow tables and to the port pools. Independent of the
+/// [`Datapath`](super::Datapath) that they come from, so that another thread may sweep.
+pub struct FlowTables {
+    /// IPv4, client to service and back.
+    pub v4: FlowPair<Ipv4>,
+    /// IPv6, client to service and back.
+    pub v6: FlowPair<Ipv6>,
+    /// The port pools.
+    pub ports: Arc<PortPools>,
+}
+
+/// The tables of both directions.
+pub struct FlowPair<F: Family> {
+    /// Client to service.
+    pub flows: FlowTable<F>,
+    /// Backend to client.
+    pub replies: FlowTable<F>,
+}
+
+/// A flow table.
+pub struct FlowTable<F: Family> {
+    map: HashMap<MapData, Plain<F::Key>, Plain<F::Flow>>,
+    name: &'static str,
+    batch: Batch<F::Key, F::Flow>,
+}
+
+/// Entries that are read at a time. More cost memory, fewer cost system calls.
+const BATCH: usize = 4_096;
+
+impl FlowTables {
+    pub(super) fn new(
+        [flows_v4, flows_v6, replies_v4, replies_v6]: [&MapData; 4],
+        ports: Arc<PortPools>,
+    ) -> Result<Self> {
+        Ok(Self {
+            v4: FlowPair {
+                flows: FlowTable::new(flows_v4, map_name::FLOWS_V4)?,
+                replies: FlowTable::new(replies_v4, map_name::REPLIES_V4)?,
+            },
+            v6: FlowPair {
+                flows: FlowTable::new(flows_v6, map_name::FLOWS_V6)?,
+                replies: FlowTable::new(replies_v6, map_name::REPLIES_V6)?,
+            },
+            ports,
+        })
+    }
+}
+
+impl<F: Family> FlowTable<F> {
+    fn new(map: &MapData, name: &'static str) -> Result<Self> {
+        let open = || -> Result<_, MapError> {
+            let handle = MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?;
+            HashMap::try_from(aya::maps::Map::from_map_data(handle)?)
+        };
+        Ok(Self {
+            map: open().map_err(map_error("opening", name))?,
+            name,
+            batch: Batch::new(BATCH),
+        })
+    }
+
+    /// The entry under `key`.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to look.
+    pub fn get(&self, key: &F::Key) -> Result<Option<F::Flow>> {
+        match self.map.get(&Plain(*key), 0) {
+            Ok(Plain(flow)) => Ok(Some(flow)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(map_error("reading", self.name)(error)),
+        }
+    }
+
+    /// Writes an entry.
+    ///
+    /// # Errors
+    ///
+    /// Where the table is full.
+    pub fn insert(&mut self, key: &F::Key, flow: &F::Flow) -> Result<()> {
+        self.map
+            .insert(Plain(*key), Plain(*flow), 0)
+            .map_err(map_error("writing", self.name))
+    }
+
+    /// Removes the entry under `key`. `false` where there was none, so that of several
+    /// that try to remove an entry exactly one knows that it did.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses.
+    pub fn remove(&mut self, key: &F::Key) -> Result<bool> {
+        bpf::delete(self.map.map().fd().as_fd(), key).map_err(map_error("removing", self.name))
+    }
+
+    /// Walks over the table in batches and shows each to `visit`. An entry that is
+    /// there all the time is shown once; one that comes or goes meanwhile may be. Packets
+    /// are stopped for no longer than copying one bucket takes.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read.
+    pub fn for_each_batch(
+        &mut self,
+        mut visit: impl FnMut(&mut dyn Iterator<Item = (&F::Key, &F::Flow)>),
+    ) -> Result<()> {
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            cursor = self
+                .batch
+                .read(self.map.map().fd().as_fd(), cursor)
+                .map_err(map_error("reading", self.name))?;
+            visit(&mut self.batch.entries());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,473 @@
+//! The one place that knows of BPF: loads the program, attaches it, and gives its maps
+//! typed methods.
+
+mod attach;
+mod bpf;
+mod error;
+mod flows;
+mod key;
+mod mapped;
+mod of_maps;
+mod plain;
+mod ports;
+mod test_run;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use attach::Attachment;
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap},
+    programs::Xdp,
+};
+use aya_log::EbpfLogger;
+use lb_common::{
+    Runtime,
+    backend::{Backend, Interface},
+    counters::{Counters, Direction, DropKey},
+    drop_reason::DropReason,
+    flow::MAX_FLOWS,
+    map_name,
+    ports::PortPool,
+    ring::RING_SIZE,
+    service::{Service, ServiceKey4, ServiceKey6},
+};
+
+pub use self::{
+    attach::{AttachedMode, XdpMode},
+    error::{Error, Result},
+    flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
+    key::{Frontend, word, words, words6},
+    ports::PortPools,
+    test_run::{TestRun, Verdict},
+};
+use self::{
+    error::map_error,
+    key::ServiceKey,
+    mapped::Mapping,
+    of_maps::{Inner, OfMaps},
+    plain::{Plain, Stored},
+};
+
+/// The program and its maps as the compiler made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
+
+/// Inner maps that are put in their outer map at a time: each holds a file descriptor
+/// until then, of which a process has 1,024 by default.
+const INNER_MAPS: usize = 256;
+
+/// What is decided when the program is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Entries of each of the four flow tables. Their memory is taken at once: about 700
+    /// bytes for each of these entries.
+    pub max_flows: u32,
+    /// What the program itself logs. Everything above is removed by the verifier.
+    pub log: LogLevel,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_flows: MAX_FLOWS,
+            log: LogLevel::Off,
+        }
+    }
+}
+
+/// How much the XDP program logs about single packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LogLevel {
+    /// Nothing, at no cost.
+    #[default]
+    Off = 0,
+    /// What it drops and why.
+    Debug = aya_log::Level::Debug as u8,
+    /// Every packet that it forwards.
+    Trace = aya_log::Level::Trace as u8,
+}
+
+type Table<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
+
+/// The program in the kernel. Detached and unloaded when it is dropped.
+pub struct Datapath {
+    ebpf: Ebpf,
+    runtime: Array<MapData, Plain<Runtime>>,
+    services_v4: Table<ServiceKey4, Service>,
+    services_v6: Table<ServiceKey6, Service>,
+    vips_v4: Table<ServiceKey4, u32>,
+    vips_v6: Table<ServiceKey6, u32>,
+    rings: OfMaps<u32>,
+    backends: Array<MapData, Plain<Backend>>,
+    port_pools: OfMaps<PortPool>,
+    ports: Arc<PortPools>,
+    flows: [MapData; 4],
+    counters: PerCpuArray<MapData, Plain<Counters>>,
+    drops: PerCpuHashMap<MapData, Plain<DropKey>, u64>,
+    devices: DevMapHash<MapData>,
+    interfaces: Table<u32, Interface>,
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    attachments: Vec<Attachment>,
+}
+
+impl Datapath {
+    /// Loads the program and its maps into the kernel. Nothing is attached yet.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]: missing privileges, an old kernel, no memory.
+    pub fn load(options: &Options) -> Result<Self> {
+        let failed = |error| error::loading(error, options.max_flows);
+        let log = options.log as u8;
+        let mut loader = EbpfLoader::new();
+        loader.override_global(aya_log::LEVEL, &log, false);
+        for name in FLOW_TABLES {
+            loader.map_max_entries(name, options.max_flows);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(failed)?;
+
+        let program = program(&mut ebpf)?;
+        program.load().map_err(|error| failed(error.into()))?;
+
+        let mut datapath = Self {
+            runtime: take(&mut ebpf, map_name::RUNTIME)?,
+            services_v4: take(&mut ebpf, map_name::SERVICES_V4)?,
+            services_v6: take(&mut ebpf, map_name::SERVICES_V6)?,
+            vips_v4: take(&mut ebpf, map_name::VIPS_V4)?,
+            vips_v6: take(&mut ebpf, map_name::VIPS_V6)?,
+            rings: take_of_maps(&mut ebpf, map_name::RINGS, RING_SIZE)?,
+            backends: take(&mut ebpf, map_name::BACKENDS)?,
+            port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, 1)?,
+            ports: Arc::default(),
+            flows: take_flow_tables(&mut ebpf)?,
+            counters: take(&mut ebpf, map_name::COUNTERS)?,
+            drops: take(&mut ebpf, map_name::DROPS)?,
+            devices: take(&mut ebpf, map_name::DEVICES)?,
+            interfaces: take(&mut ebpf, map_name::INTERFACES)?,
+            logger: EbpfLogger::init(&mut ebpf).ok(),
+            attachments: Vec::new(),
+            ebpf,
+        };
+        // So that a drop is counted also when the table has no room for its key.
+        for reason in DropReason::ALL {
+            for direction in Direction::ALL {
+                let key = DropKey::overflow(*reason as u16, direction as u16);
+                datapath.insert_drop_key(key)?;
+            }
+        }
+        Ok(datapath)
+    }
+
+    /// What the program logs, where it logs at all: can be taken once, and read when its
+    /// file descriptor is readable.
+    pub fn take_logger(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
+        self.logger.take()
+    }
+
+    /// Attaches the program to an interface.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such interface, another program is attached to it, or its driver
+    /// does not take the program.
+    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<AttachedMode> {
+        let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|_| Error::NoInterface {
+            name: interface.to_owned(),
+        })?;
+        let program = program(&mut self.ebpf)?;
+        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
+        self.attachments.push(attachment);
+        Ok(attached)
+    }
+
+    /// Detaches the program from an interface. Nothing happens where it is not attached.
+    pub fn detach(&mut self, ifindex: u32) {
+        self.attachments
+            .retain(|attachment| attachment.ifindex != ifindex);
+    }
+
+    /// Writes the flow clock and the switches.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses. So with all methods that write.
+    pub fn set_runtime(&mut self, runtime: Runtime) -> Result<()> {
+        self.runtime
+            .set(0, Plain(runtime), 0)
+            .map_err(map_error("writing", map_name::RUNTIME))
+    }
+
+    /// Directs what clients send to `frontend` to a service.
+    pub fn set_service(&mut self, frontend: Frontend, service: Service) -> Result<()> {
+        match frontend.key() {
+            ServiceKey::V4(key) => {
+                insert(&mut self.services_v4, map_name::SERVICES_V4, key, service)
+            }
+            ServiceKey::V6(key) => {
+                insert(&mut self.services_v6, map_name::SERVICES_V6, key, service)
+            }
+        }
+    }
+
+    /// No service takes what clients send to `frontend` any more.
+    pub fn remove_service(&mut self, frontend: Frontend) -> Result<()> {
+        match frontend.key() {
+            ServiceKey::V4(key) => remove(&mut self.services_v4, map_name::SERVICES_V4, key),
+            ServiceKey::V6(key) => remove(&mut self.services_v6, map_name::SERVICES_V6, key),
+        }
+    }
+
+    /// Says that packets to the address of `frontend`, whatever their port, are the
+    /// balancer's.
+    pub fn set_vip(&mut self, frontend: Frontend) -> Result<()> {
+        match frontend.vip().key() {
+            ServiceKey::V4(key) => insert(&mut self.vips_v4, map_name::VIPS_V4, key, 0),
+            ServiceKey::V6(key) => insert(&mut self.vips_v6, map_name::VIPS_V6, key, 0),
+        }
+    }
+
+    /// Takes back what [`Self::set_vip`] said.
+    pub fn remove_vip(&mut self, frontend: Frontend) -> Result<()> {
+        match frontend.vip().key() {
+            ServiceKey::V4(key) => remove(&mut self.vips_v4, map_name::VIPS_V4, key),
+            ServiceKey::V6(key) => remove(&mut self.vips_v6, map_name::VIPS_V6, key),
+        }
+    }
+
+    /// Writes the entry of a backend.
+    pub fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()> {
+        self.backends
+            .set(id, Plain(backend), 0)
+            .map_err(map_error("writing", map_name::BACKENDS))
+    }
+
+    /// Replaces the rings of services, each as a whole. A ring has [`RING_SIZE`] slots.
+    pub fn set_rings(&mut self, rings: &[(u32, Arc<[u32]>)]) -> Result<()> {
+        let make = |(service, slots): &(u32, Arc<[u32]>)| {
+            let ring = Inner::<u32>::new(RING_SIZE)
+                .map_err(map_error("making a ring", map_name::RINGS))?;
+            // An element of four bytes takes eight.
+            let memory = Mapping::<AtomicU32>::new(ring.fd(), 2 * RING_SIZE as usize)
+                .map_err(map_error("mapping a ring", map_name::RINGS))?;
+            for (element, id) in memory.get().chunks_exact(2).zip(slots.iter()) {
+                element[0].store(*id, Ordering::Relaxed);
+            }
+            Ok((*service, ring))
+        };
+        for rings in rings.chunks(INNER_MAPS) {
+            let rings: Vec<_> = rings.iter().map(make).collect::<Result<_>>()?;
+            self.rings
+                .set(&rings)
+                .map_err(map_error("writing", map_name::RINGS))?;
+        }
+        Ok(())
+    }
+
+    /// Empties the rings of services, so that they take no memory.
+    pub fn remove_rings(&mut self, services: &[u32]) -> Result<()> {
+        self.rings
+            .remove(services)
+            .map_err(map_error("removing", map_name::RINGS))
+    }
+
+    /// Makes port pools with all ports free.
+    pub fn create_port_pools(&mut self, ids: &[u32]) -> Result<()> {
+        let make = |id: &u32| {
+            let pool = Inner::<PortPool>::new(1)
+                .map_err(map_error("making a port pool", map_name::PORT_POOLS))?;
+            self.ports
+                .insert(*id, pool.fd())
+                .map_err(map_error("mapping a port pool", map_name::PORT_POOLS))?;
+            Ok((*id, pool))
+        };
+        for ids in ids.chunks(INNER_MAPS) {
+            let pools: Vec<_> = ids.iter().map(make).collect::<Result<_>>()?;
+            self.port_pools
+                .set(&pools)
+                .map_err(map_error("writing", map_name::PORT_POOLS))?;
+        }
+        Ok(())
+    }
+
+    /// Takes port pools away. No flow may have a port of them.
+    pub fn remove_port_pools(&mut self, ids: &[u32]) -> Result<()> {
+        for id in ids {
+            self.ports.remove(*id);
+        }
+        self.port_pools
+            .remove(ids)
+            .map_err(map_error("removing", map_name::PORT_POOLS))
+    }
+
+    /// The port pools.
+    #[must_use]
+    pub fn ports(&self) -> &Arc<PortPools> {
+        &self.ports
+    }
+
+    /// Lets packets leave by an interface. Clients behind it may be answered; its MTU
+    /// is for them.
+    pub fn set_interface(&mut self, ifindex: u32, interface: Interface) -> Result<()> {
+        self.devices.insert(ifindex, ifindex, None, 0)?;
+        insert(
+            &mut self.interfaces,
+            map_name::INTERFACES,
+            ifindex,
+            interface,
+        )
+    }
+
+    /// No packet leaves by this interface any more.
+    pub fn remove_interface(&mut self, ifindex: u32) -> Result<()> {
+        remove(&mut self.interfaces, map_name::INTERFACES, ifindex)?;
+        match self.devices.remove(ifindex) {
+            Err(MapError::KeyNotFound) | Ok(()) => Ok(()),
+            Err(error) => Err(map_error("removing", map_name::DEVICES)(error)),
+        }
+    }
+
+    /// What passed for a backend.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read. So with all methods that read.
+    pub fn counters(&self, backend: u32) -> Result<Counters> {
+        let values = self
+            .counters
+            .get(&backend, 0)
+            .map_err(map_error("reading", map_name::COUNTERS))?;
+        Ok(values
+            .iter()
+            .fold(Counters::default(), |sum, Plain(value)| sum.plus(*value)))
+    }
+
+    /// Sets the counters of a backend to zero, so that its id can be used again.
+    pub fn clear_counters(&mut self, backend: u32) -> Result<()> {
+        let zeros = per_cpu(Plain(Counters::default()))
+            .map_err(map_error("counting the CPUs for", map_name::COUNTERS))?;
+        self.counters
+            .set(backend, zeros, 0)
+            .map_err(map_error("writing", map_name::COUNTERS))
+    }
+
+    /// Dropped packets by service, backend, reason and direction.
+    pub fn drops(&self) -> Result<BTreeMap<DropKey, u64>> {
+        self.drops
+            .iter()
+            .map(|entry| entry.map(|(Plain(key), values)| (key, values.iter().sum())))
+            .collect::<Result<_, MapError>>()
+            .map_err(map_error("reading", map_name::DROPS))
+    }
+
+    /// Forgets what was dropped under this key. An overflow key stays, at zero.
+    pub fn clear_drops(&mut self, key: DropKey) -> Result<()> {
+        if key == DropKey::overflow(key.reason, key.direction) {
+            return self.insert_drop_key(key);
+        }
+        match self.drops.remove(&Plain(key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(map_error("removing", map_name::DROPS)(error)),
+        }
+    }
+
+    fn insert_drop_key(&mut self, key: DropKey) -> Result<()> {
+        let zeros = per_cpu(0_u64).map_err(map_error("counting the CPUs for", map_name::DROPS))?;
+        self.drops
+            .insert(Plain(key), zeros, 0)
+            .map_err(map_error("writing", map_name::DROPS))
+    }
+
+    /// Handles to the flow tables and port pools, for another thread to sweep.
+    pub fn flow_tables(&self) -> Result<FlowTables> {
+        FlowTables::new(self.flows.each_ref(), Arc::clone(&self.ports))
+    }
+
+    /// Runs the program on a frame that came in by interface `ifindex`, of which
+    /// nothing leaves. The maps are the real ones.
+    pub fn test_run(&mut self, frame: &[u8], ifindex: u32) -> Result<TestRun> {
+        test_run::test_run(program(&mut self.ebpf)?, frame, ifindex)
+    }
+}
+
+/// The flow tables, in the order of `FlowTables::new`.
+const FLOW_TABLES: [&str; 4] = [
+    map_name::FLOWS_V4,
+    map_name::FLOWS_V6,
+    map_name::REPLIES_V4,
+    map_name::REPLIES_V6,
+];
+
+/// The XDP program.
+fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    ebpf.program_mut(map_name::PROGRAM)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| Error::WrongObject {
+            what: format!("there is no XDP program `{}`", map_name::PROGRAM),
+        })
+}
+
+/// Takes a map out of the object, with the types of its keys and values checked.
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M> {
+    take_map(ebpf, name)?
+        .try_into()
+        .map_err(|error| Error::WrongObject {
+            what: format!("map {name}: {error}"),
+        })
+}
+
+fn take_of_maps<V: Stored>(ebpf: &mut Ebpf, name: &'static str, length: u32) -> Result<OfMaps<V>> {
+    OfMaps::new(take_map(ebpf, name)?, length).map_err(|error| Error::WrongObject {
+        what: format!("map {name}: {error}"),
+    })
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map> {
+    ebpf.take_map(name).ok_or_else(|| Error::WrongObject {
+        what: format!("there is no map {name}"),
+    })
+}
+
+fn take_flow_tables(ebpf: &mut Ebpf) -> Result<[MapData; 4]> {
+    let mut take = |name| match take_map(ebpf, name)? {
+        Map::HashMap(map) => Ok(map),
+        other => Err(Error::WrongObject {
+            what: format!("map {name} is no hash map: {other:?}"),
+        }),
+    };
+    let [a, b, c, d] = FLOW_TABLES;
+    Ok([take(a)?, take(b)?, take(c)?, take(d)?])
+}
+
+fn insert<K: Stored, V: Stored>(
+    table: &mut Table<K, V>,
+    name: &'static str,
+    key: K,
+    value: V,
+) -> Result<()> {
+    table
+        .insert(Plain(key), Plain(value), 0)
+        .map_err(map_error("writing", name))
+}
+
+/// Removes an entry; it is fine where there is none.
+fn remove<K: Stored, V: Stored>(table: &mut Table<K, V>, name: &'static str, key: K) -> Result<()> {
+    match table.remove(&Plain(key)) {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) => Err(map_error("removing", name)(error)),
+    }
+}
+
+/// A value for every CPU that there could be.
+fn per_cpu<V: aya::Pod>(value: V) -> std::io::Result<aya::maps::PerCpuValues<V>> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+    vec![value; cpus].try_into()
+}

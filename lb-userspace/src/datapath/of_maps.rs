@@ -1,0 +1,98 @@
+//! Arrays of maps whose inner maps the daemon makes: rings and port pools. The inner
+//! maps are arrays in shared memory.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use aya::maps::{Array, ArrayOfMaps, IterableMap as _, Map, MapData, MapError};
+
+use super::{
+    bpf,
+    mapped::MMAPABLE,
+    plain::{Plain, Stored},
+};
+
+/// An array that is to become an inner map.
+pub(super) struct Inner<V: Stored>(Array<MapData, Plain<V>>);
+
+impl<V: Stored> Inner<V> {
+    /// Makes an array of `length` zero elements. Elements lie on multiples of 8 bytes.
+    pub(super) fn new(length: u32) -> Result<Self, MapError> {
+        Array::create(length, MMAPABLE).map(Self)
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.map().fd().as_fd()
+    }
+
+    #[cfg(test)]
+    pub(super) fn values(&self) -> Vec<V> {
+        self.0.iter().map(|value| value.unwrap().0).collect()
+    }
+}
+
+/// An array of arrays of `V`, all of the same length.
+pub(super) struct OfMaps<V: Stored> {
+    maps: ArrayOfMaps<MapData, Array<MapData, Plain<V>>>,
+    fd: OwnedFd,
+    /// Stands for what was removed: to delete an element costs a wait for the programs
+    /// that run, and the kernel has no batches for it.
+    empty: Inner<V>,
+}
+
+impl<V: Stored> OfMaps<V> {
+    /// Takes the map over. Its inner maps have `length` elements.
+    pub(super) fn new(map: Map, length: u32) -> Result<Self, MapError> {
+        let fd = match &map {
+            Map::ArrayOfMaps(map) => Some(map.fd().as_fd().try_clone_to_owned()?),
+            _ => None,
+        };
+        let maps = map.try_into()?;
+        Ok(Self {
+            maps,
+            // The conversion has refused every other kind of map.
+            fd: fd.ok_or(MapError::ElementNotFound)?,
+            empty: Inner::new(length)?,
+        })
+    }
+
+    /// Puts maps at indices, each in one step for the datapath.
+    pub(super) fn set(&mut self, maps: &[(u32, Inner<V>)]) -> io::Result<()> {
+        let maps: Vec<_> = maps.iter().map(|(index, map)| (*index, map)).collect();
+        update(&mut self.maps, self.fd.as_fd(), &maps)
+    }
+
+    /// Puts a map of zeros in the place of what is at indices, and frees that.
+    pub(super) fn remove(&mut self, indices: &[u32]) -> io::Result<()> {
+        let maps: Vec<_> = indices.iter().map(|index| (*index, &self.empty)).collect();
+        update(&mut self.maps, self.fd.as_fd(), &maps)
+    }
+
+    #[cfg(test)]
+    pub(super) fn get(&self, index: u32) -> Option<Inner<V>> {
+        self.maps.get(&index, 0).ok().map(Inner)
+    }
+}
+
+/// In one batch, at the cost of one wait for the programs that run, where the kernel has
+/// batches for arrays of maps: since Linux 5.19.
+fn update<V: Stored>(
+    outer: &mut ArrayOfMaps<MapData, Array<MapData, Plain<V>>>,
+    fd: BorrowedFd<'_>,
+    maps: &[(u32, &Inner<V>)],
+) -> io::Result<()> {
+    let indices: Vec<u32> = maps.iter().map(|(index, _)| *index).collect();
+    let fds: Vec<u32> = maps
+        .iter()
+        .map(|(_, inner)| inner.fd().as_raw_fd() as u32)
+        .collect();
+    match bpf::update_batch(fd, &indices, &fds) {
+        Err(error) if error.raw_os_error() == Some(bpf::ENOTSUPP) => maps
+            .iter()
+            .try_for_each(|(index, inner)| outer.set(*index, &inner.0, 0))
+            .map_err(io::Error::other),
+        result => result,
+    }
+}

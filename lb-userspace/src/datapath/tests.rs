@@ -1,0 +1,267 @@
+//! The real program in the real kernel.
+
+use lb_common::{
+    addr::LinkPath,
+    backend::BackendState,
+    flow::{Flow4, FlowKey4, FlowValue as _},
+    ring::NO_BACKEND,
+    service::Mode,
+};
+
+use super::*;
+use crate::testing::{in_network_namespace, ip};
+
+const OPTIONS: Options = Options {
+    max_flows: 1_024,
+    log: LogLevel::Off,
+};
+
+/// The loopback interface's index in every namespace.
+const LO: u32 = 1;
+
+fn load() -> Datapath {
+    Datapath::load(&OPTIONS).expect("this test loads BPF programs and must run as root")
+}
+
+fn frontend() -> Frontend {
+    Frontend {
+        address: [192, 0, 2, 10].into(),
+        port: Some(80),
+        protocol: 6,
+    }
+}
+
+fn backend() -> Backend {
+    Backend {
+        path: LinkPath {
+            ifindex: LO,
+            dst_mac: [2, 0, 0, 0, 0, 11],
+            src_mac: [2, 0, 0, 0, 0, 1],
+            tags: [0; 2],
+        },
+        mtu: 1_500,
+        service: 1,
+        state: BackendState::Up as u8,
+        reserved: 0,
+        port: 8_080_u16.to_be(),
+        address: words([10, 0, 0, 11].into()),
+        source: words([10, 0, 0, 1].into()),
+        port_pool: 1,
+        first_port: 20_000,
+        last_port: 20_001,
+    }
+}
+
+fn ring_of(backend: u32) -> Arc<[u32]> {
+    vec![backend; RING_SIZE as usize].into()
+}
+
+/// A datapath with one service on one full-NAT backend.
+fn with_service() -> Datapath {
+    let mut datapath = load();
+    datapath.create_port_pools(&[1]).unwrap();
+    datapath.set_backend(1, backend()).unwrap();
+    datapath.set_rings(&[(1, ring_of(1))]).unwrap();
+    datapath.set_vip(frontend()).unwrap();
+    let service = Service {
+        id: 1,
+        mode: Mode::FullNat as u8,
+        ..Service::default()
+    };
+    datapath.set_service(frontend(), service).unwrap();
+    datapath
+        .set_interface(LO, Interface { mtu: 1_500 })
+        .unwrap();
+    datapath
+}
+
+/// A TCP SYN from a port of 198.51.100.7 to the service.
+fn syn(port: u16) -> Vec<u8> {
+    let mut frame = vec![
+        2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 7, 8, 0, // Ethernet
+        0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 198, 51, 100, 7, 192, 0, 2, 10, // IPv4
+        0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0, // TCP
+    ];
+    frame[34..36].copy_from_slice(&port.to_be_bytes());
+    let sum: u32 = frame[14..34]
+        .chunks_exact(2)
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    frame
+}
+
+fn syn_key(port: u16) -> FlowKey4 {
+    FlowKey4 {
+        src: word([198, 51, 100, 7].into()),
+        dst: word([192, 0, 2, 10].into()),
+        src_port: port.to_be(),
+        dst_port: 80_u16.to_be(),
+        protocol: 6,
+        reserved: [0; 3],
+    }
+}
+
+#[test]
+fn foreign_packets_pass_unchanged() {
+    let frame = syn(40_000);
+    let run = load().test_run(&frame, LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Pass);
+    assert_eq!(run.frame, frame);
+}
+
+#[test]
+fn a_flow_takes_a_port_that_the_daemon_sees_and_frees() {
+    let mut datapath = with_service();
+    for port in [40_000, 40_001] {
+        let run = datapath.test_run(&syn(port), LO).unwrap();
+        assert_eq!(run.verdict, Verdict::Tx, "{port}");
+    }
+    let used = datapath.ports().used().remove(&1).unwrap();
+    assert_eq!(used[20_000 / 64] >> (20_000 % 64), 0b11);
+    let run = datapath.test_run(&syn(40_002), LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Drop);
+    let exhausted = DropKey {
+        service: 1,
+        backend: 1,
+        reason: DropReason::SourcePortsExhausted as u16,
+        direction: Direction::Forward as u16,
+    };
+    assert_eq!(datapath.drops().unwrap()[&exhausted], 1);
+
+    // A freed port is used again.
+    let mut tables = datapath.flow_tables().unwrap();
+    let flow = tables.v4.flows.get(&syn_key(40_001)).unwrap().unwrap();
+    assert!(tables.v4.flows.remove(&syn_key(40_001)).unwrap());
+    assert!(!tables.v4.flows.remove(&syn_key(40_001)).unwrap());
+    assert!(tables.v4.replies.remove(&flow.partner()).unwrap());
+    assert!(tables.ports.free(1, u16::from_be(flow.to.src_port)));
+    assert!(!tables.ports.free(1, u16::from_be(flow.to.src_port)));
+    let run = datapath.test_run(&syn(40_002), LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Tx);
+
+    let counters = datapath.counters(1).unwrap();
+    assert_eq!((counters.packets, counters.new_flows), (3, 3));
+    datapath.clear_counters(1).unwrap();
+    assert_eq!(datapath.counters(1).unwrap(), Counters::default());
+    datapath.clear_drops(exhausted).unwrap();
+    assert!(!datapath.drops().unwrap().contains_key(&exhausted));
+}
+
+#[test]
+fn every_reason_has_its_overflow_key() {
+    let drops = load().drops().unwrap();
+    assert_eq!(drops.len(), DropReason::ALL.len() * Direction::ALL.len());
+    assert!(drops.values().all(|packets| *packets == 0));
+}
+
+#[test]
+fn rings_are_replaced_whole_and_removed() {
+    let mut datapath = with_service();
+    let slots: Vec<u32> = (0..RING_SIZE).map(|slot| slot % 7 + 1).collect();
+    let rings = [(1, slots.as_slice().into()), (2, ring_of(8))];
+    datapath.set_rings(&rings).unwrap();
+    assert_eq!(datapath.rings.get(1).unwrap().values(), slots);
+    assert_eq!(datapath.rings.get(2).unwrap().values(), *ring_of(8));
+
+    datapath.set_rings(&[(1, ring_of(NO_BACKEND))]).unwrap();
+    let run = datapath.test_run(&syn(40_000), LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Drop);
+    datapath.remove_rings(&[1, 2, 3]).unwrap();
+    for service in 1..=3 {
+        let ring = datapath.rings.get(service).unwrap();
+        assert_eq!(ring.values(), *ring_of(NO_BACKEND));
+    }
+    let run = datapath.test_run(&syn(40_000), LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Drop);
+    datapath.remove_service(frontend()).unwrap();
+    let run = datapath.test_run(&syn(40_000), LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Drop, "the address is still ours");
+    datapath.remove_vip(frontend()).unwrap();
+    let run = datapath.test_run(&syn(40_000), LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Pass);
+}
+
+#[test]
+fn batches_show_every_entry_once() {
+    let datapath = load();
+    let mut tables = datapath.flow_tables().unwrap();
+    for port in 0..1_000 {
+        tables
+            .v4
+            .flows
+            .insert(&syn_key(port), &Flow4::default())
+            .unwrap();
+    }
+    let mut seen = Vec::new();
+    tables
+        .v4
+        .flows
+        .for_each_batch(|entries| seen.extend(entries.map(|(key, _)| u16::from_be(key.src_port))))
+        .unwrap();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..1_000).collect::<Vec<u16>>());
+}
+
+#[test]
+fn attaches_in_the_driver_and_detaches_when_dropped() {
+    in_network_namespace(|| {
+        ip("link add name veth0 type veth peer name veth1");
+        let mut first = load();
+        assert_eq!(
+            first.attach("veth0", XdpMode::Auto).unwrap(),
+            AttachedMode::Native
+        );
+        let Err(Error::Occupied {
+            program_name,
+            remedy,
+            ..
+        }) = load().attach("veth0", XdpMode::Generic)
+        else {
+            panic!("the interface is taken");
+        };
+        assert_eq!(program_name.as_deref(), Some(map_name::PROGRAM));
+        assert!(remedy.starts_with("bpftool link detach id"), "{remedy}");
+        drop(first);
+        load().attach("veth0", XdpMode::Native).unwrap();
+    });
+}
+
+#[test]
+fn falls_back_to_generic_mode_only_when_allowed() {
+    in_network_namespace(|| {
+        let mut datapath = load();
+        assert!(matches!(
+            datapath.attach("lo", XdpMode::Native),
+            Err(Error::Attach { mode: "native", .. })
+        ));
+        assert_eq!(
+            datapath.attach("lo", XdpMode::Auto).unwrap(),
+            AttachedMode::Generic
+        );
+        datapath.detach(LO);
+        assert_eq!(
+            datapath.attach("lo", XdpMode::Generic).unwrap(),
+            AttachedMode::Generic
+        );
+    });
+}
+
+#[test]
+fn an_unknown_interface_is_named() {
+    let error = load().attach("nowhere", XdpMode::Auto).unwrap_err();
+    assert!(error.to_string().contains("`nowhere`"), "{error}");
+}
+
+#[test]
+fn a_table_beyond_all_memory_is_refused_with_its_size() {
+    let options = Options {
+        max_flows: 1 << 31,
+        ..OPTIONS
+    };
+    let Err(error) = Datapath::load(&options) else {
+        panic!("a terabyte of flows fits");
+    };
+    assert!(matches!(error, Error::Memory { .. }), "{error:?}");
+}
