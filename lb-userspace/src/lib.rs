@@ -5,4 +5,5 @@
 //! Dependencies point one way: `cli -> api -> state -> reconcile -> datapath ->
 //! lb-common`. Nothing above [`datapath`] knows what a BPF map is.
 
+pub mod config;
 pub mod state;
