@@ -1,10 +1,22 @@
 //! The configuration file: what the operator wants, in TOML.
 //!
 //! [`read`] finds every mistake in one pass. Reading goes in three steps: the text
-//! becomes tables (`toml`), tables become values ([`reader`]), and values are asked
+//! becomes tables (`toml`), tables become values (`reader`), and values are asked
 //! the [`rules`](crate::state::rules) that the API asks too.
 
+mod diagnostic;
+pub mod duration;
+mod file;
+pub mod host;
+mod reader;
+mod service;
+mod source;
+
 use std::path::PathBuf;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use file::{Outcome, parse_interface, parse_socket, read};
+pub use source::Source;
 
 use crate::state::{Desired, ServiceSpec, words};
 
@@ -54,7 +66,7 @@ pub struct Limits {
 impl Limits {
     /// The least number of flows that makes sense.
     pub const MIN_FLOWS: u32 = 1_024;
-    /// The largest number of flows; about 12 GiB of memory for each family.
+    /// The largest number of flows: some 18 GiB of memory for IPv4, 24 for IPv6.
     pub const MAX_FLOWS: u32 = 67_108_864;
 }
 
