@@ -1,12 +1,8 @@
 //! The file as a whole: its tables, and what its services must not share.
 
-use std::{
-    collections::{HashMap, HashSet},
-    ops::Range,
-    path::PathBuf,
-};
+use std::{collections::HashMap, ops::Range, path::PathBuf};
 
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 use super::{
     Config, DEFAULT_SOCKET, DatapathLog, Limits, Source, XdpMode,
@@ -58,42 +54,116 @@ fn read_text(source: &Source, out: &mut Diagnostics) -> Config {
     let (root, errors) = DeTable::parse_recoverable(source.text());
     let config = read_root(Table::new(root.get_ref(), root.span(), "the file"), out);
     if !errors.is_empty() {
-        let broken: Vec<_> = errors
-            .iter()
-            .map(|error| source.frame(&error.span().unwrap_or_default()))
-            .collect();
-        keep_certain(source, &broken, out);
-        for (error, span) in errors.iter().zip(broken) {
-            out.push(syntax_error(error.message(), span));
-        }
+        let errors = syntax_errors(source, root.get_ref(), &errors);
+        keep_certain(source, &errors, out);
+        errors.into_iter().for_each(|error| out.push(error));
     }
     config
 }
 
 /// Drops the mistakes that may be but the consequence of a syntax error.
-fn keep_certain(source: &Source, broken: &[Range<usize>], out: &mut Diagnostics) {
-    let line = |span: &Range<usize>| source.position(span.start).0;
-    let lines: HashSet<_> = broken.iter().map(line).collect();
-    let header = broken
+fn keep_certain(source: &Source, errors: &[Diagnostic], out: &mut Diagnostics) {
+    let line = |byte| source.position(byte).0;
+    let lines: Vec<_> = errors
         .iter()
-        .any(|span| source.line(span.start).trim_start().starts_with('['));
-    out.retain(|found| match found.doubt {
-        Doubt::Line => !lines.contains(&line(&found.span)),
-        Doubt::Header => !header && !lines.contains(&line(&found.span)),
-        Doubt::Any => false,
+        .map(|error| line(error.span.start)..=line(error.span.end))
+        .collect();
+    let header = errors
+        .iter()
+        .any(|error| source.line(error.span.start).trim_start().starts_with('['));
+    out.retain(|found| {
+        let spoilt = || {
+            lines
+                .iter()
+                .any(|lines| lines.contains(&line(found.span.start)))
+        };
+        match found.doubt {
+            Doubt::Line => !spoilt(),
+            Doubt::Header => !header && !spoilt(),
+            Doubt::Any => false,
+        }
     });
 }
 
-fn syntax_error(message: &str, span: Range<usize>) -> Diagnostic {
-    let hint = if message.starts_with("duplicate key") {
-        "a key stands once in its table; services and backends have a header of their own, \
-         [[service]] and [[service.backend]]"
-    } else if message.starts_with("string values must be quoted") {
-        "write text in quotes: `key = \"value\"`"
-    } else {
-        "the file is TOML: `key = value` in lines, under headers like [[service]]"
+/// The errors of the parser in this program's words.
+fn syntax_errors(
+    source: &Source,
+    root: &DeTable<'_>,
+    errors: &[toml::de::Error],
+) -> Vec<Diagnostic> {
+    // To the parser all that follows an array without an end is part of it, and wrong.
+    let unclosed = errors
+        .iter()
+        .filter(|error| error.message().starts_with("unclosed array,"))
+        .filter_map(|error| outermost_array(root, error.span()?.start))
+        .min_by_key(|span| span.start);
+    let mut found: Vec<_> = errors
+        .iter()
+        .map(|error| (error.message(), error.span().unwrap_or_default()))
+        .filter(|(_, span)| {
+            unclosed
+                .as_ref()
+                .is_none_or(|array| span.start < array.start)
+        })
+        .map(|(message, span)| syntax_error(source, message, span))
+        .collect();
+    found.extend(unclosed.map(|span| {
+        Diagnostic::error(
+            span,
+            "the array that begins here has no end",
+            "close it by `]`",
+        )
+    }));
+    found
+}
+
+/// The outermost array that contains the byte or ends there.
+fn outermost_array(table: &DeTable<'_>, byte: usize) -> Option<Range<usize>> {
+    table.iter().find_map(|(_, value)| {
+        let span = value.span();
+        match value.get_ref() {
+            DeValue::Array(_) if (span.start..=span.end).contains(&byte) => Some(span),
+            // Headers do not span what stands under them.
+            DeValue::Array(elements) => elements
+                .iter()
+                .filter_map(|element| element.get_ref().as_table())
+                .find_map(|table| outermost_array(table, byte)),
+            DeValue::Table(table) => outermost_array(table, byte),
+            _ => None,
+        }
+    })
+}
+
+fn syntax_error(source: &Source, message: &str, span: Range<usize>) -> Diagnostic {
+    let (message, expected) = match message.split_once(", expected ") {
+        Some((message, expected)) => (message, Some(expected)),
+        None => (message, None),
     };
-    Diagnostic::error(span, format!("syntax: {message}"), hint)
+    let text = source.text().get(span.clone()).unwrap_or_default();
+    let no_value = Diagnostic::error(
+        span.clone(),
+        "the value cannot be understood",
+        "write text in quotes: `key = \"value\"`",
+    );
+    match message {
+        "string values must be quoted" if text.is_empty() => {
+            Diagnostic::error(span, "the value is missing", "write one after `=`")
+        }
+        "string values must be quoted" | "invalid integer" | "invalid float" => no_value,
+        "duplicate key" => Diagnostic::error(
+            span,
+            format!("`{text}` is there twice"),
+            "keep one; each service begins with [[service]], each backend with \
+             [[service.backend]]",
+        ),
+        _ => {
+            let hint = match expected {
+                Some(expected) => format!("{expected} is expected here"),
+                None => "the file is TOML: lines `key = value` under [headers]".to_owned(),
+            };
+            Diagnostic::error(span, format!("syntax: {message}"), hint)
+        }
+    }
 }
 
 fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {

@@ -204,10 +204,8 @@ impl<'a> Value<'a> {
             vowel @ ("integer" | "array") => format!("an {vowel}"),
             other => format!("a {other}"),
         };
-        out.push(Diagnostic::error(
-            self.span(),
-            format!("`{}` is {found}, but must be {expected}", self.name()),
-            hint,
-        ));
+        let message = format!("`{}` is {found}, but must be {expected}", self.name());
+        // Headers decide what is a table and what an array of tables.
+        out.push(Diagnostic::error(self.span(), message, hint).doubted(Doubt::Header));
     }
 }

@@ -166,7 +166,13 @@ fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
         if let Some(against) = violation.against {
             let other = service.span(against);
             if other != span {
-                found = found.with_other(other, "because of this");
+                let label = match against {
+                    Field::BackendAddress(_) if !matches!(violation.field, Field::HealthPort) => {
+                        "first here"
+                    }
+                    _ => "because of this",
+                };
+                found = found.with_other(other, label);
             }
         }
         out.push(found);

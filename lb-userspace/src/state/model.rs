@@ -76,15 +76,8 @@ impl FromStr for VirtualAddress {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORMS: &str = "write `192.0.2.10:443` or `[2001:db8::10]:443`, or `*` as the port \
                              for every port";
-        if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-            let example = Self {
-                ip,
-                port: Some(443),
-            };
-            return Err(Reason::new(
-                format!("`{text}` names no port"),
-                format!("write `{example}`, or `*` as the port for every port"),
-            ));
+        if let Some(reason) = half_written(text) {
+            return Err(reason);
         }
         let (host, port) = text
             .rsplit_once(':')
@@ -105,6 +98,28 @@ impl FromStr for VirtualAddress {
         };
         Ok(Self { ip, port })
     }
+}
+
+/// What to say of an address that lacks its port or its brackets.
+fn half_written(text: &str) -> Option<Reason> {
+    let at = |ip, port| VirtualAddress {
+        ip,
+        port: Some(port),
+    };
+    if let Some((v6, port)) = text.rsplit_once(':')
+        && let (Ok(v6), Ok(port)) = (v6.parse().map(IpAddr::V6), parse_port(port))
+    {
+        return Some(Reason::new(
+            format!("`{text}` lacks the brackets between address and port"),
+            format!("write `{}`", at(v6, port)),
+        ));
+    }
+    let bare = text.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
+    let ip = bare.unwrap_or(text).parse().ok()?;
+    Some(Reason::new(
+        format!("`{text}` names no port"),
+        format!("write `{}`, or `*` as the port for every port", at(ip, 443)),
+    ))
 }
 
 /// Reads a port number.

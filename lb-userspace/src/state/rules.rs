@@ -174,7 +174,11 @@ fn name(name: &str) -> Option<Violation> {
     (!right).then(|| {
         Violation::new(
             Field::Name,
-            format!("`{}` cannot name a service", name.escape_debug()),
+            if name.is_empty() {
+                "the name is empty".to_owned()
+            } else {
+                format!("`{}` cannot name a service", name.escape_debug())
+            },
             format!(
                 "a name has 1 to {MAX_NAME} letters, digits, `-`, `_` or `.`, and begins with a \
                  letter or digit"
