@@ -4,7 +4,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{BackendSpec, ServiceSpec, Status, VirtualAddress};
+use super::{BackendSpec, Reason, ServiceSpec, Status, VirtualAddress};
 
 /// A change to the desired state. It is checked whole and done whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,13 +43,13 @@ pub enum Change {
 pub enum Refusal {
     /// What the change names does not exist.
     #[error("{0}")]
-    NotFound(String),
+    NotFound(Reason),
     /// What the change would add exists, or contradicts what exists.
     #[error("{0}")]
-    Conflict(String),
+    Conflict(Reason),
     /// The change makes no sense in itself.
     #[error("{0}")]
-    Invalid(String),
+    Invalid(Reason),
     /// The datapath would not take it.
     #[error("{0}")]
     Failed(String),

@@ -2,70 +2,12 @@
 
 use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use super::{Reason, words::words};
 
 /// Source ports that full NAT uses unless the configuration says otherwise: all
 /// that Linux leaves below its own default range for local sockets, 32768 to 60999
 /// (`net.ipv4.ip_local_port_range`), without the privileged ones.
 pub const FULL_NAT_PORTS: RangeInclusive<u16> = 1024..=32767;
-
-/// A word on the command line or in a file that means nothing here.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} `{given}` is not known; use {expected}")]
-pub struct ParseError {
-    /// What kind of word was expected.
-    pub what: &'static str,
-    /// The word itself.
-    pub given: String,
-    /// What would have been understood.
-    pub expected: &'static str,
-}
-
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $expected:literal {
-        $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+
-    }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)+
-        }
-
-        impl $name {
-            /// Every value, in the order of the documentation.
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            /// The word used in configuration, JSON and tables.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)+
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = ParseError;
-
-            fn from_str(word: &str) -> Result<Self, Self::Err> {
-                match word {
-                    $($word => Ok(Self::$variant),)+
-                    _ => Err(ParseError {
-                        what: $what,
-                        given: word.to_owned(),
-                        expected: $expected,
-                    }),
-                }
-            }
-        }
-    };
-}
 
 words! {
     /// Transport protocol of a service.
@@ -79,7 +21,7 @@ words! {
 
 words! {
     /// Forwarding mode of a service.
-    Mode, "mode", "`full-nat` or `nat`" {
+    Mode, "mode", "`full-nat` or `nat`; `dsr`, `ipip` and `gue` are not in this version" {
         /// Destination and source are translated; backends need no set-up.
         FullNat = "full-nat",
         /// The destination is translated; backends route replies through here.
@@ -89,7 +31,7 @@ words! {
 
 words! {
     /// How a new flow finds its backend.
-    Scheduler, "scheduler", "`maglev`" {
+    Scheduler, "scheduler", "`maglev`, the only one in this version" {
         /// Weighted Maglev hashing of the five-tuple.
         Maglev = "maglev",
     }
@@ -129,27 +71,91 @@ impl fmt::Display for VirtualAddress {
 }
 
 impl FromStr for VirtualAddress {
-    type Err = ParseError;
+    type Err = Reason;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let (host, port) = text.rsplit_once(':')?;
-            let ip = match host.strip_prefix('[') {
-                Some(rest) => IpAddr::V6(rest.strip_suffix(']')?.parse().ok()?),
-                None => IpAddr::V4(host.parse().ok()?),
-            };
-            let port = match port {
-                "*" => None,
-                digits => Some(digits.parse().ok().filter(|port| *port != 0)?),
-            };
-            Some(Self { ip, port })
+        const FORMS: &str = "write `192.0.2.10:443` or `[2001:db8::10]:443`, or `*` as the port \
+                             for every port";
+        if let Some(reason) = half_written(text) {
+            return Err(reason);
+        }
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or_else(|| Reason::new(format!("`{text}` is no IP address with a port"), FORMS))?;
+        let ip = match host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']')) {
+            Some(v6) => v6.parse().map(IpAddr::V6).ok(),
+            None => host.parse().map(IpAddr::V4).ok(),
         };
-        parse().ok_or_else(|| ParseError {
-            what: "address",
-            given: text.to_owned(),
-            expected: "`192.0.2.10:443`, `[2001:db8::10]:443`, or `*` as the port for every port",
-        })
+        let ip = ip.ok_or_else(|| {
+            Reason::new(
+                format!("`{host}` is no IP address"),
+                format!("{FORMS}; names are not resolved"),
+            )
+        })?;
+        let port = match port {
+            "*" => None,
+            digits => Some(parse_port(digits)?),
+        };
+        Ok(Self { ip, port })
     }
+}
+
+/// What to say of an address that lacks its port or its brackets.
+fn half_written(text: &str) -> Option<Reason> {
+    let at = |ip, port| VirtualAddress {
+        ip,
+        port: Some(port),
+    };
+    if let Some((v6, port)) = text.rsplit_once(':')
+        && let (Ok(v6), Ok(port)) = (v6.parse().map(IpAddr::V6), parse_port(port))
+    {
+        return Some(Reason::new(
+            format!("`{text}` lacks the brackets between address and port"),
+            format!("write `{}`", at(v6, port)),
+        ));
+    }
+    let bare = text.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
+    let ip = bare.unwrap_or(text).parse().ok()?;
+    Some(Reason::new(
+        format!("`{text}` names no port"),
+        format!("write `{}`, or `*` as the port for every port", at(ip, 443)),
+    ))
+}
+
+/// Reads a port number.
+///
+/// # Errors
+///
+/// When it is no number from 1 to 65535 in plain digits.
+pub fn parse_port(digits: &str) -> Result<u16, Reason> {
+    // `u16::from_str` alone would take a sign.
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits
+        .parse()
+        .ok()
+        .filter(|port| plain && *port != 0)
+        .ok_or_else(|| {
+            Reason::new(
+                format!("`{digits}` is no port"),
+                "a port is a number from 1 to 65535",
+            )
+        })
+}
+
+/// Reads a range of ports, `1024-32767`. That it is the right way round is for
+/// [`rules`](super::rules) to say.
+///
+/// # Errors
+///
+/// When it is not two ports joined by `-`.
+pub fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, Reason> {
+    let (first, last) = text.split_once('-').ok_or_else(|| {
+        Reason::new(
+            format!("`{text}` is no range of ports"),
+            "write the first and the last port: `1024-32767`",
+        )
+    })?;
+    Ok(parse_port(first.trim())?..=parse_port(last.trim())?)
 }
 
 /// What a health check asks of a backend.
@@ -184,6 +190,17 @@ pub struct HealthSpec {
     pub port: Option<u16>,
 }
 
+impl HealthSpec {
+    /// The interval where none is given.
+    pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
+    /// The timeout where none is given and the interval is not shorter.
+    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+    /// `rise` where none is given.
+    pub const DEFAULT_RISE: u32 = 2;
+    /// `fall` where none is given.
+    pub const DEFAULT_FALL: u32 = 3;
+}
+
 /// How long a flow may be silent before it is forgotten, by the state it is in.
 /// Both directions count as speaking. Whole numbers of [`lb_common::CLOCK_TICK_MS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +233,8 @@ impl Default for Timeouts {
 /// A service and its backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
-    /// Unique name: letters, digits, `-`, `_` and `.`, 1 to 63 of them.
+    /// Unique name: ASCII letters, digits, `-`, `_` and `.`, 1 to 63 of them, the
+    /// first a letter or a digit.
     pub name: String,
     /// Where clients reach it.
     pub address: VirtualAddress,

@@ -1,0 +1,338 @@
+//! The file as a whole: its tables, and what its services must not share.
+
+use std::{collections::HashMap, ops::Range, path::PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    Config, DEFAULT_SOCKET, DatapathLog, Limits, Source, XdpMode,
+    diagnostic::{Diagnostic, Diagnostics, Doubt, Severity},
+    reader::{Table, Value},
+    service::{self, ReadService},
+};
+use crate::state::{
+    Reason,
+    rules::{self, Field, MAX_BACKENDS, MAX_SERVICES},
+};
+
+const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`";
+const XDP_MODE: &str = "`xdp-mode = \"auto\"`, `\"native\"` or `\"generic\"`";
+const SOCKET: &str = "write an absolute path in quotes: `socket = \"/run/lb/lb.sock\"`";
+
+/// What a file says, and what is wrong with it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The configuration; `None` if the file has an error.
+    pub config: Option<Config>,
+    /// Every mistake, in the order of the file.
+    pub diagnostics: Diagnostics,
+}
+
+/// Reads a configuration, and finds every mistake in it.
+#[must_use]
+pub fn read(source: &Source) -> Outcome {
+    let mut out = Diagnostics::default();
+    let config = match source.invalid() {
+        Some(span) => {
+            out.push(Diagnostic::error(
+                span,
+                "the file is not UTF-8 text",
+                "save it in the encoding UTF-8",
+            ));
+            None
+        }
+        None => Some(read_text(source, &mut out)),
+    };
+    out.sort();
+    Outcome {
+        config: config.filter(|_| out.count(Severity::Error) == 0),
+        diagnostics: out,
+    }
+}
+
+fn read_text(source: &Source, out: &mut Diagnostics) -> Config {
+    let (root, errors) = DeTable::parse_recoverable(source.text());
+    let config = read_root(Table::new(root.get_ref(), root.span(), "the file"), out);
+    if !errors.is_empty() {
+        let errors = syntax_errors(source, root.get_ref(), &errors);
+        keep_certain(source, &errors, out);
+        errors.into_iter().for_each(|error| out.push(error));
+    }
+    config
+}
+
+/// Drops the mistakes that may be but the consequence of a syntax error.
+fn keep_certain(source: &Source, errors: &[Diagnostic], out: &mut Diagnostics) {
+    let line = |byte| source.position(byte).0;
+    let lines: Vec<_> = errors
+        .iter()
+        .map(|error| line(error.span.start)..=line(error.span.end))
+        .collect();
+    let header = errors
+        .iter()
+        .any(|error| source.line(error.span.start).trim_start().starts_with('['));
+    out.retain(|found| {
+        let spoilt = || {
+            lines
+                .iter()
+                .any(|lines| lines.contains(&line(found.span.start)))
+        };
+        match found.doubt {
+            Doubt::Line => !spoilt(),
+            Doubt::Header => !header && !spoilt(),
+            Doubt::Any => false,
+        }
+    });
+}
+
+/// The errors of the parser in this program's words.
+fn syntax_errors(
+    source: &Source,
+    root: &DeTable<'_>,
+    errors: &[toml::de::Error],
+) -> Vec<Diagnostic> {
+    // To the parser all that follows an array without an end is part of it, and wrong.
+    let unclosed = errors
+        .iter()
+        .filter(|error| error.message().starts_with("unclosed array,"))
+        .filter_map(|error| outermost_array(root, error.span()?.start))
+        .min_by_key(|span| span.start);
+    let mut found: Vec<_> = errors
+        .iter()
+        .map(|error| (error.message(), error.span().unwrap_or_default()))
+        .filter(|(_, span)| {
+            unclosed
+                .as_ref()
+                .is_none_or(|array| span.start < array.start)
+        })
+        .map(|(message, span)| syntax_error(source, message, span))
+        .collect();
+    found.extend(unclosed.map(|span| {
+        Diagnostic::error(
+            span,
+            "the array that begins here has no end",
+            "close it by `]`",
+        )
+    }));
+    found
+}
+
+/// The outermost array that contains the byte or ends there.
+fn outermost_array(table: &DeTable<'_>, byte: usize) -> Option<Range<usize>> {
+    table.iter().find_map(|(_, value)| {
+        let span = value.span();
+        match value.get_ref() {
+            DeValue::Array(_) if (span.start..=span.end).contains(&byte) => Some(span),
+            // Headers do not span what stands under them.
+            DeValue::Array(elements) => elements
+                .iter()
+                .filter_map(|element| element.get_ref().as_table())
+                .find_map(|table| outermost_array(table, byte)),
+            DeValue::Table(table) => outermost_array(table, byte),
+            _ => None,
+        }
+    })
+}
+
+fn syntax_error(source: &Source, message: &str, span: Range<usize>) -> Diagnostic {
+    let (message, expected) = match message.split_once(", expected ") {
+        Some((message, expected)) => (message, Some(expected)),
+        None => (message, None),
+    };
+    let text = source.text().get(span.clone()).unwrap_or_default();
+    let no_value = Diagnostic::error(
+        span.clone(),
+        "the value cannot be understood",
+        "write text in quotes: `key = \"value\"`",
+    );
+    match message {
+        "string values must be quoted" if text.is_empty() => {
+            Diagnostic::error(span, "the value is missing", "write one after `=`")
+        }
+        "string values must be quoted" | "invalid integer" | "invalid float" => no_value,
+        "duplicate key" => Diagnostic::error(
+            span,
+            format!("`{text}` is there twice"),
+            "keep one; each service begins with [[service]], each backend with \
+             [[service.backend]]",
+        ),
+        _ => {
+            let hint = match expected {
+                Some(expected) => format!("{expected} is expected here"),
+                None => "the file is TOML: lines `key = value` under [headers]".to_owned(),
+            };
+            Diagnostic::error(span, format!("syntax: {message}"), hint)
+        }
+    }
+}
+
+fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
+    let interfaces = root
+        .optional("interfaces")
+        .map(|value| read_interfaces(value, out))
+        .unwrap_or_default();
+    let xdp_mode = root
+        .optional("xdp-mode")
+        .and_then(|value| value.parse(XDP_MODE, out, str::parse))
+        .unwrap_or(XdpMode::Auto);
+    let socket = root
+        .optional("socket")
+        .and_then(|value| value.parse(SOCKET, out, parse_socket))
+        .unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let limits = root
+        .optional("limits")
+        .and_then(|value| value.table("[limits]", out))
+        .map(|table| read_limits(table, out))
+        .unwrap_or_default();
+    let services: Vec<_> = root
+        .optional("service")
+        .map(|value| value.tables("[[service]]", out))
+        .unwrap_or_default()
+        .into_iter()
+        .map(|table| service::read(table, out))
+        .collect();
+    root.finish(out);
+    check_together(&services, out);
+    Config {
+        interfaces,
+        xdp_mode,
+        socket,
+        limits,
+        datapath_log: DatapathLog::Off,
+        services: services.into_iter().map(|service| service.spec).collect(),
+    }
+}
+
+fn read_interfaces(value: Value<'_>, out: &mut Diagnostics) -> Vec<String> {
+    let mut seen = HashMap::<String, Range<usize>>::new();
+    let mut names = Vec::new();
+    for element in value.array(INTERFACES, out).unwrap_or_default() {
+        let Some(name) = element.parse(INTERFACES, out, parse_interface) else {
+            continue;
+        };
+        if let Some(first) = seen.get(&name) {
+            let reason = Reason::new(format!("interface `{name}` is there twice"), "name it once");
+            out.push(
+                element
+                    .error(reason)
+                    .with_other(first.clone(), "first here"),
+            );
+            continue;
+        }
+        seen.insert(name.clone(), element.span());
+        names.push(name);
+    }
+    names
+}
+
+/// Reads the name of an interface, by the rules of the kernel (`dev_valid_name`).
+///
+/// # Errors
+///
+/// When no interface can have this name.
+pub fn parse_interface(name: &str) -> Result<String, Reason> {
+    const MAX: usize = 15;
+    let right = (1..=MAX).contains(&name.len())
+        && ![".", ".."].contains(&name)
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c == '\0');
+    if right {
+        Ok(name.to_owned())
+    } else {
+        Err(Reason::new(
+            format!("no interface can be called `{}`", name.escape_debug()),
+            "`ip -brief link` shows the interfaces of this host",
+        ))
+    }
+}
+
+/// Reads the path of a Unix socket.
+///
+/// # Errors
+///
+/// When it is not absolute, or longer than the kernel takes (`sun_path`).
+pub fn parse_socket(path: &str) -> Result<PathBuf, Reason> {
+    const MAX: usize = 107;
+    if !path.starts_with('/') {
+        return Err(Reason::new(
+            format!("the path `{}` is not absolute", path.escape_debug()),
+            format!("begin it with `/`, as in `{DEFAULT_SOCKET}`"),
+        ));
+    }
+    if path.len() > MAX || path.contains('\0') {
+        return Err(Reason::new(
+            format!("`{}` cannot be the path of a socket", path.escape_debug()),
+            format!("use a path of at most {MAX} bytes"),
+        ));
+    }
+    Ok(path.into())
+}
+
+fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {
+    let flows = table
+        .optional("flows")
+        .and_then(|value| value.integer(Limits::MIN_FLOWS..=Limits::MAX_FLOWS, out))
+        .unwrap_or(Limits::default().flows);
+    table.finish(out);
+    Limits { flows }
+}
+
+/// What [`Desired`](crate::state::Desired) asks of services together.
+fn check_together(services: &[ReadService], out: &mut Diagnostics) {
+    let mut names = HashMap::new();
+    let mut addresses = HashMap::new();
+    let mut backends = 0;
+    for (index, service) in services.iter().enumerate() {
+        let spec = &service.spec;
+        if service.is_read(Field::Name)
+            && let Some(first) = first_user(&mut names, spec.name.as_str(), service)
+        {
+            let reason = rules::same_name(&spec.name);
+            out.push(conflict(service, first, Field::Name, reason));
+        }
+        if service.is_read(Field::Address)
+            && service.is_read(Field::Protocol)
+            && let Some(first) = first_user(&mut addresses, (spec.address, spec.protocol), service)
+        {
+            let reason = rules::same_address(spec, &first.spec.name);
+            out.push(conflict(service, first, Field::Address, reason));
+        }
+        if index == MAX_SERVICES {
+            let reason = rules::too_many_services();
+            out.push(conflict(service, service, Field::Service, reason));
+        }
+        let room = backends <= MAX_BACKENDS;
+        backends += spec.backends.len();
+        if room && backends > MAX_BACKENDS && spec.backends.len() <= MAX_BACKENDS {
+            let reason = rules::too_many_backends();
+            out.push(conflict(service, service, Field::Backends, reason));
+        }
+    }
+}
+
+/// The service that has `key` already; else it is from now on `service`.
+fn first_user<'s, K: std::hash::Hash + Eq>(
+    users: &mut HashMap<K, &'s ReadService>,
+    key: K,
+    service: &'s ReadService,
+) -> Option<&'s ReadService> {
+    let first = *users.entry(key).or_insert(service);
+    (!std::ptr::eq(first, service)).then_some(first)
+}
+
+fn conflict(
+    service: &ReadService,
+    first: &ReadService,
+    field: Field,
+    reason: Reason,
+) -> Diagnostic {
+    let found = Diagnostic::error(
+        service.span(field),
+        reason.message,
+        reason.hint.unwrap_or_default(),
+    );
+    if std::ptr::eq(service, first) {
+        found
+    } else {
+        found.with_other(first.span(field), "first here")
+    }
+}

@@ -1,0 +1,109 @@
+//! The configuration file: what the operator wants, in TOML.
+//!
+//! [`read`] finds every mistake in one pass. Reading goes in three steps: the text
+//! becomes tables (`toml`), tables become values (`reader`), and values are asked
+//! the [`rules`](crate::state::rules) that the API asks too.
+
+mod diagnostic;
+pub mod duration;
+mod file;
+pub mod host;
+mod reader;
+mod service;
+mod source;
+
+use std::path::PathBuf;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use file::{Outcome, parse_interface, parse_socket, read};
+pub use source::Source;
+
+use crate::state::{Desired, ServiceSpec, words};
+
+/// Where the API listens unless the configuration or the command line says
+/// otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
+
+/// A configuration without a mistake in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Names of the interfaces that the balancer attaches to, without duplicates.
+    /// May be empty: the command line can name them.
+    pub interfaces: Vec<String>,
+    /// How it attaches.
+    pub xdp_mode: XdpMode,
+    /// Where the API listens.
+    pub socket: PathBuf,
+    /// How much the datapath has room for.
+    pub limits: Limits,
+    /// What the datapath logs. Not in the file: it costs every packet, so it is
+    /// asked for on the command line.
+    pub datapath_log: DatapathLog,
+    /// The services, in the order of the file. They keep the rules of [`Desired`].
+    pub services: Vec<ServiceSpec>,
+}
+
+impl Config {
+    /// The services as the desired state.
+    ///
+    /// # Panics
+    ///
+    /// Only if a service was put into the configuration that [`read`] would have
+    /// refused.
+    #[must_use]
+    pub fn desired(&self) -> Desired {
+        Desired::new(self.services.iter().cloned()).expect("checked when it was read")
+    }
+}
+
+/// How much the datapath has room for; its memory is taken at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows of each address family.
+    pub flows: u32,
+}
+
+impl Limits {
+    /// The least number of flows that makes sense.
+    pub const MIN_FLOWS: u32 = 1_024;
+    /// The largest number of flows: some 18 GiB of memory for IPv4, 24 for IPv6.
+    pub const MAX_FLOWS: u32 = 67_108_864;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows: lb_common::flow::MAX_FLOWS,
+        }
+    }
+}
+
+words! {
+    /// Where on an interface the XDP program runs.
+    XdpMode, "XDP mode", "`auto`, `native` or `generic`" {
+        /// In the driver; where it cannot, in the kernel's generic hook, with a warning.
+        Auto = "auto",
+        /// In the driver, or not at all.
+        Native = "native",
+        /// In the kernel's generic hook: works everywhere, and slowly.
+        Generic = "generic",
+    }
+}
+
+words! {
+    /// The least severe message that the datapath logs.
+    DatapathLog, "log level", "`off`, `error`, `warn`, `info`, `debug` or `trace`" {
+        /// Nothing; the verifier removes the code.
+        Off = "off",
+        /// Errors.
+        Error = "error",
+        /// Warnings.
+        Warn = "warn",
+        /// What happens to flows.
+        Info = "info",
+        /// What happens to packets.
+        Debug = "debug",
+        /// Every step.
+        Trace = "trace",
+    }
+}

@@ -1,0 +1,363 @@
+//! A `[[service]]` of the file.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
+    ops::{Range, RangeInclusive},
+    time::Duration,
+};
+
+use super::{
+    diagnostic::{Diagnostic, Diagnostics, Doubt},
+    duration,
+    reader::{Table, Value},
+};
+use crate::state::{
+    BackendSpec, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Protocol, Reason, Scheduler, ServiceSpec,
+    Timeouts, VirtualAddress, parse_port_range,
+    rules::{self, Field},
+};
+
+const NAME: &str = "give the service a name: `name = \"web\"`";
+const ADDRESS: &str = "say where clients reach the service: `address = \"192.0.2.10:443\"`";
+const PROTOCOL: &str = "`protocol = \"tcp\"` or `protocol = \"udp\"`";
+const MODE: &str = "`mode = \"full-nat\"` works with any backend and hides the client's address; \
+                    `mode = \"nat\"` keeps it, and needs backends that route replies through \
+                    this host";
+const SCHEDULER: &str = "`scheduler = \"maglev\"`";
+const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.0.1\"`";
+const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
+const DURATION: &str = "write the duration in quotes, with its unit: `\"2s\"` or `\"500ms\"`";
+const TYPE: &str = "`type = \"tcp\"` connects, `type = \"http\"` asks for a path";
+const PATH: &str = "write the path in quotes: `path = \"/healthz\"`";
+const HOST: &str = "write the Host header in quotes: `host = \"www.example.org\"`";
+const BACKEND: &str = "say where the backend listens: `address = \"10.0.0.11:8443\"`";
+
+/// A service as it was read, and where its values stand.
+pub(super) struct ReadService {
+    /// What was read. Where a value could not be, something else stands.
+    pub(super) spec: ServiceSpec,
+    spans: HashMap<Field, Range<usize>>,
+    unread: HashSet<Field>,
+}
+
+impl ReadService {
+    /// Where the field stands, or what it would be part of.
+    pub(super) fn span(&self, field: Field) -> Range<usize> {
+        let mut at = field;
+        loop {
+            match self.spans.get(&at) {
+                Some(span) => return span.clone(),
+                None if at == Field::Service => return 0..0,
+                None => at = at.parent(),
+            }
+        }
+    }
+
+    /// Whether the field's value is what the file says, or its default.
+    pub(super) fn is_read(&self, field: Field) -> bool {
+        !self.unread.contains(&field)
+    }
+
+    /// The value of a key, `default` where there is none.
+    fn optional<T>(
+        &mut self,
+        field: Field,
+        value: Option<Value<'_>>,
+        default: T,
+        read: impl FnOnce(Value<'_>) -> Option<T>,
+    ) -> T {
+        let Some(value) = value else {
+            return default;
+        };
+        self.required(field, Some(value), default, read)
+    }
+
+    /// The value of a key, `placeholder` where there is none.
+    fn required<T>(
+        &mut self,
+        field: Field,
+        value: Option<Value<'_>>,
+        placeholder: T,
+        read: impl FnOnce(Value<'_>) -> Option<T>,
+    ) -> T {
+        if let Some(value) = value {
+            self.spans.insert(field, value.span());
+            if let Some(read) = read(value) {
+                return read;
+            }
+        }
+        self.unread.insert(field);
+        placeholder
+    }
+}
+
+/// Reads a service and asks the rules about what could be read.
+pub(super) fn read(mut table: Table<'_>, out: &mut Diagnostics) -> ReadService {
+    let mut service = ReadService {
+        spec: placeholder(),
+        spans: HashMap::from([(Field::Service, table.span())]),
+        unread: HashSet::new(),
+    };
+    general(&mut service, &mut table, out);
+    if let Some(timeouts) = table.optional("timeouts") {
+        service.spans.insert(Field::Timeouts, timeouts.span());
+        if let Some(timeouts_table) = timeouts.table("[service.timeouts]", out) {
+            service.spec.timeouts = read_timeouts(&mut service, timeouts_table, out);
+        }
+    }
+    if let Some(health) = table.optional("health") {
+        service.spans.insert(Field::Health, health.span());
+        if let Some(health_table) = health.table("[service.health]", out) {
+            service.spec.health = Some(read_health(&mut service, health_table, out));
+        }
+    }
+    match table.optional("backend") {
+        Some(backends) => read_backends(&mut service, backends, out),
+        None => out.push(
+            Diagnostic::warning(
+                table.span(),
+                "the service has no backend, so its packets are dropped",
+                "add one under the header [[service.backend]], or later by `lb backend add`",
+            )
+            .doubted(Doubt::Any),
+        ),
+    }
+    table.finish(out);
+    ask_the_rules(&service, out);
+    service
+}
+
+fn placeholder() -> ServiceSpec {
+    ServiceSpec {
+        name: String::new(),
+        address: nowhere(),
+        protocol: Protocol::Tcp,
+        mode: Mode::FullNat,
+        scheduler: Scheduler::Maglev,
+        source: None,
+        source_ports: FULL_NAT_PORTS,
+        timeouts: Timeouts::default(),
+        health: None,
+        backends: Vec::new(),
+    }
+}
+
+/// Stands for an address that could not be read.
+const fn nowhere() -> VirtualAddress {
+    VirtualAddress {
+        ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        port: Some(1),
+    }
+}
+
+fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
+    for violation in rules::check(&service.spec) {
+        let concerns = [Some(violation.field), violation.against];
+        if !concerns
+            .iter()
+            .flatten()
+            .all(|field| service.is_read(*field))
+        {
+            continue;
+        }
+        let span = service.span(violation.field);
+        let mut found = Diagnostic::error(span.clone(), violation.message, violation.hint);
+        if let Some(against) = violation.against {
+            let other = service.span(against);
+            if other != span {
+                let label = match against {
+                    Field::BackendAddress(_) if !matches!(violation.field, Field::HealthPort) => {
+                        "first here"
+                    }
+                    _ => "because of this",
+                };
+                found = found.with_other(other, label);
+            }
+        }
+        out.push(found);
+    }
+    let backends = &service.spec.backends;
+    if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
+        out.push(Diagnostic::warning(
+            service.span(Field::BackendWeight(0)),
+            "every backend of the service has weight 0, so no new flow is taken",
+            "give at least one backend a weight",
+        ));
+    }
+}
+
+fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) {
+    let name = table.required("name", NAME, out);
+    service.spec.name = service.required(Field::Name, name, String::new(), |value| {
+        value.string(NAME, out).map(str::to_owned)
+    });
+    let address = table.required("address", ADDRESS, out);
+    service.spec.address = service.required(Field::Address, address, nowhere(), |value| {
+        value.parse(ADDRESS, out, str::parse)
+    });
+    let protocol = table.optional("protocol");
+    service.spec.protocol = service.optional(Field::Protocol, protocol, Protocol::Tcp, |value| {
+        value.parse(PROTOCOL, out, str::parse)
+    });
+    let mode = table.required("mode", MODE, out);
+    service.spec.mode = service.required(Field::Mode, mode, Mode::FullNat, |value| {
+        value.parse(MODE, out, str::parse)
+    });
+    let scheduler = table.optional("scheduler");
+    let default = Scheduler::Maglev;
+    service.spec.scheduler = service.optional(Field::Scheduler, scheduler, default, |value| {
+        value.parse(SCHEDULER, out, str::parse)
+    });
+    let source = table.optional("source");
+    service.spec.source = service.optional(Field::Source, source, None, |value| {
+        value.parse(SOURCE, out, parse_source).map(Some)
+    });
+    let ports = table.optional("source-ports");
+    service.spec.source_ports =
+        service.optional(Field::SourcePorts, ports, FULL_NAT_PORTS, |value| {
+            value.parse(SOURCE_PORTS, out, parse_port_range)
+        });
+}
+
+fn parse_source(text: &str) -> Result<IpAddr, Reason> {
+    text.parse().map_err(|_| {
+        Reason::new(
+            format!("`{}` is no IP address", text.escape_debug()),
+            "write an address of this host without a port: `10.0.0.1`",
+        )
+    })
+}
+
+fn read_duration(
+    service: &mut ReadService,
+    field: Field,
+    value: Option<Value<'_>>,
+    default: Duration,
+    out: &mut Diagnostics,
+) -> Duration {
+    service.optional(field, value, default, |value| {
+        value.parse(DURATION, out, duration::parse)
+    })
+}
+
+fn read_timeouts(
+    service: &mut ReadService,
+    mut table: Table<'_>,
+    out: &mut Diagnostics,
+) -> Timeouts {
+    let default = Timeouts::default();
+    let mut read = |field, key, default| {
+        let value = table.optional(key);
+        read_duration(service, field, value, default, out)
+    };
+    let timeouts = Timeouts {
+        unreplied: read(Field::Unreplied, "unreplied", default.unreplied),
+        tcp_established: read(
+            Field::TcpEstablished,
+            "tcp-established",
+            default.tcp_established,
+        ),
+        tcp_closing: read(Field::TcpClosing, "tcp-closing", default.tcp_closing),
+        udp: read(Field::Udp, "udp", default.udp),
+    };
+    table.finish(out);
+    timeouts
+}
+
+fn read_health(
+    service: &mut ReadService,
+    mut table: Table<'_>,
+    out: &mut Diagnostics,
+) -> HealthSpec {
+    let probe = read_probe(service, &mut table, out);
+    let interval = table.optional("interval");
+    let default = HealthSpec::DEFAULT_INTERVAL;
+    let interval = read_duration(service, Field::HealthInterval, interval, default, out);
+    let timeout = table.optional("timeout");
+    let default = HealthSpec::DEFAULT_TIMEOUT.min(interval);
+    let timeout = read_duration(service, Field::HealthTimeout, timeout, default, out);
+    let mut count = |key, field, default| {
+        let value = table.optional(key);
+        service.optional(field, value, default, |value| {
+            value.integer(0..=u32::MAX, out)
+        })
+    };
+    let rise = count("rise", Field::HealthRise, HealthSpec::DEFAULT_RISE);
+    let fall = count("fall", Field::HealthFall, HealthSpec::DEFAULT_FALL);
+    let port = table.optional("port");
+    let port = service.optional(Field::HealthPort, port, None, |value| {
+        value.integer(1..=u16::MAX, out).map(Some)
+    });
+    table.finish(out);
+    HealthSpec {
+        probe,
+        interval,
+        timeout,
+        rise,
+        fall,
+        port,
+    }
+}
+
+fn read_probe(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) -> Probe {
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Kind {
+        Tcp,
+        Http,
+    }
+    let kind = table.required("type", TYPE, out);
+    let kind = service.required(Field::HealthType, kind, None, |value| {
+        value.parse(TYPE, out, |word| match word {
+            "tcp" => Ok(Some(Kind::Tcp)),
+            "http" => Ok(Some(Kind::Http)),
+            _ => Err(Reason::new(
+                format!("health check type `{}` is not known", word.escape_debug()),
+                "use `tcp` or `http`",
+            )),
+        })
+    });
+    let path = table.optional("path");
+    let host = table.optional("host");
+    if kind == Some(Kind::Tcp) {
+        for value in [&path, &host].into_iter().flatten() {
+            out.push(value.error(Reason::new(
+                "a health check of type `tcp` asks for nothing over HTTP",
+                "use `type = \"http\"`, or leave this out",
+            )));
+        }
+        return Probe::Tcp;
+    }
+    let path = service.optional(Field::HealthPath, path, "/".to_owned(), |value| {
+        value.string(PATH, out).map(str::to_owned)
+    });
+    let host = service.optional(Field::HealthHost, host, None, |value| {
+        value.string(HOST, out).map(|host| Some(host.to_owned()))
+    });
+    Probe::Http { path, host }
+}
+
+fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagnostics) {
+    service.spans.insert(Field::Backends, backends.span());
+    for (index, mut table) in backends
+        .tables("[[service.backend]]", out)
+        .into_iter()
+        .enumerate()
+    {
+        service.spans.insert(Field::Backend(index), table.span());
+        let address = table.required("address", BACKEND, out);
+        let field = Field::BackendAddress(index);
+        let address = service.required(field, address, nowhere(), |value| {
+            value.parse(BACKEND, out, str::parse)
+        });
+        let weight = table.optional("weight");
+        let field = Field::BackendWeight(index);
+        let default = BackendSpec::DEFAULT_WEIGHT;
+        let weight = service.optional(field, weight, default, |value| {
+            const RANGE: RangeInclusive<u32> = 0..=BackendSpec::MAX_WEIGHT;
+            value.integer(RANGE, out)
+        });
+        service.spec.backends.push(BackendSpec { address, weight });
+        table.finish(out);
+    }
+}

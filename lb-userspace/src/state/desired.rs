@@ -1,0 +1,168 @@
+//! The desired state as a whole: which services there are, and the changes that
+//! keep it free of contradictions.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    BackendSpec, Change, Protocol, Reason, Refusal, ServiceSpec, VirtualAddress,
+    rules::{
+        self, MAX_BACKENDS, MAX_SERVICES, same_address, same_name, too_many_backends,
+        too_many_services,
+    },
+};
+
+/// Services by name. Every service keeps the [`rules`], no two share an address,
+/// port and protocol, and all fit into the datapath's tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    services: BTreeMap<String, ServiceSpec>,
+    /// Whose an address is.
+    addresses: HashMap<(VirtualAddress, Protocol), String>,
+}
+
+impl Desired {
+    /// The state with these services.
+    ///
+    /// # Errors
+    ///
+    /// The first reason why they cannot be.
+    pub fn new(services: impl IntoIterator<Item = ServiceSpec>) -> Result<Self, Refusal> {
+        let mut desired = Self::default();
+        for service in services {
+            desired.add_service(service)?;
+        }
+        Ok(desired)
+    }
+
+    /// The services, by name.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &ServiceSpec> {
+        self.services.values()
+    }
+
+    /// The service of this name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<&ServiceSpec> {
+        self.services.get(name)
+    }
+
+    /// Makes a change, or none of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NotFound`], [`Refusal::Conflict`] or [`Refusal::Invalid`]; the
+    /// state is then as it was.
+    pub fn apply(&mut self, change: Change) -> Result<(), Refusal> {
+        match change {
+            Change::AddService(service) => self.add_service(*service),
+            Change::SetService(service) => self.set_service(*service),
+            Change::RemoveService(name) => {
+                let service = self.services.remove(&name).ok_or_else(|| unknown(&name))?;
+                self.addresses.remove(&key(&service));
+                Ok(())
+            }
+            Change::AddBackend { service, backend } => {
+                let mut changed = self.get(&service)?.clone();
+                if position(&changed, backend.address).is_some() {
+                    return Err(Refusal::Conflict(Reason::new(
+                        format!(
+                            "service `{service}` has backend `{}` already",
+                            backend.address
+                        ),
+                        "its weight can be changed by `lb backend set`",
+                    )));
+                }
+                changed.backends.push(backend);
+                self.replace(changed)
+            }
+            Change::SetBackend { service, backend } => {
+                let mut changed = self.get(&service)?.clone();
+                let index = position(&changed, backend.address)
+                    .ok_or_else(|| unknown_backend(&service, backend.address))?;
+                changed.backends[index] = backend;
+                self.replace(changed)
+            }
+            Change::RemoveBackend { service, address } => {
+                let mut changed = self.get(&service)?.clone();
+                let index = position(&changed, address)
+                    .ok_or_else(|| unknown_backend(&service, address))?;
+                changed.backends.remove(index);
+                self.replace(changed)
+            }
+        }
+    }
+
+    fn get(&self, name: &str) -> Result<&ServiceSpec, Refusal> {
+        self.services.get(name).ok_or_else(|| unknown(name))
+    }
+
+    fn add_service(&mut self, service: ServiceSpec) -> Result<(), Refusal> {
+        if self.services.contains_key(&service.name) {
+            return Err(Refusal::Conflict(same_name(&service.name)));
+        }
+        if self.services.len() == MAX_SERVICES {
+            return Err(Refusal::Conflict(too_many_services()));
+        }
+        self.replace(service)
+    }
+
+    fn set_service(&mut self, service: ServiceSpec) -> Result<(), Refusal> {
+        self.get(&service.name)?;
+        self.replace(service)
+    }
+
+    /// Puts the service in the place of the one of the same name, if there is one.
+    fn replace(&mut self, service: ServiceSpec) -> Result<(), Refusal> {
+        if let Some(violation) = rules::check(&service).into_iter().next() {
+            return Err(Refusal::Invalid(Reason::new(
+                violation.message,
+                violation.hint,
+            )));
+        }
+        if let Some(owner) = self.addresses.get(&key(&service))
+            && *owner != service.name
+        {
+            return Err(Refusal::Conflict(same_address(&service, owner)));
+        }
+        let others: usize = self
+            .services
+            .values()
+            .filter(|other| other.name != service.name)
+            .map(|other| other.backends.len())
+            .sum();
+        if others + service.backends.len() > MAX_BACKENDS {
+            return Err(Refusal::Conflict(too_many_backends()));
+        }
+        let (name, address) = (service.name.clone(), key(&service));
+        if let Some(old) = self.services.insert(name.clone(), service) {
+            self.addresses.remove(&key(&old));
+        }
+        self.addresses.insert(address, name);
+        Ok(())
+    }
+}
+
+fn key(service: &ServiceSpec) -> (VirtualAddress, Protocol) {
+    (service.address, service.protocol)
+}
+
+fn position(service: &ServiceSpec, address: VirtualAddress) -> Option<usize> {
+    let same = |backend: &BackendSpec| backend.address == address;
+    service.backends.iter().position(same)
+}
+
+fn unknown(service: &str) -> Refusal {
+    Refusal::NotFound(Reason::new(
+        format!("there is no service `{service}`"),
+        "`lb service list` shows which there are",
+    ))
+}
+
+fn unknown_backend(service: &str, address: VirtualAddress) -> Refusal {
+    Refusal::NotFound(Reason::new(
+        format!("service `{service}` has no backend `{address}`"),
+        format!("`lb backend list {service}` shows which there are"),
+    ))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,537 @@
+//! What makes a service right. The configuration file and the API ask the same
+//! rules, so that neither takes what the other refuses.
+//!
+//! A rule looks at values that could be read; that they could be is the business of
+//! those who read them.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use lb_common::CLOCK_TICK_MS;
+
+use super::{
+    BackendSpec, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Reason, ServiceSpec, VirtualAddress,
+};
+
+/// Most bytes of a service's name.
+pub const MAX_NAME: usize = 63;
+/// Services that the datapath has room for; id 0 is never used.
+pub const MAX_SERVICES: usize = lb_common::service::MAX_SERVICES as usize - 1;
+/// Backends of all services that the datapath has room for; id 0 is never used.
+pub const MAX_BACKENDS: usize = lb_common::backend::MAX_BACKENDS as usize - 1;
+/// The longest that a flow may be silent.
+pub const MAX_FLOW_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The least time between two health checks of a backend.
+pub const MIN_HEALTH_INTERVAL: Duration = Duration::from_millis(100);
+/// The most time between two health checks of a backend.
+pub const MAX_HEALTH_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// One value of a service, named as in the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    missing_docs,
+    reason = "each is a field of the specification, documented there"
+)]
+pub enum Field {
+    Service,
+    Name,
+    Address,
+    Protocol,
+    Mode,
+    Scheduler,
+    Source,
+    SourcePorts,
+    Timeouts,
+    Unreplied,
+    TcpEstablished,
+    TcpClosing,
+    Udp,
+    Health,
+    HealthType,
+    HealthPath,
+    HealthHost,
+    HealthPort,
+    HealthInterval,
+    HealthTimeout,
+    HealthRise,
+    HealthFall,
+    Backends,
+    Backend(usize),
+    BackendAddress(usize),
+    BackendWeight(usize),
+}
+
+impl Field {
+    /// What the field is part of; the service is part of itself.
+    #[must_use]
+    pub const fn parent(self) -> Self {
+        match self {
+            Self::Unreplied | Self::TcpEstablished | Self::TcpClosing | Self::Udp => Self::Timeouts,
+            Self::HealthType
+            | Self::HealthPath
+            | Self::HealthHost
+            | Self::HealthPort
+            | Self::HealthInterval
+            | Self::HealthTimeout
+            | Self::HealthRise
+            | Self::HealthFall => Self::Health,
+            Self::BackendAddress(index) | Self::BackendWeight(index) => Self::Backend(index),
+            _ => Self::Service,
+        }
+    }
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Service => "service",
+            Self::Name => "name",
+            Self::Address => "address",
+            Self::Protocol => "protocol",
+            Self::Mode => "mode",
+            Self::Scheduler => "scheduler",
+            Self::Source => "source",
+            Self::SourcePorts => "source_ports",
+            Self::Timeouts => "timeouts",
+            Self::Unreplied => "timeouts.unreplied",
+            Self::TcpEstablished => "timeouts.tcp_established",
+            Self::TcpClosing => "timeouts.tcp_closing",
+            Self::Udp => "timeouts.udp",
+            Self::Health => "health",
+            Self::HealthType => "health.type",
+            Self::HealthPath => "health.path",
+            Self::HealthHost => "health.host",
+            Self::HealthPort => "health.port",
+            Self::HealthInterval => "health.interval",
+            Self::HealthTimeout => "health.timeout",
+            Self::HealthRise => "health.rise",
+            Self::HealthFall => "health.fall",
+            Self::Backends => "backends",
+            Self::Backend(index) => return write!(f, "backends[{index}]"),
+            Self::BackendAddress(index) => return write!(f, "backends[{index}].address"),
+            Self::BackendWeight(index) => return write!(f, "backends[{index}].weight"),
+        })
+    }
+}
+
+/// A rule that a service breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The value that is wrong.
+    pub field: Field,
+    /// The value that it contradicts.
+    pub against: Option<Field>,
+    /// What is wrong.
+    pub message: String,
+    /// How to mend it.
+    pub hint: String,
+}
+
+impl Violation {
+    fn new(field: Field, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            field,
+            against: None,
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+
+    fn against(self, other: Field) -> Self {
+        Self {
+            against: Some(other),
+            ..self
+        }
+    }
+}
+
+/// Every rule that the service breaks by itself, apart from other services.
+#[must_use]
+pub fn check(service: &ServiceSpec) -> Vec<Violation> {
+    let mut found = Vec::new();
+    found.extend(name(&service.name));
+    found.extend(host_address(Field::Address, service.address.ip));
+    source(service, &mut found);
+    timeouts(service, &mut found);
+    if let Some(spec) = &service.health {
+        health(spec, &mut found);
+        found.extend(health_port(service, spec));
+    }
+    backends(service, &mut found);
+    found
+}
+
+fn name(name: &str) -> Option<Violation> {
+    let right = (1..=MAX_NAME).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
+    (!right).then(|| {
+        Violation::new(
+            Field::Name,
+            if name.is_empty() {
+                "the name is empty".to_owned()
+            } else {
+                format!("`{}` cannot name a service", name.escape_debug())
+            },
+            format!(
+                "a name has 1 to {MAX_NAME} letters, digits, `-`, `_` or `.`, and begins with a \
+                 letter or digit"
+            ),
+        )
+    })
+}
+
+/// An address that a packet can be sent to from another host, and that means the
+/// same on every interface.
+fn host_address(field: Field, ip: IpAddr) -> Option<Violation> {
+    let kind = unusable(ip)?;
+    let hint = match kind {
+        "an IPv4 address written as IPv6" => "write the IPv4 address by itself",
+        "a link-local address" => {
+            "use a global or unique local address: a link-local one needs an interface to mean \
+             something"
+        }
+        _ => "use the address of a host, one that is routed to it",
+    };
+    Some(Violation::new(field, format!("`{ip}` is {kind}"), hint))
+}
+
+fn unusable(ip: IpAddr) -> Option<&'static str> {
+    match ip {
+        _ if ip.is_unspecified() => Some("the unspecified address"),
+        _ if ip.is_loopback() => Some("a loopback address"),
+        _ if ip.is_multicast() => Some("a multicast address"),
+        IpAddr::V4(Ipv4Addr::BROADCAST) => Some("the broadcast address"),
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("an address of \"this network\""),
+        IpAddr::V4(v4) if v4.octets()[0] >= 240 => Some("a reserved address"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("an IPv4 address written as IPv6"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
+        _ => None,
+    }
+}
+
+const fn family(ip: IpAddr) -> &'static str {
+    match ip {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    }
+}
+
+/// `field` has an address of another family than the service.
+fn other_family(field: Field, ip: IpAddr, service: &ServiceSpec) -> Option<Violation> {
+    let (mine, wanted) = (family(ip), family(service.address.ip));
+    (mine != wanted).then(|| {
+        Violation::new(
+            field,
+            format!(
+                "`{ip}` is {mine}, but the service's address `{}` is {wanted}",
+                service.address.ip
+            ),
+            format!(
+                "mode `{}` needs one family on both sides: use {wanted} here, or make a second \
+                 service for {mine}",
+                service.mode
+            ),
+        )
+        .against(Field::Address)
+    })
+}
+
+fn source(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    if let Some(source) = service.source {
+        if service.mode != Mode::FullNat {
+            found.push(useless_with_mode(Field::Source, service.mode));
+        }
+        found.extend(host_address(Field::Source, source));
+        found.extend(other_family(Field::Source, source, service));
+        if source == service.address.ip && service.address.port.is_none() {
+            found.push(
+                Violation::new(
+                    Field::Source,
+                    format!(
+                        "`{source}` is the address of this service on every port, so replies of \
+                         backends would be taken for requests of clients"
+                    ),
+                    "use another address of this host as the source",
+                )
+                .against(Field::Address),
+            );
+        }
+    }
+    let ports = &service.source_ports;
+    if *ports != FULL_NAT_PORTS && service.mode != Mode::FullNat {
+        found.push(useless_with_mode(Field::SourcePorts, service.mode));
+    }
+    if ports.is_empty() {
+        found.push(Violation::new(
+            Field::SourcePorts,
+            format!("the range {}-{} is empty", ports.start(), ports.end()),
+            format!(
+                "the lower port comes first: `{}-{}`",
+                ports.end(),
+                ports.start()
+            ),
+        ));
+    } else if *ports.start() == 0 {
+        found.push(Violation::new(
+            Field::SourcePorts,
+            "port 0 is no source port",
+            format!("begin the range at 1 or more: `1-{}`", ports.end()),
+        ));
+    }
+}
+
+fn useless_with_mode(field: Field, mode: Mode) -> Violation {
+    Violation::new(
+        field,
+        format!("mode `{mode}` keeps the client's address and port, so it takes no source"),
+        format!("leave it out, or use mode `{}`", Mode::FullNat),
+    )
+    .against(Field::Mode)
+}
+
+fn timeouts(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let tick = Duration::from_millis(CLOCK_TICK_MS.into());
+    let times = &service.timeouts;
+    for (field, timeout) in [
+        (Field::Unreplied, times.unreplied),
+        (Field::TcpEstablished, times.tcp_established),
+        (Field::TcpClosing, times.tcp_closing),
+        (Field::Udp, times.udp),
+    ] {
+        if timeout < tick || timeout > MAX_FLOW_TIMEOUT {
+            found.push(Violation::new(
+                field,
+                format!(
+                    "a flow cannot time out after {}",
+                    humantime::format_duration(timeout)
+                ),
+                "use a time from 100ms to 30days",
+            ));
+        } else if !timeout.as_nanos().is_multiple_of(tick.as_nanos()) {
+            found.push(Violation::new(
+                field,
+                format!(
+                    "{} is no multiple of {CLOCK_TICK_MS} ms, the tick of the flow clock",
+                    humantime::format_duration(timeout)
+                ),
+                "round it to tenths of a second",
+            ));
+        }
+    }
+}
+
+fn health(health: &HealthSpec, found: &mut Vec<Violation>) {
+    if let Probe::Http { path, host } = &health.probe {
+        // Anything else would end the request line or a header early.
+        let printable = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !path.starts_with('/') {
+            found.push(Violation::new(
+                Field::HealthPath,
+                format!("the path `{}` does not begin with `/`", path.escape_debug()),
+                "write the path as it stands in a request: `/healthz`",
+            ));
+        } else if !printable(path) || path.contains('#') {
+            found.push(Violation::new(
+                Field::HealthPath,
+                format!("`{}` cannot stand in a request", path.escape_debug()),
+                "write blanks, `#` and everything that is not ASCII as %XX",
+            ));
+        }
+        if let Some(host) = host
+            && (host.is_empty() || !printable(host))
+        {
+            found.push(Violation::new(
+                Field::HealthHost,
+                format!("`{}` is no host name", host.escape_debug()),
+                "write the value of the Host header: `www.example.org`",
+            ));
+        }
+    }
+    if health.port == Some(0) {
+        found.push(Violation::new(
+            Field::HealthPort,
+            "0 is no port",
+            "a port is a number from 1 to 65535",
+        ));
+    }
+    if !(MIN_HEALTH_INTERVAL..=MAX_HEALTH_INTERVAL).contains(&health.interval) {
+        found.push(Violation::new(
+            Field::HealthInterval,
+            format!(
+                "a backend cannot be checked every {}",
+                humantime::format_duration(health.interval)
+            ),
+            "use an interval from 100ms to 1day",
+        ));
+    }
+    if health.timeout.is_zero() {
+        found.push(Violation::new(
+            Field::HealthTimeout,
+            "a backend that has no time to answer never will",
+            "use a timeout of at least a few milliseconds",
+        ));
+    } else if health.timeout > health.interval {
+        found.push(
+            Violation::new(
+                Field::HealthTimeout,
+                format!(
+                    "the timeout, {}, is longer than the interval, {}",
+                    humantime::format_duration(health.timeout),
+                    humantime::format_duration(health.interval)
+                ),
+                "one check must end before the next begins: shorten the timeout or lengthen the \
+                 interval",
+            )
+            .against(Field::HealthInterval),
+        );
+    }
+    for (field, word, count) in [
+        (Field::HealthRise, "rise", health.rise),
+        (Field::HealthFall, "fall", health.fall),
+    ] {
+        if count == 0 {
+            found.push(Violation::new(
+                field,
+                format!("`{word}` is 0"),
+                "it is a number of results in a row, at least 1",
+            ));
+        }
+    }
+}
+
+fn health_port(service: &ServiceSpec, health: &HealthSpec) -> Option<Violation> {
+    let portless = |backend: &BackendSpec| backend.address.port.is_none();
+    let index = service.backends.iter().position(portless)?;
+    // With a port of its own the service has no backend without one.
+    (health.port.is_none() && service.address.port.is_none()).then(|| {
+        Violation::new(
+            Field::HealthPort,
+            format!(
+                "the health check of backend `{}` has no port to ask",
+                service.backends[index].address
+            ),
+            "give the health check a `port`",
+        )
+        .against(Field::BackendAddress(index))
+    })
+}
+
+fn backends(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    if service.backends.len() > MAX_BACKENDS {
+        found.push(Violation::new(
+            Field::Backends,
+            format!("{} backends are too many", service.backends.len()),
+            format!("all services together have at most {MAX_BACKENDS}"),
+        ));
+    }
+    let mut seen = HashMap::<VirtualAddress, usize>::new();
+    for (index, backend) in service.backends.iter().enumerate() {
+        let field = Field::BackendAddress(index);
+        let first = *seen.entry(backend.address).or_insert(index);
+        if first == index {
+            backend_alone(service, index, backend, found);
+        } else {
+            found.push(
+                Violation::new(
+                    field,
+                    format!("backend `{}` is there twice", backend.address),
+                    "name it once; its weight says how much it takes",
+                )
+                .against(Field::BackendAddress(first)),
+            );
+        }
+    }
+}
+
+fn backend_alone(
+    service: &ServiceSpec,
+    index: usize,
+    backend: &BackendSpec,
+    found: &mut Vec<Violation>,
+) {
+    let field = Field::BackendAddress(index);
+    let address = backend.address;
+    found.extend(host_address(field, address.ip));
+    found.extend(other_family(field, address.ip, service));
+    if address.ip == service.address.ip {
+        found.push(
+            Violation::new(
+                field,
+                format!("`{}` is the service's own address", address.ip),
+                "name the address that the backend has to itself",
+            )
+            .against(Field::Address),
+        );
+    }
+    if let (None, Some(port)) = (address.port, service.address.port) {
+        let named = VirtualAddress {
+            port: Some(port),
+            ..address
+        };
+        found.push(
+            Violation::new(
+                field,
+                format!("backend `{address}` is on every port, but the service on {port} alone"),
+                format!("name the port that the backend listens on: `{named}`"),
+            )
+            .against(Field::Address),
+        );
+    }
+    if backend.weight > BackendSpec::MAX_WEIGHT {
+        found.push(Violation::new(
+            Field::BackendWeight(index),
+            format!("the weight {} is too large", backend.weight),
+            format!(
+                "a weight is a number from 0 to {}; only the proportion to the other weights \
+                 counts",
+                BackendSpec::MAX_WEIGHT
+            ),
+        ));
+    }
+}
+
+/// Two services have one name.
+#[must_use]
+pub fn same_name(name: &str) -> Reason {
+    Reason::new(
+        format!("service `{name}` is there already"),
+        "give each service a name of its own",
+    )
+}
+
+/// `service` wants the address that the service `owner` has.
+#[must_use]
+pub fn same_address(service: &ServiceSpec, owner: &str) -> Reason {
+    Reason::new(
+        format!(
+            "`{}` {} belongs to service `{owner}` already",
+            service.address, service.protocol
+        ),
+        "give it another address, port or protocol, or put the backends into one service",
+    )
+}
+
+/// One service too many.
+#[must_use]
+pub fn too_many_services() -> Reason {
+    Reason::new(
+        format!("there is room for {MAX_SERVICES} services"),
+        "remove one that is not used",
+    )
+}
+
+/// One backend too many.
+#[must_use]
+pub fn too_many_backends() -> Reason {
+    Reason::new(
+        format!("there is room for {MAX_BACKENDS} backends, of all services together"),
+        "remove backends that are not used",
+    )
+}
