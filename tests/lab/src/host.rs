@@ -242,18 +242,16 @@ impl Host {
         let file = format!("{}-{interface}.pcap", self.name());
         let mut command = self.command("tcpdump");
         command
-            .args(["-n", "-U", "-s", "0", "-i", interface, "-w"])
+            .args(["-n", "-U", "--immediate-mode", "-i", interface, "-w"])
             .arg(self.0.directory.join(file));
         let tcpdump = self.spawn(&format!("tcpdump-{interface}"), command)?;
         tcpdump.wait_for_log("listening on")?;
         Ok(tcpdump)
     }
 
-    /// An Ethernet address for the next interface of this host: locally
-    /// administered, the host's number in the fifth byte, the interface's in the
-    /// sixth.
-    pub(crate) fn next_mac(&self) -> String {
+    /// The number of this host in its lab and of its next interface, both from 1.
+    pub(crate) fn next_interface(&self) -> (u8, u8) {
         let interface = 1 + self.0.interfaces.fetch_add(1, Ordering::Relaxed);
-        format!("02:00:00:00:{:02x}:{interface:02x}", self.0.number)
+        (self.0.number, interface)
     }
 }

@@ -106,7 +106,8 @@ impl Link {
 
     /// Makes the interfaces and brings them up. The link goes with either host.
     ///
-    /// Ethernet addresses are the same in every run: see `ip link` in the hosts.
+    /// Ethernet addresses and interface indices are the same in every run, and tell
+    /// the number of the host and of the interface: 02:00:00:00:03:01 and 301.
     ///
     /// # Errors
     ///
@@ -116,11 +117,16 @@ impl Link {
         let name = |end: &End| format!("{} of `{}`", end.interface, end.host.name());
         let context = || format!("cannot link {} and {}", name(left), name(right));
         let arguments = |end: &End| {
+            let (host, interface) = end.host.next_interface();
+            // No two interfaces of a lab have the same index. The kernel waits up to
+            // a second before it says that a link is up, unless the indices of the
+            // ends differ: it takes equal ones for a device of its own
+            // (`linkwatch_urgent_event` in `net/core/link_watch.c`).
+            let index = 100 * u32::from(host) + u32::from(interface);
             format!(
-                "{} mtu {} address {} netns {}",
+                "{} index {index} mtu {} address 02:00:00:00:{host:02x}:{interface:02x} netns {}",
                 end.interface,
                 self.mtu,
-                end.host.next_mac(),
                 end.host.netns()
             )
         };
