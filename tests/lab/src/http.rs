@@ -80,12 +80,15 @@ impl Connection {
     /// Asks for `path` and reads the answer up to its body.
     fn request(&mut self, path: &str, last: bool) -> Result<Head> {
         let connection = if last { "close" } else { "keep-alive" };
-        write!(
-            self.stream.get_mut(),
+        // Whole in one write, and so in one packet.
+        let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\n\r\n",
             self.server
-        )
-        .with_context(|| format!("cannot send the request for {path}"))?;
+        );
+        self.stream
+            .get_mut()
+            .write_all(request.as_bytes())
+            .with_context(|| format!("cannot send the request for {path}"))?;
         self.read_head()
             .with_context(|| format!("no good answer to the request for {path}"))
     }

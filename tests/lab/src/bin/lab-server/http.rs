@@ -27,8 +27,8 @@ pub(crate) fn serve(name: &str, stream: TcpStream) -> Result<()> {
     while let Some(request) = Request::read(&mut reader)? {
         let answer = Answer::to(&request.path, name);
         let stream = reader.get_mut();
-        write!(
-            stream,
+        // Whole in one write, and so in one packet.
+        let head = format!(
             "HTTP/1.1 {}\r\nContent-Length: {}\r\nConnection: {}\r\n\
              X-Backend: {name}\r\nX-Client: {client}\r\n\r\n{}",
             answer.status,
@@ -39,7 +39,8 @@ pub(crate) fn serve(name: &str, stream: TcpStream) -> Result<()> {
                 "close"
             },
             answer.text,
-        )?;
+        );
+        stream.write_all(head.as_bytes())?;
         send_bytes(stream, answer.bytes, answer.rate)
             .with_context(|| format!("cannot send {} to {client}", request.path))?;
         if !request.keep_alive {
