@@ -19,8 +19,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::{
     Background, Process, Snmp, Stop,
     command::{run, run_with_input},
-    lab::NETNS,
-    process,
+    netns,
 };
 
 /// Set in every host, before it has interfaces.
@@ -47,34 +46,45 @@ struct Inner {
     /// Keeps the namespace open; threads and processes enter by it.
     file: File,
     directory: PathBuf,
+    lasting: bool,
     number: u8,
     interfaces: AtomicU8,
 }
 
+/// The place of a host in its lab.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// The id of the lab.
+    pub(crate) lab: &'a str,
+    /// Where its logs go.
+    pub(crate) directory: &'a Path,
+    /// Which host of the lab it is, from 1.
+    pub(crate) number: u8,
+    /// Its processes stay when this one ends.
+    pub(crate) lasting: bool,
+}
+
 impl Host {
-    /// Makes the namespace `netns`.
-    pub(crate) fn create(name: &str, netns: &str, directory: &Path, number: u8) -> Result<Self> {
-        run(Command::new("ip").args(["netns", "add", netns]))?;
-        let host = Self::open(name, netns, directory, number)?;
+    /// Makes the namespace of the host that `place` describes.
+    pub(crate) fn create(place: Place<'_>) -> Result<Self> {
+        let netns = netns::name(place.lab, place.name);
+        let file = netns::create(&netns)?;
+        let host = Self(Arc::new(Inner {
+            name: place.name.to_owned(),
+            netns,
+            file,
+            directory: place.directory.to_owned(),
+            lasting: place.lasting,
+            number: place.number,
+            interfaces: AtomicU8::new(0),
+        }));
         for (key, value) in SYSCTLS {
             host.sysctl(key, value)?;
         }
         host.ip("link set lo up")?;
         Ok(host)
-    }
-
-    /// The host of a namespace that exists.
-    pub(crate) fn open(name: &str, netns: &str, directory: &Path, number: u8) -> Result<Self> {
-        let path = Path::new(NETNS).join(netns);
-        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self(Arc::new(Inner {
-            name: name.to_owned(),
-            netns: netns.to_owned(),
-            file,
-            directory: directory.to_owned(),
-            number,
-            interfaces: AtomicU8::new(0),
-        })))
     }
 
     /// Its name within the lab.
@@ -152,23 +162,14 @@ impl Host {
     /// Starts `command`, which [`Host::command`] has made, in the background.
     ///
     /// What it writes goes to a log named by `label`. It is killed when the returned
-    /// guard is dropped, and when this process ends in whatever way.
+    /// guard is dropped, and when this process ends in whatever way, unless the lab is
+    /// one that stays.
     ///
     /// # Errors
     ///
     /// When the program cannot be started.
     pub fn spawn(&self, label: &str, command: Command) -> Result<Process> {
-        Process::spawn(self.log_path(label), command)
-    }
-
-    /// Starts `command`, which [`Host::command`] has made, so that it lives on after
-    /// this process, and waits until it has written `ready`. Returns its process id.
-    ///
-    /// # Errors
-    ///
-    /// When the program cannot be started, or ends before it is ready.
-    pub fn detach(&self, label: &str, command: Command, ready: &str) -> Result<u32> {
-        process::detach(self.log_path(label), command, ready)
+        Process::spawn(self.log_path(label), command, self.0.lasting)
     }
 
     fn log_path(&self, label: &str) -> PathBuf {

@@ -1,22 +1,19 @@
 //! A lab: its name, its directory, and how all of it goes away again.
 
 use std::{
+    env,
     fs::{self, File, TryLockError},
     io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{self, Command},
+    process,
     sync::atomic::{AtomicU8, AtomicU32, Ordering},
     thread,
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, geteuid},
-};
+use nix::unistd::geteuid;
 
-use crate::{Host, command::run};
+use crate::{Host, host::Place, netns};
 
 /// One directory for each lab that exists, named by its id.
 const ROOT: &str = "/run/lb-lab";
@@ -26,8 +23,8 @@ const ROOT_LOCK: &str = ".lock";
 /// In a lab's directory; held by the process that owns the lab for as long as it
 /// lives. The kernel lets it go however that process ends.
 const OWNER_LOCK: &str = "lock";
-/// Where `ip netns` keeps the names of network namespaces.
-pub(crate) const NETNS: &str = "/run/netns";
+/// The id of the lab that stays.
+pub(crate) const STANDING: &str = "lb-lab";
 /// Set it to keep a lab's directory, with logs and captures, after its end.
 const KEEP: &str = "LB_LAB_KEEP";
 
@@ -75,6 +72,21 @@ impl Lab {
         })
     }
 
+    /// A lab of the id [`STANDING`], which stays until it is [`remove`]d. There is one of
+    /// them at a time.
+    pub(crate) fn standing() -> Result<Self> {
+        let directory = Path::new(ROOT).join(STANDING);
+        let _root = lock_root()?;
+        fs::create_dir(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(Self {
+            id: STANDING.to_owned(),
+            directory,
+            owner: None,
+            hosts: AtomicU8::new(0),
+        })
+    }
+
     /// Another host of this lab: lower-case letters, digits and `-`.
     ///
     /// # Errors
@@ -83,12 +95,13 @@ impl Lab {
     pub fn host(&self, name: &str) -> Result<Host> {
         check_name(name)?;
         let number = 1 + self.hosts.fetch_add(1, Ordering::Relaxed);
-        Host::create(
+        Host::create(Place {
             name,
-            &format!("{}.{name}", self.id),
-            &self.directory,
+            lab: &self.id,
+            directory: &self.directory,
             number,
-        )
+            lasting: self.owner.is_none(),
+        })
         .with_context(|| format!("cannot make the host `{name}`"))
     }
 
@@ -161,16 +174,12 @@ fn lock_root() -> Result<File> {
 
 /// Removes a lab: kills what runs in its namespaces, then takes away their names
 /// and its directory.
-fn remove(id: &str) -> Result<()> {
-    let prefix = format!("{id}.");
-    for name in netns_names()? {
-        if name.starts_with(&prefix) {
-            kill_inside(&name)?;
-            run(Command::new("ip").args(["netns", "delete", &name]))?;
-        }
+pub(crate) fn remove(id: &str) -> Result<()> {
+    for name in netns::names_of(id)? {
+        netns::remove(&name)?;
     }
     let directory = Path::new(ROOT).join(id);
-    if std::env::var_os(KEEP).is_some() {
+    if env::var_os(KEEP).is_some() && id != STANDING {
         // Without its lock it belongs to nobody, and no sweep takes it.
         fs::remove_file(directory.join(OWNER_LOCK))?;
         eprintln!("kept {}", directory.display());
@@ -182,43 +191,6 @@ fn remove(id: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Names of all network namespaces of this machine that have one.
-fn netns_names() -> Result<Vec<String>> {
-    let entries = match fs::read_dir(NETNS) {
-        Ok(entries) => entries,
-        Err(error) if is_absent(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(error).context(format!("cannot read {NETNS}")),
-    };
-    entries
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect()
-}
-
-/// Kills every process in the namespace of this name, and no other: a lab has made
-/// its namespaces, so whatever runs there was started for it.
-fn kill_inside(name: &str) -> Result<()> {
-    let netns = identity(&Path::new(NETNS).join(name))
-        .with_context(|| format!("cannot look at the namespace {name}"))?;
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        // It may end meanwhile, or be a zombie: then there is nothing to kill.
-        let inside = identity(&entry.path().join("ns/net")).is_ok_and(|found| found == netns);
-        if inside && pid != Pid::this().as_raw() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-    }
-    Ok(())
-}
-
-/// What tells one namespace from another (namespaces(7)).
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Shows the end of every log, for the report of the test that failed.
@@ -252,7 +224,7 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn is_absent(error: &io::Error) -> bool {
+pub(crate) fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory

@@ -27,25 +27,48 @@
 //! ```
 
 mod background;
+mod balancer;
 mod command;
+mod config;
+pub mod demo;
 mod faults;
 mod host;
 pub mod http;
+mod interrupt;
 mod lab;
 mod link;
 mod load;
+mod netns;
 pub mod pattern;
 mod process;
 mod snmp;
+pub mod standing;
+mod status;
 mod topology;
 pub mod udp;
 mod xdp;
 
+use std::path::PathBuf;
+
 pub use background::{Background, Stop};
+pub use balancer::Balancer;
+pub use config::{Health, Mode, Protocol, Service};
 pub use host::Host;
 pub use lab::{Lab, sweep_stale};
 pub use link::{End, Link};
-pub use load::{Load, LoadReport};
+pub use load::{Load, LoadError, LoadReport};
 pub use process::Process;
 pub use snmp::Snmp;
+pub use status::{
+    BackendStatus, Counters, HealthStatus, InterfaceStatus, NextHopStatus, ServiceStatus, Status,
+};
 pub use topology::{Backend, SERVER_READY, Topology, TopologyOptions, port};
+
+/// The programs that run in a lab.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// The balancer, `lb`.
+    pub lb: PathBuf,
+    /// The backends' server, `lab-server`, which this package builds.
+    pub server: PathBuf,
+}

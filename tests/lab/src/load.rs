@@ -100,10 +100,7 @@ impl Load {
                 break;
             }
             if let Err(error) = self.run_connection(requests, stop, &mut report) {
-                report.errors.push(LoadError {
-                    at: Instant::now(),
-                    text: format!("{error:#}"),
-                });
+                report.errors.push(LoadError::now(&error));
             }
         }
         report
@@ -144,6 +141,15 @@ impl Load {
     }
 }
 
+impl LoadError {
+    fn now(error: &anyhow::Error) -> Self {
+        Self {
+            at: Instant::now(),
+            text: format!("{error:#}"),
+        }
+    }
+}
+
 impl LoadReport {
     /// All connections that were answered.
     #[must_use]
@@ -168,18 +174,31 @@ impl LoadReport {
         self.errors.extend(other.errors);
     }
 
-    /// Asserts that nothing went wrong.
+    /// Counts one exchange with a backend, which told its name and the client's address.
+    pub fn record(&mut self, result: Result<(String, SocketAddr)>) {
+        match result {
+            Ok((backend, client)) => {
+                self.requests += 1;
+                self.sources.insert(client.ip());
+                *self.connections.entry(backend).or_default() += 1;
+            }
+            Err(error) => self.errors.push(LoadError::now(&error)),
+        }
+    }
+
+    /// Itself, if nothing went wrong.
     ///
-    /// # Panics
+    /// # Errors
     ///
     /// When something did, with the first few errors.
-    pub fn assert_no_errors(&self) {
+    pub fn into_result(self) -> Result<Self> {
         let shown: Vec<_> = self.errors.iter().take(5).map(|e| &e.text).collect();
-        assert!(
+        ensure!(
             self.errors.is_empty(),
             "{} connections failed and {} requests were answered; the first errors: {shown:#?}",
             self.errors.len(),
             self.requests
         );
+        Ok(self)
     }
 }

@@ -20,7 +20,7 @@ use nix::{
         prctl::set_pdeathsig,
         signal::{Signal, kill},
     },
-    unistd::{Pid, setsid},
+    unistd::{Pid, setpgid, setsid},
 };
 
 use crate::command::explain_missing;
@@ -30,31 +30,45 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a condition that cannot be waited for is looked at.
 const POLL: Duration = Duration::from_millis(5);
 
-/// A process in the background. It is killed when this value is dropped.
+/// A process in the background. It is killed when this value is dropped, unless its
+/// lab is one that stays.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     log: Log,
+    lasting: bool,
 }
 
 impl Process {
-    pub(crate) fn spawn(log: PathBuf, mut command: Command) -> Result<Self> {
+    /// Starts a process that lives as long as this value and this process, or by
+    /// itself if it is `lasting`.
+    pub(crate) fn spawn(log: PathBuf, mut command: Command, lasting: bool) -> Result<Self> {
         let log = Log::redirect(log, &mut command)?;
-        // Of its own group: an interrupt from the terminal reaches only the test,
-        // which then ends its processes in order.
-        command.process_group(0);
-        let tie = || set_pdeathsig(Signal::SIGKILL).map_err(Into::into);
+        // Of its own group, or even session: an interrupt from the terminal reaches
+        // only the test, which then ends its processes in order.
+        let prepare = move || match lasting {
+            true => setsid().map(drop),
+            false => {
+                setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+                set_pdeathsig(Signal::SIGKILL)
+            }
+        };
+        let prepare = move || prepare().map_err(Into::into);
         #[expect(
             unsafe_code,
             reason = "the only way to run prctl between fork and exec"
         )]
-        // SAFETY: the closure makes one system call and allocates nothing, so it may
-        // run in the child of a process with several threads.
+        // SAFETY: the closure makes system calls and allocates nothing, so it may run in
+        // the child of a process with several threads.
         unsafe {
-            command.pre_exec(tie);
+            command.pre_exec(prepare);
         }
         let child = fork_from_lasting_thread(command)?;
-        Ok(Self { child, log })
+        Ok(Self {
+            child,
+            log,
+            lasting,
+        })
     }
 
     /// Its process id.
@@ -164,31 +178,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.lasting {
+            return;
+        }
         // An error says that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Starts a process that outlives this one, in a session of its own, and waits until
-/// it has written `ready`. Returns its id.
-pub(crate) fn detach(log: PathBuf, mut command: Command, ready: &str) -> Result<u32> {
-    let log = Log::redirect(log, &mut command)?;
-    let leave = || setsid().map(drop).map_err(Into::into);
-    #[expect(
-        unsafe_code,
-        reason = "the only way to run setsid between fork and exec"
-    )]
-    // SAFETY: the closure makes one system call and allocates nothing, so it may run
-    // in the child of a process with several threads.
-    unsafe {
-        command.pre_exec(leave);
-    }
-    let child = command
-        .spawn()
-        .map_err(|error| explain_missing(&command, error))?;
-    log.wait_for(ready, child.id())?;
-    Ok(child.id())
 }
 
 /// What one process writes: the end of a file that earlier processes of the same

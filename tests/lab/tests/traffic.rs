@@ -67,7 +67,7 @@ fn a_load_counts_every_request_and_every_error() -> Result<()> {
         ..Load::new(server, 100)
     };
     let report = topology.client.enter(|| load.run());
-    report.assert_no_errors();
+    let report = report.into_result()?;
     assert_eq!(report.requests, 100);
     // 33 connections of three requests, and one of one.
     assert_eq!(report.connections.get("b1"), Some(&34));
@@ -91,10 +91,9 @@ fn load_in_the_background_ends_when_it_is_told() -> Result<()> {
     let background = topology.client.background(move |stop| load.run_until(stop));
     // Its end does not come by itself.
     let once = Load::new(addresses(&topology, port::HTTP)[1], 50);
-    topology.client.enter(|| once.run()).assert_no_errors();
+    topology.client.enter(|| once.run()).into_result()?;
     assert!(!background.is_finished());
-    let report = background.finish();
-    report.assert_no_errors();
+    let report = background.finish().into_result()?;
     assert!(report.requests > 0);
     Ok(())
 }
