@@ -15,6 +15,8 @@ use crate::{Host, Process, Service, Status, Topology, command::run};
 
 /// How long the balancer may take to come to a state that it is to come to.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Flows of each family that it has room for.
+const FLOWS: u32 = 65_536;
 /// How often its status is asked for meanwhile.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -56,6 +58,8 @@ impl Balancer {
         let socket = topology.lab.directory().join("lb.sock");
         let mut toml = String::from("interfaces = [\"eth0\", \"eth1\"]\n");
         writeln!(toml, "socket = \"{}\"", socket.display())?;
+        // Several labs run at once; the default would take each more than a gigabyte.
+        writeln!(toml, "limits.flows = {FLOWS}")?;
         for service in services {
             toml.push_str(&service.to_toml(topology));
         }

@@ -225,7 +225,7 @@ fn ask_udp(server: SocketAddr, requests: u64, stop: &Stop) -> LoadReport {
         if stop.is_requested() {
             break;
         }
-        report.record(udp::who(server, TIMEOUT));
+        report.record(|| udp::who(server, TIMEOUT));
     }
     report
 }

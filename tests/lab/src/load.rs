@@ -45,8 +45,8 @@ pub struct LoadReport {
 /// A request that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadError {
-    /// When it was noticed.
-    pub at: Instant,
+    /// When the connection was begun.
+    pub began: Instant,
     /// What happened.
     pub text: String,
 }
@@ -99,8 +99,9 @@ impl Load {
             if requests == 0 {
                 break;
             }
+            let began = Instant::now();
             if let Err(error) = self.run_connection(requests, stop, &mut report) {
-                report.errors.push(LoadError::now(&error));
+                report.errors.push(LoadError::new(began, &error));
             }
         }
         report
@@ -142,9 +143,9 @@ impl Load {
 }
 
 impl LoadError {
-    fn now(error: &anyhow::Error) -> Self {
+    fn new(began: Instant, error: &anyhow::Error) -> Self {
         Self {
-            at: Instant::now(),
+            began,
             text: format!("{error:#}"),
         }
     }
@@ -174,15 +175,16 @@ impl LoadReport {
         self.errors.extend(other.errors);
     }
 
-    /// Counts one exchange with a backend, which told its name and the client's address.
-    pub fn record(&mut self, result: Result<(String, SocketAddr)>) {
-        match result {
+    /// Counts one exchange with a backend, which tells its name and the client's address.
+    pub fn record(&mut self, exchange: impl FnOnce() -> Result<(String, SocketAddr)>) {
+        let began = Instant::now();
+        match exchange() {
             Ok((backend, client)) => {
                 self.requests += 1;
                 self.sources.insert(client.ip());
                 *self.connections.entry(backend).or_default() += 1;
             }
-            Err(error) => self.errors.push(LoadError::now(&error)),
+            Err(error) => self.errors.push(LoadError::new(began, &error)),
         }
     }
 

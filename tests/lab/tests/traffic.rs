@@ -3,12 +3,16 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use lb_lab::{Lab, Load, Process, Topology, TopologyOptions, http, pattern, port, udp};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_lab-server");
 /// Long enough for a loaded machine; only a failed test waits for it.
@@ -163,6 +167,42 @@ fn udp_echo_of_every_size_has_good_checksums() -> Result<()> {
         assert_eq!(after.since(&before, "Udp6.InDatagrams"), 1_473);
         assert_eq!(after.since(&before, "Ip.ReasmReqds"), 0);
         assert_eq!(after.since(&before, "Ip6.ReasmReqds"), 0);
+    }
+    Ok(())
+}
+
+/// What the test above relies on: a kernel counts what it refuses.
+#[test]
+fn a_wrong_checksum_is_refused_and_counted() -> Result<()> {
+    let (topology, _servers) = standard("checksum")?;
+    let backend = &topology.backends[0].host;
+    for (server, counter) in addresses(&topology, port::ECHO)
+        .into_iter()
+        .zip(["Udp.InCsumErrors", "Udp6.InCsumErrors"])
+    {
+        let before = backend.snmp()?;
+        topology.client.enter(|| {
+            let family = match server {
+                SocketAddr::V4(_) => AddressFamily::Inet,
+                SocketAddr::V6(_) => AddressFamily::Inet6,
+            };
+            // The kernel adds the IP header alone.
+            let raw = socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Udp)?;
+            let [high, low] = server.port().to_be_bytes();
+            let datagram = [40, 0, high, low, 0, 8, 0xba, 0xad];
+            let mut target = server;
+            target.set_port(0);
+            let target = SockaddrStorage::from(target);
+            sendto(raw.as_raw_fd(), &datagram, &target, MsgFlags::empty())
+        })?;
+        let deadline = Instant::now() + PATIENCE;
+        while backend.snmp()?.since(&before, counter) == 0 {
+            assert!(Instant::now() < deadline, "{counter} does not count");
+        }
+        assert_eq!(
+            backend.snmp()?.checksum_errors() - before.checksum_errors(),
+            1
+        );
     }
     Ok(())
 }
