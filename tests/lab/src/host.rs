@@ -31,7 +31,10 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/default/router_solicitations", "0"),
     // Multicast groups are reported when they are joined and a second time at once,
     // not after a second: then a test can account for every packet of a host.
-    ("net/ipv6/conf/default/mldv2_unsolicited_report_interval", "1"),
+    (
+        "net/ipv6/conf/default/mldv2_unsolicited_report_interval",
+        "1",
+    ),
     // A strict filter would drop packets to and from service addresses, which
     // are on no interface.
     ("net/ipv4/conf/all/rp_filter", "0"),

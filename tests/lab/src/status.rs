@@ -113,6 +113,22 @@ impl Status {
     }
 }
 
+impl Counters {
+    /// The sums with another's.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            reply_packets: self.reply_packets + other.reply_packets,
+            reply_bytes: self.reply_bytes + other.reply_bytes,
+            new_flows: self.new_flows + other.new_flows,
+            ended_flows: self.ended_flows + other.ended_flows,
+            active_flows: self.active_flows + other.active_flows,
+        }
+    }
+}
+
 impl ServiceStatus {
     /// The backend at this address and port.
     ///
