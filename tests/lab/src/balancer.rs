@@ -1,0 +1,181 @@
+//! The balancer under test: a real daemon with a real configuration file.
+
+use std::{
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{Host, Process, Service, Status, Topology, command::run};
+
+/// How long the balancer may take to come to a state that it is to come to.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Flows of each family that it has room for.
+const FLOWS: u32 = 65_536;
+/// How often its status is asked for meanwhile.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A running `lb`. It is killed when this value is dropped; [`Balancer::stop`] ends it
+/// in order.
+#[derive(Debug)]
+pub struct Balancer {
+    process: Process,
+    host: Host,
+    program: PathBuf,
+    config: PathBuf,
+    socket: PathBuf,
+}
+
+impl Balancer {
+    /// Starts `lb`, the program at this path, on the host `lb` of `topology`, and waits
+    /// until it has found all backends of all services well.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start, or does not find them well; with its log.
+    pub fn start(topology: &Topology, program: &Path, services: &[Service]) -> Result<Self> {
+        let balancer = Self::start_unchecked(topology, program, services)?;
+        balancer.wait_until("all backends are well", Status::is_all_well)?;
+        Ok(balancer)
+    }
+
+    /// Starts `lb` and waits only until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start, with its log.
+    pub fn start_unchecked(
+        topology: &Topology,
+        program: &Path,
+        services: &[Service],
+    ) -> Result<Self> {
+        let config = topology.lab.directory().join("lb.toml");
+        let socket = topology.lab.directory().join("lb.sock");
+        let mut toml = String::from("interfaces = [\"eth0\", \"eth1\"]\n");
+        writeln!(toml, "socket = \"{}\"", socket.display())?;
+        // Several labs run at once; the default would take each more than a gigabyte.
+        writeln!(toml, "limits.flows = {FLOWS}")?;
+        for service in services {
+            toml.push_str(&service.to_toml(topology));
+        }
+        fs::write(&config, toml).with_context(|| format!("cannot write {}", config.display()))?;
+
+        let host = topology.lb.clone();
+        let mut command = host.command(program);
+        command.args(["run", "--config"]).arg(&config);
+        let mut balancer = Self {
+            process: host.spawn("lb", command)?,
+            host,
+            program: program.to_owned(),
+            config,
+            socket,
+        };
+        balancer.wait_until_it_answers()?;
+        Ok(balancer)
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The socket of its API.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Runs `lb` with these words, which contain no spaces themselves, and the socket
+    /// of this balancer. Returns what it prints.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it says.
+    pub fn lb(&self, words: &str) -> Result<String> {
+        let mut command: Command = self.host.command(&self.program);
+        command
+            .args(words.split_whitespace())
+            .arg("--socket")
+            .arg(&self.socket);
+        run(&mut command)
+    }
+
+    /// What is.
+    ///
+    /// # Errors
+    ///
+    /// When the balancer does not answer.
+    pub fn status(&self) -> Result<Status> {
+        let json = self.lb("status --json")?;
+        serde_json::from_str(&json).with_context(|| format!("`lb status --json` says {json}"))
+    }
+
+    /// Waits until the status is as `condition` wants it, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// When that has not come true after some seconds, with the last status.
+    pub fn wait_until(
+        &self,
+        what: &str,
+        mut condition: impl FnMut(&Status) -> bool,
+    ) -> Result<Status> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status()?;
+            if condition(&status) {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "after {PATIENCE:?} it is not so that {what}: {status:#?}\nthe log of `lb`:\n{}",
+                    self.process.log()
+                );
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Ends it with SIGTERM.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end, or with another status than 0; with its log.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.process.terminate()?;
+        if !status.success() {
+            bail!("`lb run` ended, {status}; its log:\n{}", self.process.log());
+        }
+        Ok(())
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Err(error) = self.status() else {
+                return Ok(());
+            };
+            if !self.process.is_running()? {
+                bail!("`lb run` has ended; its log:\n{}", self.process.log());
+            }
+            if Instant::now() > deadline {
+                return Err(error.context(format!(
+                    "`lb run` does not answer; its log:\n{}",
+                    self.process.log()
+                )));
+            }
+            thread::sleep(POLL);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Configuration files of the balancer for a [`Topology`].
+
+use std::{
+    fmt::{self, Write},
+    net::SocketAddr,
+};
+
+use crate::{Topology, port};
+
+/// Transport protocol of a [`Service`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// Forwarding mode of a [`Service`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// Source and destination are translated.
+    FullNat,
+    /// The destination is translated.
+    Nat,
+}
+
+impl Mode {
+    /// All modes.
+    pub const ALL: [Self; 2] = [Self::FullNat, Self::Nat];
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::FullNat => "full-nat",
+            Self::Nat => "nat",
+        })
+    }
+}
+
+/// A service whose backends are those of the [`Topology`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Where clients reach it.
+    pub address: SocketAddr,
+    /// What they speak.
+    pub protocol: Protocol,
+    /// How packets are forwarded.
+    pub mode: Mode,
+    /// The port of the backends.
+    pub backend_port: u16,
+    /// The weights of the backends, the first one's first. Backends beyond its
+    /// length are not part of the service.
+    pub weights: Vec<u32>,
+    /// How backends are checked.
+    pub health: Health,
+}
+
+/// An HTTP health check of [`port::HTTP`]; for every service, as one server answers
+/// for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// From the begin of one check to the begin of the next, in milliseconds.
+    pub interval_ms: u64,
+    /// How long an answer may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// Successes in a row that bring a backend up.
+    pub rise: u32,
+    /// Failures in a row that take a backend down.
+    pub fall: u32,
+}
+
+impl Default for Health {
+    /// Fast enough for a test, and patient enough for a loaded machine.
+    fn default() -> Self {
+        Self {
+            interval_ms: 300,
+            timeout_ms: 300,
+            rise: 2,
+            fall: 3,
+        }
+    }
+}
+
+impl Service {
+    /// A TCP service over the HTTP port of all backends of `topology`, with equal
+    /// weights.
+    #[must_use]
+    pub fn http(name: &str, topology: &Topology, address: SocketAddr, mode: Mode) -> Self {
+        Self {
+            name: name.to_owned(),
+            address,
+            protocol: Protocol::Tcp,
+            mode,
+            backend_port: port::HTTP,
+            weights: vec![100; topology.backends.len()],
+            health: Health::default(),
+        }
+    }
+
+    /// A UDP service over a port of all backends of `topology`, with equal weights.
+    #[must_use]
+    pub fn udp(
+        name: &str,
+        topology: &Topology,
+        address: SocketAddr,
+        mode: Mode,
+        backend_port: u16,
+    ) -> Self {
+        Self {
+            protocol: Protocol::Udp,
+            backend_port,
+            ..Self::http(name, topology, address, mode)
+        }
+    }
+
+    /// With other weights, the first backend's first.
+    #[must_use]
+    pub fn weights(self, weights: &[u32]) -> Self {
+        Self {
+            weights: weights.to_vec(),
+            ..self
+        }
+    }
+
+    /// The part of a configuration file that describes it.
+    pub(crate) fn to_toml(&self, topology: &Topology) -> String {
+        let Self {
+            name,
+            address,
+            protocol,
+            mode,
+            ..
+        } = self;
+        let Health {
+            interval_ms,
+            timeout_ms,
+            rise,
+            fall,
+        } = self.health;
+        let check = port::HTTP;
+        let mut toml = format!(
+            r#"
+[[service]]
+name = "{name}"
+address = "{address}"
+protocol = "{protocol}"
+mode = "{mode}"
+
+[service.health]
+type = "http"
+path = "/healthz"
+port = {check}
+interval = "{interval_ms}ms"
+timeout = "{timeout_ms}ms"
+rise = {rise}
+fall = {fall}
+"#
+        );
+        for (backend, weight) in topology.backends.iter().zip(&self.weights) {
+            let address = backend.address(self.address.ip(), self.backend_port);
+            write!(
+                toml,
+                "\n[[service.backend]]\naddress = \"{address}\"\nweight = {weight}\n"
+            )
+            .unwrap_or_else(|_| unreachable!("a string takes everything"));
+        }
+        toml
+    }
+}

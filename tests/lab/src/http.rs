@@ -1,0 +1,195 @@
+//! An HTTP/1.1 client that shows what a load test needs: which backend answered,
+//! how it saw the client, and where exactly a connection failed.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::pattern;
+
+/// The answer to a request, up to its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Status code.
+    pub status: u16,
+    /// `X-Backend`: the name of the server.
+    pub backend: String,
+    /// `X-Client`: the client's address as the server sees it.
+    pub client: SocketAddr,
+    /// `Content-Length`, in bytes.
+    pub length: u64,
+}
+
+/// A connection that stays open between requests.
+#[derive(Debug)]
+pub struct Connection {
+    server: SocketAddr,
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects; `timeout` is for the connection and for each read and write.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, or does not answer in time.
+    pub fn open(server: SocketAddr, timeout: Duration) -> Result<Self> {
+        let open = || -> std::io::Result<TcpStream> {
+            let stream = TcpStream::connect_timeout(&server, timeout)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(timeout))?;
+            stream.set_write_timeout(Some(timeout))?;
+            Ok(stream)
+        };
+        let stream = open().with_context(|| format!("cannot connect to {server}"))?;
+        Ok(Self {
+            server,
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// This end's address.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say.
+    pub fn local_address(&self) -> Result<SocketAddr> {
+        Ok(self.stream.get_ref().local_addr()?)
+    }
+
+    /// Asks for `path` and reads the whole answer. With `last`, tells the server to
+    /// close afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When the connection breaks, the server is too slow, or the answer is not
+    /// understood.
+    pub fn get(&mut self, path: &str, last: bool) -> Result<(Head, Vec<u8>)> {
+        let head = self.request(path, last)?;
+        let mut body = vec![0; head.length.try_into()?];
+        self.stream
+            .read_exact(&mut body)
+            .with_context(|| format!("the body of {path} from {} broke off", head.backend))?;
+        Ok((head, body))
+    }
+
+    /// Asks for `path` and reads the answer up to its body.
+    fn request(&mut self, path: &str, last: bool) -> Result<Head> {
+        let connection = if last { "close" } else { "keep-alive" };
+        // Whole in one write, and so in one packet.
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\n\r\n",
+            self.server
+        );
+        self.stream
+            .get_mut()
+            .write_all(request.as_bytes())
+            .with_context(|| format!("cannot send the request for {path}"))?;
+        self.read_head()
+            .with_context(|| format!("no good answer to the request for {path}"))
+    }
+
+    fn read_head(&mut self) -> Result<Head> {
+        let mut text = Vec::new();
+        while !text.ends_with(b"\r\n\r\n") {
+            let read = self.stream.read_until(b'\n', &mut text)?;
+            ensure!(read > 0, "the server closed the connection");
+        }
+        let mut headers = [httparse::EMPTY_HEADER; 16];
+        let mut response = httparse::Response::new(&mut headers);
+        let Ok(httparse::Status::Complete(_)) = response.parse(&text) else {
+            bail!("this is not HTTP: {}", String::from_utf8_lossy(&text));
+        };
+        let header = |name: &str| -> Result<&str> {
+            let header = response
+                .headers
+                .iter()
+                .find(|header| header.name.eq_ignore_ascii_case(name))
+                .with_context(|| format!("the answer has no {name}"))?;
+            Ok(std::str::from_utf8(header.value)?)
+        };
+        Ok(Head {
+            status: response.code.context("the answer has no status")?,
+            backend: header("X-Backend")?.to_owned(),
+            client: header("X-Client")?.parse()?,
+            length: header("Content-Length")?.parse()?,
+        })
+    }
+}
+
+/// One request on a connection of its own, which must be answered with status 200.
+///
+/// # Errors
+///
+/// When it is not, or not in time.
+pub fn get(server: SocketAddr, path: &str, timeout: Duration) -> Result<(Head, Vec<u8>)> {
+    let (head, body) = Connection::open(server, timeout)?.get(path, true)?;
+    ensure!(head.status == 200, "{path} has the status {}", head.status);
+    Ok((head, body))
+}
+
+/// A download whose bytes are checked as they come.
+#[derive(Debug)]
+pub struct Transfer {
+    connection: Connection,
+    head: Head,
+}
+
+impl Transfer {
+    /// Asks for `length` bytes, which the server sends at about `rate` bytes a
+    /// second, and returns as soon as the answer begins. `timeout` is the longest
+    /// silence.
+    ///
+    /// # Errors
+    ///
+    /// When the answer does not begin in time.
+    pub fn begin(server: SocketAddr, length: u64, rate: u64, timeout: Duration) -> Result<Self> {
+        let mut connection = Connection::open(server, timeout)?;
+        let head = connection.request(&format!("/bytes/{length}?rate={rate}"), true)?;
+        ensure!(
+            (head.status, head.length) == (200, length),
+            "asked for {length} bytes and was told {head:?}"
+        );
+        Ok(Self { connection, head })
+    }
+
+    /// The backend that serves it.
+    #[must_use]
+    pub fn backend(&self) -> &str {
+        &self.head.backend
+    }
+
+    /// Reads and checks all that is left.
+    ///
+    /// # Errors
+    ///
+    /// When the connection breaks or falls silent, or a byte is not the one that was
+    /// sent.
+    pub fn finish(mut self) -> Result<()> {
+        let mut offset = 0;
+        let mut buffer = vec![0; 65_536];
+        while offset < self.head.length {
+            let read = self.connection.stream.read(&mut buffer).with_context(|| {
+                format!(
+                    "transfer from {} broke at byte {offset} of {}",
+                    self.head.backend, self.head.length
+                )
+            })?;
+            ensure!(
+                read > 0,
+                "{} closed the connection at byte {offset} of {}",
+                self.head.backend,
+                self.head.length
+            );
+            pattern::check(&buffer[..read], offset)?;
+            offset += read as u64;
+        }
+        let trailing = self.connection.stream.read(&mut buffer)?;
+        ensure!(trailing == 0, "{trailing} bytes came after the end");
+        Ok(())
+    }
+}
