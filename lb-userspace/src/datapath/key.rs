@@ -55,13 +55,12 @@ impl Frontend {
             IpAddr::V4(address) => ServiceKey::V4(ServiceKey4 {
                 address: word(address),
                 port,
-                protocol: self.protocol,
-                reserved: 0,
+                protocol: self.protocol.into(),
             }),
             IpAddr::V6(address) => ServiceKey::V6(ServiceKey6 {
                 address: words6(address),
                 port,
-                protocol: self.protocol,
+                protocol: self.protocol.into(),
                 reserved: 0,
             }),
         }
