@@ -1,5 +1,6 @@
 //! Tasks of the project: set-up, builds, tests, the lab and the demonstration.
 
+mod lab;
 mod project;
 mod setup;
 mod tasks;
@@ -34,11 +35,29 @@ enum Task {
     Lint,
     /// `lint`, then `test`.
     Ci,
+    /// Show what `lb` does: real traffic, a backend that dies and comes back.
+    Demo,
+    /// A lab of network namespaces that stays, to play with.
+    #[command(subcommand)]
+    Lab(Lab),
     /// Measure nanoseconds per packet.
     Bench {
         /// Arguments for the benchmark; --help lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Lab {
+    /// Make it, with servers on the backends and the balancer running.
+    Up,
+    /// Take it away.
+    Down,
+    /// Open a shell in one of its hosts.
+    Shell {
+        /// The host's name, as `up` lists them.
+        host: String,
     },
 }
 
@@ -63,6 +82,10 @@ fn run(task: Task) -> anyhow::Result<()> {
             tasks::lint()?;
             tasks::test(&[])
         }
+        Task::Demo => lab::demo(),
+        Task::Lab(Lab::Up) => lab::up(),
+        Task::Lab(Lab::Down) => lab::down(),
+        Task::Lab(Lab::Shell { host }) => lab::shell(&host),
         Task::Bench { arguments } => tasks::bench(&arguments),
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// The workspace's root.
 pub(crate) fn root() -> PathBuf {
@@ -24,17 +24,29 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Runs a step of a task under a heading, and says how long it took.
+/// Fails if this is not root.
+///
+/// # Errors
+/// Then, with `why` root is needed.
+pub(crate) fn require_root(why: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("{why}, which only root can\nhint: run it as root");
+    }
+    Ok(())
+}
+
+/// Runs a step of a task under a heading, and says how it ended and how long it
+/// took.
 pub(crate) fn step(heading: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     eprintln!("\n== {heading}");
     let start = Instant::now();
     let result = work();
-    let verdict = if result.is_ok() { "done" } else { "failed" };
-    eprintln!(
-        "== {heading}: {verdict} in {:.0} s",
-        start.elapsed().as_secs_f32()
-    );
-    result
+    let seconds = start.elapsed().as_secs_f32();
+    match &result {
+        Ok(()) => eprintln!("== {heading}: done in {seconds:.0} s"),
+        Err(error) => eprintln!("{error:#}\n== {heading}: failed in {seconds:.0} s"),
+    }
+    result.map_err(|_| anyhow!("{heading}: failed, see above"))
 }
 
 /// Runs a command whose output is the user's.

@@ -6,20 +6,24 @@ use std::{
     io::{self, Write},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ebpf_build::{Target, Toolchain};
 
-use crate::project::{cargo, execute, root, step};
+use crate::project::{cargo, execute, require_root, root, step};
 
 /// The crates of the host. The eBPF program compiles for its own target only, and
 /// is compiled by the build script of lb-userspace.
 const HOST_CRATES: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
 
+/// Where the eBPF program is compiled by itself; its builds within lb-userspace
+/// have folders of their own.
+const EBPF_TARGET: &str = "target/ebpf";
+
 /// Compiles the eBPF program and prints where the object is.
 pub(crate) fn build_ebpf() -> Result<()> {
     let project = root();
     let toolchain = Toolchain::load(&project)?;
-    let target_dir = project.join("target/ebpf");
+    let target_dir = project.join(EBPF_TARGET);
     let built = ebpf_build::build(&project, &toolchain, &Target::host(), &target_dir)?;
     eprint!("{}", built.warnings);
     let bytes = fs::metadata(&built.object)
@@ -31,13 +35,7 @@ pub(crate) fn build_ebpf() -> Result<()> {
 
 /// Runs all tests; `arguments` go to `cargo test`.
 pub(crate) fn test(arguments: &[OsString]) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!(
-            "the tests load BPF programs and make network namespaces: only root can\n\
-             hint: run as root, or the tests that need neither: \
-             cargo test -p lb-common -p lb-userspace --lib"
-        );
-    }
+    require_root("the tests load BPF programs and make network namespaces")?;
     step("tests", || {
         execute(
             cargo()
@@ -48,36 +46,42 @@ pub(crate) fn test(arguments: &[OsString]) -> Result<()> {
     })
 }
 
-/// Checks format, lints and documentation; every warning is an error.
+/// Checks format, lints and documentation; every warning is an error. What is
+/// found in one does not hide what is found in the next.
 pub(crate) fn lint() -> Result<()> {
-    step("format", || {
-        execute(cargo().args(["fmt", "--all", "--check"]))
-    })?;
-    step("clippy", || {
-        execute(cargo().arg("clippy").args(HOST_CRATES).args([
-            "--all-targets",
-            "--",
-            "--deny",
-            "warnings",
-        ]))
-    })?;
-    // The clippy of stable Rust has no `core` for BPF, and on the host the
-    // program's inline assembly does not compile: the eBPF compiler's own it is.
-    step("clippy of the eBPF program", || {
-        let project = root();
-        let toolchain = Toolchain::load(&project)?;
-        let target_dir = project.join("target/ebpf");
-        ebpf_build::lint(&project, &toolchain, &Target::host(), &target_dir)?;
-        Ok(())
-    })?;
-    step("documentation", || {
-        execute(
-            cargo()
-                .args(["doc", "--no-deps"])
-                .args(HOST_CRATES)
-                .env("RUSTDOCFLAGS", "--deny warnings"),
-        )
-    })
+    let results = [
+        step("format", || {
+            execute(cargo().args(["fmt", "--all", "--check"]))
+        }),
+        step("clippy", || {
+            execute(cargo().arg("clippy").args(HOST_CRATES).args([
+                "--all-targets",
+                "--",
+                "--deny",
+                "warnings",
+            ]))
+        }),
+        step("clippy of the eBPF program", lint_ebpf),
+        step("documentation", || {
+            execute(
+                cargo()
+                    .args(["doc", "--no-deps"])
+                    .args(HOST_CRATES)
+                    .env("RUSTDOCFLAGS", "--deny warnings"),
+            )
+        }),
+    ];
+    results.into_iter().collect()
+}
+
+/// The clippy of stable Rust has no `core` for BPF, and on the host the program's
+/// inline assembly does not compile: it is the eBPF compiler's own.
+fn lint_ebpf() -> Result<()> {
+    let project = root();
+    let toolchain = Toolchain::load(&project)?;
+    let target_dir = project.join(EBPF_TARGET);
+    ebpf_build::lint(&project, &toolchain, &Target::host(), &target_dir)?;
+    Ok(())
 }
 
 /// Runs the benchmark; `arguments` are its own.
