@@ -35,8 +35,8 @@ The lab stands: client, lb, switch, b1, b2, b3.
     cargo xtask lab shell client
         curl http://192.0.2.10/             # full NAT
         curl http://192.0.2.20/             # NAT
-        curl http://[2001:db8:2::10]/
-        curl http://[2001:db8:2::20]/
+        curl 'http://[2001:db8:2::10]/'
+        curl 'http://[2001:db8:2::20]/'
     cargo xtask lab shell lb
         lb status --socket {socket}
     cargo xtask lab down
