@@ -55,7 +55,7 @@ impl Balancer {
         services: &[Service],
     ) -> Result<Self> {
         let config = topology.lab.directory().join("lb.toml");
-        let socket = topology.lab.directory().join("lb.sock");
+        let socket = Self::socket_in(topology.lab.directory());
         let mut toml = String::from("interfaces = [\"eth0\", \"eth1\"]\n");
         writeln!(toml, "socket = \"{}\"", socket.display())?;
         // Several labs run at once; the default would take each more than a gigabyte.
@@ -85,10 +85,9 @@ impl Balancer {
         &self.config
     }
 
-    /// The socket of its API.
-    #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// The socket of the API of a balancer whose lab has this directory.
+    pub(crate) fn socket_in(directory: &Path) -> PathBuf {
+        directory.join("lb.sock")
     }
 
     /// Its process.

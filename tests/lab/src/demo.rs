@@ -15,6 +15,11 @@ use crate::{
     Stop, Topology, TopologyOptions, interrupt::Interrupts, port, udp,
 };
 
+/// The hosts, and which of them are linked.
+const PICTURE: &str = "
+    client ---- lb ---- switch -+- b1     clients  198.51.100.2, 2001:db8:1::2
+                                +- b2     VIPs     192.0.2.10, 2001:db8:2::10
+                                +- b3     backends 10.0.0.11-13, 2001:db8:3::11-13";
 /// Weights of the three backends.
 const WEIGHTS: [u32; 3] = [100, 100, 50];
 /// The port of the UDP services.
@@ -48,11 +53,7 @@ pub fn run(paths: &Paths) -> Result<()> {
 /// Everything between the making of the lab and its end.
 fn show(paths: &Paths, topology: &Topology) -> Result<()> {
     let mut servers = topology.start_servers(&paths.server)?;
-    println!(
-        "    client 198.51.100.2 --- lb --- switch --+-- b1 10.0.0.11\n    \
-               client 2001:db8:1::2                    +-- b2 10.0.0.12\n    \
-                                                       +-- b3 10.0.0.13"
-    );
+    say(PICTURE)?;
 
     let services = services(topology);
     let balancer = start(paths, topology, &services)?;
@@ -62,12 +63,12 @@ fn show(paths: &Paths, topology: &Topology) -> Result<()> {
     ))?;
     for service in &services {
         let report = ask(topology, service);
-        print_report(service, &report);
+        say_report(service, &report)?;
         report.into_result()?;
     }
 
     step("$ lb status")?;
-    print_indented(&balancer.lb("status")?);
+    say_indented(&balancer.lb("status")?)?;
 
     fail(topology, &balancer, &services, &mut servers[1])?;
     servers[1] = recover(paths, topology, &balancer, &services)?;
@@ -99,14 +100,14 @@ fn start(paths: &Paths, topology: &Topology, services: &[Service]) -> Result<Bal
         .iter()
         .map(|interface| format!("{} ({} XDP)", interface.name, interface.mode))
         .collect();
-    println!(
+    say(format_args!(
         "    {} services with {} backends each, of weights {WEIGHTS:?}\n    \
          attached to {}; all backends healthy after {}",
         services.len(),
         WEIGHTS.len(),
         interfaces.join(" and "),
         seconds(begin)
-    );
+    ))?;
     Ok(balancer)
 }
 
@@ -145,17 +146,17 @@ fn fail(
     let reports: Vec<_> = background.into_iter().map(Background::finish).collect();
     let answered: u64 = reports.iter().map(|report| report.requests).sum();
     let failed: usize = reports.iter().map(|report| report.errors.len()).sum();
-    println!(
+    say(format_args!(
         "    taken out after {} (at most {} s by its settings); until then {failed} of {} \
          requests met the dead server",
         seconds(begin),
         (interval_ms * u64::from(fall) + timeout_ms) as f64 / 1_000.0,
         answered + failed as u64,
-    );
+    ))?;
     step("Without b2")?;
     for service in services {
         let report = ask(topology, service);
-        print_report(service, &report);
+        say_report(service, &report)?;
         ensure!(
             !report.connections.contains_key("b2"),
             "b2 was killed and still answers"
@@ -163,8 +164,7 @@ fn fail(
         report.into_result()?;
     }
     step("$ lb status web")?;
-    print_indented(&balancer.lb("status web")?);
-    Ok(())
+    say_indented(&balancer.lb("status web")?)
 }
 
 /// Starts b2 again.
@@ -178,10 +178,10 @@ fn recover(
     let begin = Instant::now();
     let server = topology.backend("b2")?.start_server(&paths.server)?;
     balancer.wait_until("all backends are well", crate::Status::is_all_well)?;
-    println!("    serving again after {}", seconds(begin));
+    say(format_args!("    serving again after {}", seconds(begin)))?;
     for service in services {
         let report = ask(topology, service);
-        print_report(service, &report);
+        say_report(service, &report)?;
         ensure!(
             report.connections.contains_key("b2"),
             "b2 is back and gets no requests"
@@ -230,7 +230,7 @@ fn ask_udp(server: SocketAddr, requests: u64, stop: &Stop) -> LoadReport {
     report
 }
 
-fn print_report(service: &Service, report: &LoadReport) {
+fn say_report(service: &Service, report: &LoadReport) -> Result<()> {
     let Service {
         name,
         address,
@@ -238,32 +238,35 @@ fn print_report(service: &Service, report: &LoadReport) {
         mode,
         ..
     } = service;
+    let shares: String = (1..=WEIGHTS.len())
+        .map(|number| format!("b{number}"))
+        .map(|backend| format!("{backend} {:4.1} %  ", 100.0 * report.share(&backend)))
+        .collect();
     let sources: Vec<_> = report.sources.iter().map(IpAddr::to_string).collect();
-    print!(
-        "    {name:5} {protocol} {:20} {mode:9}",
-        address.to_string()
-    );
-    for number in 1..=WEIGHTS.len() {
-        let backend = format!("b{number}");
-        print!(" {backend} {:4.1} % ", 100.0 * report.share(&backend));
-    }
-    println!(
-        " {} errors; servers see {}",
+    say(format_args!(
+        "    {name:5} {protocol} {:20} {mode:9} {shares}{} errors; servers see {}",
+        address.to_string(),
         report.errors.len(),
         sources.join(", ")
-    );
+    ))
 }
 
-fn print_indented(text: &str) {
-    for line in text.lines() {
-        println!("    {line}");
-    }
+fn say_indented(text: &str) -> Result<()> {
+    text.lines()
+        .try_for_each(|line| say(format_args!("    {line}")))
 }
 
-/// Begins a step; what is printed so far is seen while it works.
+/// Begins a step with an empty line and its title.
 fn step(title: impl Display) -> Result<()> {
-    println!("\n{title}");
-    io::stdout().flush().context("cannot write to stdout")
+    say(format_args!("\n{title}"))
+}
+
+/// Prints a line, at once: what is printed so far is seen while it works.
+fn say(line: impl Display) -> Result<()> {
+    let mut stdout = io::stdout();
+    writeln!(stdout, "{line}")
+        .and_then(|()| stdout.flush())
+        .context("cannot write to stdout")
 }
 
 fn seconds(since: Instant) -> String {

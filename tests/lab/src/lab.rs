@@ -57,7 +57,7 @@ impl Lab {
         sweep_stale()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let id = format!("{name}-{}-{number}", process::id());
-        let directory = Path::new(ROOT).join(&id);
+        let directory = directory(&id);
 
         let _root = lock_root()?;
         fs::create_dir(&directory)
@@ -75,7 +75,7 @@ impl Lab {
     /// A lab of the id [`STANDING`], which stays until it is [`remove`]d. There is one of
     /// them at a time.
     pub(crate) fn standing() -> Result<Self> {
-        let directory = Path::new(ROOT).join(STANDING);
+        let directory = directory(STANDING);
         let _root = lock_root()?;
         fs::create_dir(&directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
@@ -160,6 +160,11 @@ pub fn sweep_stale() -> Result<()> {
     Ok(())
 }
 
+/// The directory of the lab of this id.
+pub(crate) fn directory(id: &str) -> PathBuf {
+    Path::new(ROOT).join(id)
+}
+
 /// Holds the lock of [`ROOT`] until it is dropped.
 fn lock_root() -> Result<File> {
     ensure!(
@@ -178,7 +183,7 @@ pub(crate) fn remove(id: &str) -> Result<()> {
     for name in netns::names_of(id)? {
         netns::remove(&name)?;
     }
-    let directory = Path::new(ROOT).join(id);
+    let directory = directory(id);
     if env::var_os(KEEP).is_some() && id != STANDING {
         // Without its lock it belongs to nobody, and no sweep takes it.
         fs::remove_file(directory.join(OWNER_LOCK))?;

@@ -36,7 +36,7 @@ pub(crate) fn open(name: &str) -> Result<File> {
     File::open(&path).with_context(|| format!("cannot open {}", path.display()))
 }
 
-/// The names of the namespaces of the lab of this id.
+/// The names of the namespaces of the lab of this id, in order.
 pub(crate) fn names_of(lab: &str) -> Result<Vec<String>> {
     let prefix = name(lab, "");
     let entries = match fs::read_dir(DIRECTORY) {
@@ -52,6 +52,7 @@ pub(crate) fn names_of(lab: &str) -> Result<Vec<String>> {
             names.push(name);
         }
     }
+    names.sort();
     Ok(names)
 }
 

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use nix::{
     sys::{
         prctl::set_pdeathsig,
-        signal::{Signal, kill},
+        signal::{SigSet, Signal, kill},
     },
     unistd::{Pid, setpgid, setsid},
 };
@@ -44,16 +44,19 @@ impl Process {
     /// itself if it is `lasting`.
     pub(crate) fn spawn(log: PathBuf, mut command: Command, lasting: bool) -> Result<Self> {
         let log = Log::redirect(log, &mut command)?;
-        // Of its own group, or even session: an interrupt from the terminal reaches
-        // only the test, which then ends its processes in order.
-        let prepare = move || match lasting {
-            true => setsid().map(drop),
-            false => {
+        let prepare = move || -> io::Result<()> {
+            // What this process keeps back, its children shall not.
+            SigSet::empty().thread_set_mask()?;
+            // Of its own session or group: an interrupt from the terminal reaches only
+            // this process, which then ends its children in order.
+            if lasting {
+                setsid()?;
+            } else {
                 setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-                set_pdeathsig(Signal::SIGKILL)
+                set_pdeathsig(Signal::SIGKILL)?;
             }
+            Ok(())
         };
-        let prepare = move || prepare().map_err(Into::into);
         #[expect(
             unsafe_code,
             reason = "the only way to run prctl between fork and exec"

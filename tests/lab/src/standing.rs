@@ -35,15 +35,14 @@ The lab stands: client, lb, switch, b1, b2, b3.
     cargo xtask lab shell client
         curl http://192.0.2.10/             # full NAT
         curl http://192.0.2.20/             # NAT
-        curl http://[2001:db8:2::10]/
-        curl http://[2001:db8:2::20]/
+        curl 'http://[2001:db8:2::10]/'
+        curl 'http://[2001:db8:2::20]/'
     cargo xtask lab shell lb
-        lb status --socket {socket}
+        lb status
     cargo xtask lab down
 
 Configuration: {config}
 Logs: {logs}",
-        socket = balancer.socket().display(),
         config = balancer.config().display(),
         logs = balancer.config().with_file_name("*.log").display(),
     );
@@ -97,7 +96,7 @@ pub fn down() -> Result<()> {
     Ok(())
 }
 
-/// Becomes a shell in a host of the lab, with `lb` in its path.
+/// Becomes a shell in a host of the lab, where `lb` is in the path and finds its socket.
 ///
 /// # Errors
 ///
@@ -125,7 +124,10 @@ pub fn shell(paths: &Paths, host: &str) -> Result<()> {
     let programs = paths.lb.parent().map(Into::into);
     let path = env::join_paths(programs.into_iter().chain(env::split_paths(&own)))?;
     let shell = env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
-    let error = Command::new(&shell).env("PATH", path).exec();
+    let error = Command::new(&shell)
+        .env("PATH", path)
+        .env("LB_SOCKET", Balancer::socket_in(&lab::directory(STANDING)))
+        .exec();
     Err(error).with_context(|| format!("cannot run {}", shell.display()))
 }
 

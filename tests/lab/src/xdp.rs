@@ -33,13 +33,19 @@ use nix::{
 ///
 /// When there is no such interface, or it has a program, or the kernel refuses.
 pub(crate) fn pass_everything(interface: &str) -> Result<()> {
+    const XDP_PASS: u32 = 2;
+    attach_verdict(interface, XDP_PASS)
+}
+
+/// Attaches a program that has the same verdict on every frame.
+fn attach_verdict(interface: &str, verdict: u32) -> Result<()> {
     let index = if_nametoindex(interface).with_context(|| format!("no interface `{interface}`"))?;
-    let program = load().context("cannot load an XDP program")?;
+    let program = load(verdict).context("cannot load an XDP program")?;
     attach(&program, index).with_context(|| format!("cannot attach XDP to `{interface}`"))
 }
 
-/// Loads `r0 = XDP_PASS; exit` (bpf(2), `BPF_PROG_LOAD`).
-fn load() -> io::Result<OwnedFd> {
+/// Loads `r0 = verdict; exit` (bpf(2), `BPF_PROG_LOAD`).
+fn load(verdict: u32) -> io::Result<OwnedFd> {
     /// The beginning of `union bpf_attr` as `BPF_PROG_LOAD` reads it.
     #[repr(C)]
     struct Attributes {
@@ -50,13 +56,12 @@ fn load() -> io::Result<OwnedFd> {
     }
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_PROG_TYPE_XDP: u32 = 6;
-    const XDP_PASS: u64 = 2;
     /// Class ALU64, operation MOV, source immediate; the immediate stands in the
     /// upper half (RFC 9669, section 3).
     const MOV_R0: u64 = 0xb7;
     const EXIT: u64 = 0x95;
 
-    let instructions = [MOV_R0 | XDP_PASS << 32, EXIT].map(u64::to_le_bytes);
+    let instructions = [MOV_R0 | u64::from(verdict) << 32, EXIT].map(u64::to_le_bytes);
     let license = c"Dual MIT/GPL";
     let attributes = Attributes {
         program_type: BPF_PROG_TYPE_XDP,
@@ -142,4 +147,52 @@ fn attach(program: &OwnedFd, index: u32) -> Result<()> {
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = (4 + value.len()) as u16;
     [&length.to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::UdpSocket,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::{End, Lab, Link};
+
+    /// Frames that `XDP_TX` sends back arrive. Those of `XDP_REDIRECT` take the same way
+    /// into the interface, and are what the tests of the balancer are made of.
+    #[test]
+    fn an_interface_takes_frames_that_its_peer_reflects() -> Result<()> {
+        const XDP_TX: u32 = 3;
+        const FRAMES: u64 = 100;
+
+        let lab = Lab::new("reflect")?;
+        let (sender, mirror) = (lab.host("sender")?, lab.host("mirror")?);
+        let end = End::of(&sender, "eth0").address("10.0.0.1/24");
+        Link::between(end.takes_xdp_frames(), End::of(&mirror, "eth0")).up()?;
+        sender.ip("neighbour add 10.0.0.2 lladdr 02:00:00:00:00:02 dev eth0")?;
+        let received = || -> Result<u64> {
+            let json = sender.ip("-json -statistics link show dev eth0")?;
+            let link: serde_json::Value = serde_json::from_str(&json)?;
+            link[0]["stats64"]["rx"]["packets"]
+                .as_u64()
+                .context("the interface has no statistics")
+        };
+
+        mirror.enter(|| attach_verdict("eth0", XDP_TX))?;
+        let before = received()?;
+        let socket = sender.enter(|| UdpSocket::bind("10.0.0.1:0"))?;
+        for _ in 0..FRAMES {
+            socket.send_to(b"reflect me", "10.0.0.2:9")?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while received()? < before + FRAMES {
+            ensure!(
+                Instant::now() < deadline,
+                "of {FRAMES} frames {} came back",
+                received()? - before
+            );
+        }
+        Ok(())
+    }
 }
