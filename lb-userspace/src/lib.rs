@@ -6,5 +6,7 @@
 //! lb-common`. Nothing above [`datapath`] knows what a BPF map is.
 
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod state;
