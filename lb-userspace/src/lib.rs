@@ -5,7 +5,10 @@
 //! Dependencies point one way: `cli -> api -> state -> reconcile -> datapath ->
 //! lb-common`. Nothing above [`datapath`] knows what a BPF map is.
 
+pub mod api;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod datapath;
 pub mod state;
 #[cfg(test)]
