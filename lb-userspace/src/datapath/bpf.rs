@@ -1,5 +1,5 @@
 //! Operations of bpf(2) that aya has no method for: batches of map entries, and the
-//! removal of an element from a map of any kind.
+//! removal of an element that tells what it was.
 
 #![expect(unsafe_code, reason = "calls bpf(2) with pointers to buffers")]
 
@@ -11,7 +11,7 @@ use std::{
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 // From `enum bpf_cmd` of linux/bpf.h.
-const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 
@@ -65,21 +65,28 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes an element. `Ok(false)` where there was none.
+/// Removes an element and returns it as it was at that moment; `None` where there was
+/// none. Hash maps have this since Linux 5.14.
 ///
-/// `K` must be the key type of the map.
-pub(super) fn delete<K: IntoBytes + Immutable>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+/// `K` and `V` must be the key and value types of the map.
+pub(super) fn take<K, V>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>>
+where
+    K: IntoBytes + Immutable,
+    V: FromBytes + IntoBytes,
+{
+    let mut value = V::new_zeroed();
     let mut attributes = ElementAttributes {
         map_fd: map.as_raw_fd() as u32,
         reserved: 0,
         key: address(key),
-        value: 0,
+        value: std::ptr::from_mut(&mut value) as u64,
         flags: 0,
     };
-    // SAFETY: the kernel reads one key, and `key` is one.
-    match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attributes) } {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+    // SAFETY: the kernel reads one key and writes one value, of any bytes that it has;
+    // `key` and `value` are one each.
+    match unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) } {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -127,14 +127,15 @@ impl<F: Family> FlowTable<F> {
             .map_err(map_error("writing", self.name))
     }
 
-    /// Removes the entry under `key`. `false` where there was none, so that of several
-    /// that try to remove an entry exactly one knows that it did.
+    /// Removes the entry under `key` and returns it as it was at that moment. `None`
+    /// where there was none, so that of several that try to remove an entry exactly one
+    /// knows that it did.
     ///
     /// # Errors
     ///
     /// Where the kernel refuses.
-    pub fn remove(&mut self, key: &F::Key) -> Result<bool> {
-        bpf::delete(self.map.map().fd().as_fd(), key).map_err(map_error("removing", self.name))
+    pub fn take(&mut self, key: &F::Key) -> Result<Option<F::Flow>> {
+        bpf::take(self.map.map().fd().as_fd(), key).map_err(map_error("removing", self.name))
     }
 
     /// Walks over the table in batches and shows each to `visit`. An entry that is

@@ -129,9 +129,9 @@ fn a_flow_takes_a_port_that_the_daemon_sees_and_frees() {
     // A freed port is used again.
     let mut tables = datapath.flow_tables().unwrap();
     let flow = tables.v4.flows.get(&syn_key(40_001)).unwrap().unwrap();
-    assert!(tables.v4.flows.remove(&syn_key(40_001)).unwrap());
-    assert!(!tables.v4.flows.remove(&syn_key(40_001)).unwrap());
-    assert!(tables.v4.replies.remove(&flow.partner()).unwrap());
+    assert_eq!(tables.v4.flows.take(&syn_key(40_001)).unwrap(), Some(flow));
+    assert_eq!(tables.v4.flows.take(&syn_key(40_001)).unwrap(), None);
+    assert!(tables.v4.replies.take(&flow.partner()).unwrap().is_some());
     assert!(tables.ports.free(1, u16::from_be(flow.to.src_port)));
     assert!(!tables.ports.free(1, u16::from_be(flow.to.src_port)));
     let run = datapath.test_run(&syn(40_002), LO).unwrap();

@@ -1,0 +1,380 @@
+//! One walk over the flow tables.
+
+use std::collections::{HashMap, HashSet};
+
+use lb_common::{
+    flow::{FlowKey4, FlowKey6, FlowValue as _, state},
+    ports::PORT_WORDS,
+};
+
+use super::Lifetimes;
+use crate::datapath::{Family, FlowPair, FlowTables, Ipv4, Ipv6, Result};
+
+/// What a sweep found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Flows that are left, by backend id.
+    pub live: HashMap<u32, u64>,
+    /// Flows that the sweep ended, by backend id. Those whose end the datapath had
+    /// seen are not among them: it has counted them itself.
+    pub ended: HashMap<u32, u64>,
+    /// Backend ids that an entry still names. Any other may be used again.
+    pub named: HashSet<u32>,
+}
+
+/// Bits of the ports in use, by pool.
+type Ports = HashMap<u32, Box<[u64]>>;
+
+/// Takes silent flows away and gives their source ports back. Runs on a thread of its
+/// own: a walk over a million flows takes a good part of a second.
+pub struct Sweeper {
+    tables: FlowTables,
+    /// Ports that the last sweep found taken without a flow.
+    suspects: Ports,
+}
+
+impl Sweeper {
+    /// A sweeper of these tables.
+    #[must_use]
+    pub fn new(tables: FlowTables) -> Self {
+        Self {
+            tables,
+            suspects: Ports::new(),
+        }
+    }
+
+    /// Sweeps at tick `now`. `lifetimes` holds those of every backend in service, by
+    /// id; the flows of any other go at once.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read or write a table.
+    pub fn sweep(&mut self, now: u32, lifetimes: &HashMap<u32, Lifetimes>) -> Result<Report> {
+        let mut sweep = Sweep {
+            now,
+            lifetimes,
+            report: Report::default(),
+            ports: Ports::new(),
+        };
+        // Read first: a port that is taken later is none of this sweep's business.
+        let used = self.tables.ports.used();
+        let free = |pool, port| {
+            self.tables.ports.free(pool, port);
+        };
+        sweep.flows(&mut self.tables.v4, &free)?;
+        sweep.flows(&mut self.tables.v6, &free)?;
+        sweep.replies(&mut self.tables.v4, &free)?;
+        sweep.replies(&mut self.tables.v6, &free)?;
+        let suspects = without_flow(&used, &sweep.ports);
+        for (pool, port) in common(&suspects, &self.suspects) {
+            free(pool, port);
+        }
+        self.suspects = suspects;
+        Ok(sweep.report)
+    }
+}
+
+/// A sweep under way.
+struct Sweep<'a> {
+    now: u32,
+    lifetimes: &'a HashMap<u32, Lifetimes>,
+    report: Report,
+    /// Ports of the flows that are left.
+    ports: Ports,
+}
+
+impl Sweep<'_> {
+    /// Ends silent flows.
+    fn flows<F: Tuples>(&mut self, pair: &mut FlowPair<F>, free: &impl Fn(u32, u16)) -> Result<()> {
+        // Batches cannot be read and entries removed at the same time.
+        let mut silent = Vec::new();
+        pair.flows.for_each_batch(|entries| {
+            for (key, flow) in entries {
+                let entry = flow.entry();
+                self.report.named.insert(entry.backend);
+                *self.report.live.entry(entry.backend).or_default() += 1;
+                if self.is_suspect(entry.backend, |lifetimes| {
+                    lifetimes.is_silent(entry, self.now)
+                }) {
+                    silent.push((*key, flow.partner()));
+                }
+            }
+        })?;
+        for (key, partner) in silent {
+            self.end(pair, &key, &partner, free)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a backend is out of service, or else `is_silent`.
+    fn is_suspect(&self, backend: u32, is_silent: impl Fn(&Lifetimes) -> bool) -> bool {
+        self.lifetimes.get(&backend).is_none_or(is_silent)
+    }
+
+    /// Ends a flow, unless it has spoken meanwhile or its other direction has.
+    fn end<F: Tuples>(
+        &mut self,
+        pair: &mut FlowPair<F>,
+        key: &F::Key,
+        partner: &F::Key,
+        free: &impl Fn(u32, u16),
+    ) -> Result<()> {
+        let Some(flow) = pair.flows.get(key)? else {
+            return Ok(());
+        };
+        let reply = pair.replies.get(partner)?;
+        let expired = self.is_suspect(flow.entry().backend, |lifetimes| {
+            let reply = reply.as_ref().map(|reply| reply.entry());
+            lifetimes.has_expired(flow.entry(), reply, self.now)
+        });
+        if !expired {
+            return Ok(());
+        }
+        let Some(flow) = pair.flows.take(key)? else {
+            return Ok(());
+        };
+        let entry = flow.entry();
+        if let Some(live) = self.report.live.get_mut(&entry.backend) {
+            *live -= 1;
+        }
+        if !state::is_closed(entry.state) {
+            *self.report.ended.entry(entry.backend).or_default() += 1;
+        }
+        pair.replies.take(&flow.partner())?;
+        if entry.port_pool != 0 {
+            free(entry.port_pool, F::balancer_port(&flow.partner()));
+        }
+        Ok(())
+    }
+
+    /// Removes entries for replies that no flow belongs to (their maker was cut off
+    /// between the two), and notes the ports of the others.
+    fn replies<F: Tuples>(
+        &mut self,
+        pair: &mut FlowPair<F>,
+        free: &impl Fn(u32, u16),
+    ) -> Result<()> {
+        let mut silent = Vec::new();
+        pair.replies.for_each_batch(|entries| {
+            for (key, reply) in entries {
+                let entry = reply.entry();
+                self.report.named.insert(entry.backend);
+                if entry.port_pool != 0 {
+                    let bits = self
+                        .ports
+                        .entry(entry.port_pool)
+                        .or_insert_with(|| vec![0; PORT_WORDS].into());
+                    let port = F::balancer_port(key);
+                    bits[usize::from(port / 64)] |= 1 << (port % 64);
+                }
+                if self.is_suspect(entry.backend, |lifetimes| {
+                    lifetimes.is_silent(entry, self.now)
+                }) {
+                    silent.push((*key, reply.partner()));
+                }
+            }
+        })?;
+        for (key, partner) in silent {
+            if pair.flows.get(&partner)?.is_some() {
+                continue;
+            }
+            if let Some(reply) = pair.replies.take(&key)?
+                && reply.entry().port_pool != 0
+            {
+                free(reply.entry().port_pool, F::balancer_port(&key));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the balancer's port from the tuple of a reply.
+trait Tuples: Family {
+    /// The port (host byte order) that the backend sends to.
+    fn balancer_port(reply: &Self::Key) -> u16;
+}
+
+impl Tuples for Ipv4 {
+    fn balancer_port(reply: &FlowKey4) -> u16 {
+        u16::from_be(reply.dst_port)
+    }
+}
+
+impl Tuples for Ipv6 {
+    fn balancer_port(reply: &FlowKey6) -> u16 {
+        u16::from_be(reply.dst_port)
+    }
+}
+
+/// The ports that are used, but not by a flow.
+fn without_flow(used: &Ports, by_flows: &Ports) -> Ports {
+    used.iter()
+        .map(|(pool, used)| {
+            let mut left = used.clone();
+            if let Some(flows) = by_flows.get(pool) {
+                for (left, flows) in left.iter_mut().zip(flows) {
+                    *left &= !flows;
+                }
+            }
+            (*pool, left)
+        })
+        .collect()
+}
+
+/// The ports that are in both.
+fn common<'a>(a: &'a Ports, b: &'a Ports) -> impl Iterator<Item = (u32, u16)> + 'a {
+    a.iter().flat_map(|(pool, a)| {
+        let b = b.get(pool).into_iter().flatten();
+        let words = a.iter().zip(b).enumerate();
+        words.flat_map(move |(index, (a, b))| {
+            (0..64)
+                .filter(move |bit| a & b & (1 << bit) != 0)
+                .map(move |bit| (*pool, (index * 64 + bit) as u16))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lb_common::flow::{Flow4, FlowEntry, Tuple as _};
+
+    use super::*;
+    use crate::{
+        datapath::{Datapath, LogLevel, Options},
+        state::{Protocol, Timeouts},
+    };
+
+    fn ports(pool: u32, ports: &[u16]) -> Ports {
+        let mut bits = vec![0_u64; PORT_WORDS];
+        for port in ports {
+            bits[usize::from(port / 64)] |= 1 << (port % 64);
+        }
+        Ports::from([(pool, bits.into())])
+    }
+
+    #[test]
+    fn a_port_without_a_flow_is_suspect() {
+        let used = ports(1, &[1_024, 1_025, 65_535]);
+        let suspects = without_flow(&used, &ports(1, &[1_025]));
+        assert_eq!(suspects, ports(1, &[1_024, 65_535]));
+        assert_eq!(without_flow(&used, &ports(2, &[1_024])), used);
+    }
+
+    #[test]
+    fn only_a_port_that_is_suspect_twice_is_freed() {
+        let now = ports(1, &[0, 1_024, 2_000, 65_535]);
+        let before = ports(1, &[1_024, 3_000, 65_535]);
+        let freed: Vec<_> = common(&now, &before).collect();
+        assert_eq!(freed, [(1, 1_024), (1, 65_535)]);
+        assert_eq!(common(&now, &ports(2, &[1_024])).count(), 0);
+    }
+
+    /// The tables of a real datapath; whether there is one is for the caller to see.
+    fn sweeper() -> (Datapath, Sweeper) {
+        let options = Options {
+            max_flows: 1_024,
+            log: LogLevel::Off,
+        };
+        let mut datapath =
+            Datapath::load(&options).expect("this test loads BPF programs and must run as root");
+        datapath.create_port_pools(&[1]).unwrap();
+        let sweeper = Sweeper::new(datapath.flow_tables().unwrap());
+        (datapath, sweeper)
+    }
+
+    /// Lifetimes of UDP flows to backend 7: 1 second until an answer, 10 after it.
+    fn lifetimes() -> HashMap<u32, Lifetimes> {
+        let timeouts = Timeouts {
+            unreplied: Duration::from_secs(1),
+            udp: Duration::from_secs(10),
+            ..Timeouts::default()
+        };
+        HashMap::from([(7, Lifetimes::new(Protocol::Udp, &timeouts))])
+    }
+
+    /// Writes a flow of client `port` to backend 7, last seen at tick `seen` and, by
+    /// the backend, at tick `answered`.
+    fn insert(sweeper: &mut Sweeper, port: u16, seen: u32, answered: u32) -> FlowKey4 {
+        let tuple = |src, dst, src_port: u16, dst_port: u16| FlowKey4 {
+            src,
+            dst,
+            src_port: src_port.to_be(),
+            dst_port: dst_port.to_be(),
+            protocol: 17,
+        };
+        let key = tuple(1, 2, port, 53);
+        let to = tuple(3, 4, port, 5_353);
+        let entry = |last_seen| FlowEntry {
+            backend: 7,
+            last_seen,
+            port_pool: 1,
+            ..FlowEntry::default()
+        };
+        let pair = &mut sweeper.tables.v4;
+        let flow = Flow4 {
+            entry: entry(seen),
+            to,
+        };
+        let reply = Flow4 {
+            entry: entry(answered),
+            to: key.reversed(),
+        };
+        pair.flows.insert(&key, &flow).unwrap();
+        pair.replies.insert(&to.reversed(), &reply).unwrap();
+        key
+    }
+
+    #[test]
+    fn silent_flows_go_and_others_stay() {
+        let (_datapath, mut sweeper) = sweeper();
+        let silent = insert(&mut sweeper, 1_000, 0, 0);
+        let speaking = insert(&mut sweeper, 1_001, 10, 0);
+        let answered = insert(&mut sweeper, 1_002, 0, 10);
+        let report = sweeper.sweep(11, &lifetimes()).unwrap();
+        assert_eq!(report.live, HashMap::from([(7, 2)]));
+        assert_eq!(report.ended, HashMap::from([(7, 1)]));
+        assert_eq!(report.named, HashSet::from([7]));
+        let flows = &sweeper.tables.v4.flows;
+        assert!(flows.get(&silent).unwrap().is_none());
+        assert!(flows.get(&speaking).unwrap().is_some());
+        assert!(flows.get(&answered).unwrap().is_some());
+
+        let report = sweeper.sweep(100, &lifetimes()).unwrap();
+        assert_eq!(report.live, HashMap::from([(7, 0)]));
+        let report = sweeper.sweep(100, &lifetimes()).unwrap();
+        assert_eq!(report, Report::default(), "nothing is left behind");
+    }
+
+    #[test]
+    fn flows_of_a_backend_out_of_service_go_at_once() {
+        let (_datapath, mut sweeper) = sweeper();
+        insert(&mut sweeper, 1_000, 5, 5);
+        let report = sweeper.sweep(5, &HashMap::new()).unwrap();
+        assert_eq!(report.ended, HashMap::from([(7, 1)]));
+        assert!(sweeper.sweep(5, &HashMap::new()).unwrap().named.is_empty());
+    }
+
+    #[test]
+    fn a_flow_that_the_datapath_saw_end_is_not_counted_again() {
+        let (_datapath, mut sweeper) = sweeper();
+        let key = insert(&mut sweeper, 1_000, 0, 0);
+        let flows = &mut sweeper.tables.v4.flows;
+        let mut flow = flows.get(&key).unwrap().unwrap();
+        flow.entry.state = state::RST;
+        flows.insert(&key, &flow).unwrap();
+        let report = sweeper.sweep(1_000, &lifetimes()).unwrap();
+        assert_eq!(report.ended, HashMap::new());
+    }
+
+    #[test]
+    fn an_entry_for_replies_without_a_flow_goes_when_it_is_old() {
+        let (_datapath, mut sweeper) = sweeper();
+        let key = insert(&mut sweeper, 1_000, 0, 0);
+        sweeper.tables.v4.flows.take(&key).unwrap();
+        sweeper.sweep(10, &lifetimes()).unwrap();
+        assert!(sweeper.sweep(11, &lifetimes()).unwrap().named.contains(&7));
+        assert!(sweeper.sweep(12, &lifetimes()).unwrap().named.is_empty());
+    }
+}
