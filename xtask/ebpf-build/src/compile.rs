@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Core, Error, Toolchain, linker};
+use crate::{Core, Error, Toolchain, clippy, linker};
 
 /// The machine that the program will run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,10 +83,10 @@ pub fn lint(
     target: &Target,
     target_dir: &Path,
 ) -> Result<(), Error> {
-    let mut clippy = Command::new(toolchain.rustc.with_file_name("cargo-clippy"));
-    clippy.arg("clippy").env("CARGO", cargo(toolchain));
+    let mut command = Command::new(clippy(&toolchain.rustc));
+    command.arg("clippy").env("CARGO", cargo(toolchain));
     let deny = ["--", "--deny", "warnings"];
-    run(clippy, project, toolchain, target, target_dir, &deny)?;
+    run(command, project, toolchain, target, target_dir, &deny)?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ mod compile;
 mod toolchain;
 
 pub use compile::{Built, Target, build, lint};
-pub use toolchain::{Core, Toolchain, decision, directory, linker};
+pub use toolchain::{Core, Toolchain, clippy, decision, directory, linker};
 
 use std::{fmt, io, path::PathBuf};
 

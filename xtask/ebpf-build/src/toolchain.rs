@@ -26,6 +26,12 @@ pub fn decision(project: &Path) -> PathBuf {
     directory(project).join("ebpf.toml")
 }
 
+/// The clippy that belongs to a compiler.
+#[must_use]
+pub fn clippy(rustc: &Path) -> PathBuf {
+    rustc.with_file_name("cargo-clippy")
+}
+
 /// Where `core` for the BPF target comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Core {

@@ -55,6 +55,7 @@ pub(crate) struct Candidate {
     version: Option<String>,
     /// Which forms of `core` are there.
     cores: Vec<Core>,
+    clippy: bool,
     llvm: Option<Llvm>,
 }
 
@@ -63,6 +64,7 @@ impl Candidate {
         Self {
             version: output(Command::new(&rustc).arg("--version")),
             cores: cores(&rustc),
+            clippy: ebpf_build::clippy(&rustc).exists(),
             llvm: Llvm::of(&rustc),
             name,
             rustc,
@@ -115,6 +117,7 @@ pub(crate) fn judge(candidate: Candidate) -> Result<Compiler, (String, String)> 
         core,
         version,
         cores,
+        clippy,
         llvm,
     } = candidate;
     let Some(version) = version else {
@@ -133,6 +136,9 @@ pub(crate) fn judge(candidate: Candidate) -> Result<Compiler, (String, String)> 
             Core::Source => "no component rust-src",
         };
         return Err((name, format!("it has {what}")));
+    }
+    if !clippy {
+        return Err((name, "it has no clippy".into()));
     }
     let Some(llvm) = llvm else {
         return Err((name, "its LLVM is no shared library".into()));
@@ -228,6 +234,7 @@ mod tests {
             core: Core::Source,
             version: Some("rustc 1.97.0-nightly (e50aa6fba 2026-05-19)\n".into()),
             cores: vec![Core::Source],
+            clippy: true,
             llvm: Some(Llvm {
                 soname: "libLLVM.so.22.1".into(),
                 path: "/t/lib/libLLVM.so.22.1".into(),
@@ -293,6 +300,15 @@ mod tests {
             ..candidate()
         };
         assert_eq!(why_not(strange), "`hello` is no version");
+    }
+
+    #[test]
+    fn a_compiler_without_clippy_is_passed_over() {
+        let without = Candidate {
+            clippy: false,
+            ..candidate()
+        };
+        assert_eq!(why_not(without), "it has no clippy");
     }
 
     #[test]

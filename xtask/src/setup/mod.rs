@@ -11,7 +11,8 @@ mod packages;
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use compiler::{Candidate, Compiler};
 use ebpf_build::Toolchain;
 
 /// Brings the machine to where `cargo build` and `cargo xtask test` work, and
@@ -37,21 +38,7 @@ pub(crate) fn run(project: &Path) -> Result<()> {
             packages::install(&tools)?;
             compiler
         }
-        None => {
-            let wanted = [tools.as_slice(), &packages::COMPILER].concat();
-            packages::install(&wanted).context(
-                "no compiler for BPF is here, and the one of Debian 12 cannot be installed\n\
-                 hint: where rustup can download, this is enough instead of it:\n\
-                 \x20     rustup toolchain install nightly --component rust-src,clippy",
-            )?;
-            match compiler::judge(compiler::Candidate::of_the_system()) {
-                Ok(compiler) => compiler,
-                Err((candidate, why)) => bail!(
-                    "{candidate} was installed, but {why}\n\
-                     hint: is the distribution's security repository among apt's sources?"
-                ),
-            }
-        }
+        None => install_compiler(&tools)?,
     };
     say(format_args!("eBPF compiler: {compiler}"));
     linker::install(project, &compiler.llvm)?;
@@ -66,15 +53,34 @@ pub(crate) fn run(project: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Installs Debian's compiler, and `tools` with it.
+fn install_compiler(tools: &[&str]) -> Result<Compiler> {
+    let wanted = [tools, &packages::COMPILER].concat();
+    if let Err(error) = packages::install(&wanted) {
+        bail!(
+            "{error:#}\n\
+             hint: where rustup can download, a nightly does instead of Debian's compiler:\n\
+             \x20     rustup toolchain install nightly --component rust-src,clippy"
+        );
+    }
+    compiler::judge(Candidate::of_the_system()).map_err(|(name, why)| {
+        anyhow!(
+            "{name} was installed, but {why}\n\
+             hint: is the distribution's security repository among apt's sources?"
+        )
+    })
+}
+
 /// What an earlier run decided, if it still holds: everything is in place, and
 /// the compiler is not another one since (a package update, `rustup update`).
 fn decided(project: &Path) -> Option<Toolchain> {
     let toolchain = Toolchain::load(project).ok()?;
+    let complete = compiler::cores(&toolchain.rustc).contains(&toolchain.core)
+        && ebpf_build::clippy(&toolchain.rustc).exists();
     let decided = fs::metadata(ebpf_build::decision(project)).ok()?.mtime();
     // The time of the inode, as package managers keep the file's own time.
     let installed = fs::metadata(&toolchain.rustc).ok()?.ctime();
-    let core = compiler::cores(&toolchain.rustc).contains(&toolchain.core);
-    (core && installed <= decided).then_some(toolchain)
+    (complete && installed <= decided).then_some(toolchain)
 }
 
 /// One line of progress.

@@ -52,7 +52,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     }
     let list = packages.join(" ");
     if !is_on(&env::var_os("PATH").unwrap_or_default(), "apt-get") {
-        bail!("this is not a Debian (no apt-get): install what its packages have: {list}");
+        bail!("missing is what Debian has as {list}, and there is no apt-get to install it");
     }
     if !nix::unistd::geteuid().is_root() {
         bail!(
