@@ -13,8 +13,8 @@ use super::{
     reader::{Table, Value},
 };
 use crate::state::{
-    BackendSpec, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Protocol, Reason, Scheduler, ServiceSpec,
-    Timeouts, VirtualAddress, parse_port_range,
+    BackendSpec, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Protocol, Scheduler, ServiceSpec,
+    Timeouts, VirtualAddress, parse_port_range, parse_source,
     rules::{self, Field},
 };
 
@@ -220,15 +220,6 @@ fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnosti
         });
 }
 
-fn parse_source(text: &str) -> Result<IpAddr, Reason> {
-    text.parse().map_err(|_| {
-        Reason::new(
-            format!("`{}` is no IP address", text.escape_debug()),
-            "write an address of this host without a port: `10.0.0.1`",
-        )
-    })
-}
-
 fn read_duration(
     service: &mut ReadService,
     field: Field,
@@ -311,20 +302,14 @@ fn read_probe(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagno
         value.parse(TYPE, out, |word| match word {
             "tcp" => Ok(Some(Kind::Tcp)),
             "http" => Ok(Some(Kind::Http)),
-            _ => Err(Reason::new(
-                format!("health check type `{}` is not known", word.escape_debug()),
-                "use `tcp` or `http`",
-            )),
+            _ => Err(rules::unknown_probe(word)),
         })
     });
     let path = table.optional("path");
     let host = table.optional("host");
     if kind == Some(Kind::Tcp) {
         for value in [&path, &host].into_iter().flatten() {
-            out.push(value.error(Reason::new(
-                "a health check of type `tcp` asks for nothing over HTTP",
-                "use `type = \"http\"`, or leave this out",
-            )));
+            out.push(value.error(rules::http_only()));
         }
         return Probe::Tcp;
     }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use super::{
     BackendSpec, Change, Protocol, Reason, Refusal, ServiceSpec, VirtualAddress,
     rules::{
-        self, MAX_BACKENDS, MAX_SERVICES, same_address, same_name, too_many_backends,
-        too_many_services,
+        self, MAX_BACKENDS, MAX_SERVICES, no_such_backend, no_such_service, same_address,
+        same_name, too_many_backends, too_many_services,
     },
 };
 
@@ -56,7 +56,10 @@ impl Desired {
             Change::AddService(service) => self.add_service(*service),
             Change::SetService(service) => self.set_service(*service),
             Change::RemoveService(name) => {
-                let service = self.services.remove(&name).ok_or_else(|| unknown(&name))?;
+                let service = self
+                    .services
+                    .remove(&name)
+                    .ok_or_else(|| Refusal::NotFound(no_such_service(&name)))?;
                 self.addresses.remove(&key(&service));
                 Ok(())
             }
@@ -77,14 +80,14 @@ impl Desired {
             Change::SetBackend { service, backend } => {
                 let mut changed = self.get(&service)?.clone();
                 let index = position(&changed, backend.address)
-                    .ok_or_else(|| unknown_backend(&service, backend.address))?;
+                    .ok_or_else(|| Refusal::NotFound(no_such_backend(&service, backend.address)))?;
                 changed.backends[index] = backend;
                 self.replace(changed)
             }
             Change::RemoveBackend { service, address } => {
                 let mut changed = self.get(&service)?.clone();
                 let index = position(&changed, address)
-                    .ok_or_else(|| unknown_backend(&service, address))?;
+                    .ok_or_else(|| Refusal::NotFound(no_such_backend(&service, address)))?;
                 changed.backends.remove(index);
                 self.replace(changed)
             }
@@ -92,7 +95,9 @@ impl Desired {
     }
 
     fn get(&self, name: &str) -> Result<&ServiceSpec, Refusal> {
-        self.services.get(name).ok_or_else(|| unknown(name))
+        self.services
+            .get(name)
+            .ok_or_else(|| Refusal::NotFound(no_such_service(name)))
     }
 
     fn add_service(&mut self, service: ServiceSpec) -> Result<(), Refusal> {
@@ -148,20 +153,6 @@ fn key(service: &ServiceSpec) -> (VirtualAddress, Protocol) {
 fn position(service: &ServiceSpec, address: VirtualAddress) -> Option<usize> {
     let same = |backend: &BackendSpec| backend.address == address;
     service.backends.iter().position(same)
-}
-
-fn unknown(service: &str) -> Refusal {
-    Refusal::NotFound(Reason::new(
-        format!("there is no service `{service}`"),
-        "`lb service list` shows which there are",
-    ))
-}
-
-fn unknown_backend(service: &str, address: VirtualAddress) -> Refusal {
-    Refusal::NotFound(Reason::new(
-        format!("service `{service}` has no backend `{address}`"),
-        format!("`lb backend list {service}` shows which there are"),
-    ))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
 pub use model::{
     BackendSpec, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Protocol, Scheduler, ServiceSpec,
-    Timeouts, VirtualAddress, parse_port, parse_port_range,
+    Timeouts, VirtualAddress, parse_port, parse_port_range, parse_source,
 };
 pub use reason::Reason;
 pub use status::{

@@ -158,6 +158,20 @@ pub fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, Reason> {
     Ok(parse_port(first.trim())?..=parse_port(last.trim())?)
 }
 
+/// Reads the source address of full NAT.
+///
+/// # Errors
+///
+/// When it is no IP address.
+pub fn parse_source(text: &str) -> Result<IpAddr, Reason> {
+    text.parse().map_err(|_| {
+        Reason::new(
+            format!("`{}` is no IP address", text.escape_debug()),
+            "write an address of this host without a port: `10.0.0.1`",
+        )
+    })
+}
+
 /// What a health check asks of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {

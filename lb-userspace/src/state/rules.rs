@@ -535,3 +535,39 @@ pub fn too_many_backends() -> Reason {
         "remove backends that are not used",
     )
 }
+
+/// There is no service of this name.
+#[must_use]
+pub fn no_such_service(name: &str) -> Reason {
+    Reason::new(
+        format!("there is no service `{}`", name.escape_debug()),
+        "`lb service list` shows which there are",
+    )
+}
+
+/// The service has no backend at this address.
+#[must_use]
+pub fn no_such_backend(service: &str, address: VirtualAddress) -> Reason {
+    Reason::new(
+        format!("service `{service}` has no backend `{address}`"),
+        format!("`lb backend list {service}` shows which there are"),
+    )
+}
+
+/// A word that is no type of health check.
+#[must_use]
+pub fn unknown_probe(word: &str) -> Reason {
+    Reason::new(
+        format!("health check type `{}` is not known", word.escape_debug()),
+        "use `tcp` or `http`",
+    )
+}
+
+/// A path or host for a health check that does not speak HTTP.
+#[must_use]
+pub fn http_only() -> Reason {
+    Reason::new(
+        "a health check of type `tcp` has no path and no host",
+        "leave them out, or use type `http`",
+    )
+}

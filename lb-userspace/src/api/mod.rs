@@ -1,0 +1,30 @@
+//! The API of the running balancer: HTTP/1.1 and JSON over a Unix socket.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`](crate::state::Status) |
+//! | `GET /v1/services` | | array of [`Service`](wire::Service) |
+//! | `GET /v1/services/{name}` | | [`Service`](wire::Service) |
+//! | `POST /v1/services/{name}` | a new [`Service`](wire::Service) | 201, the service |
+//! | `PUT /v1/services/{name}` | all of it anew | the service |
+//! | `PATCH /v1/services/{name}` | what changes (RFC 7386) | the service |
+//! | `DELETE /v1/services/{name}` | | the service as it was |
+//! | `POST /v1/services/{name}/backends` | a new [`Backend`](wire::Backend) | 201, the backend |
+//! | `PUT /v1/services/{name}/backends/{address}` | [`Backend`](wire::Backend) | the backend |
+//! | `DELETE /v1/services/{name}/backends/{address}` | | the backend as it was |
+//!
+//! A change is answered when the datapath has it. What cannot be done is answered
+//! by `{"error": {"message", "hint"}}` with status 400 (the request makes no sense),
+//! 404 (what it names is not there), 409 (it contradicts what is there), 500 (the
+//! datapath would not take it) or 503 (the balancer does not answer).
+
+mod client;
+mod error;
+mod routes;
+mod server;
+mod socket;
+pub mod wire;
+
+pub use client::Client;
+pub use server::serve;
+pub use socket::Socket;

@@ -1,0 +1,329 @@
+//! The JSON forms of services and backends. Addresses, words and durations are
+//! written as in the configuration file; what is left out has the same default.
+//! Fields are added, never renamed.
+
+use std::{fmt::Display, time::Duration};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    config::duration,
+    state::{
+        self, BackendSpec, FULL_NAT_PORTS, HealthSpec, Probe, Protocol, Reason, Scheduler,
+        ServiceSpec, parse_port_range, parse_source,
+        rules::{self, Field},
+    },
+};
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Where clients reach it: `192.0.2.10:443`, or `*` as the port.
+    pub address: String,
+    /// `tcp` or `udp`.
+    #[serde(default = "default_protocol")]
+    pub protocol: String,
+    /// `full-nat` or `nat`.
+    pub mode: String,
+    /// `maglev`.
+    #[serde(default = "default_scheduler")]
+    pub scheduler: String,
+    /// Source address of full NAT; `null` for the kernel's choice.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// Source ports of full NAT: `1024-32767`.
+    #[serde(default = "default_source_ports")]
+    pub source_ports: String,
+    /// When silent flows are forgotten.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// Health checks; `null` for none.
+    #[serde(default)]
+    pub health: Option<Health>,
+    /// Its backends.
+    #[serde(default)]
+    pub backends: Vec<Backend>,
+}
+
+/// How long a flow may be silent, as durations: `30s`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// TCP and UDP, before the backend has answered.
+    pub unreplied: String,
+    /// TCP, established.
+    pub tcp_established: String,
+    /// TCP, after a FIN or RST.
+    pub tcp_closing: String,
+    /// UDP, after an answer.
+    pub udp: String,
+}
+
+/// How backends are checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// `tcp` or `http`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Path that `http` asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// `Host` header that `http` sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Port that is checked, where it is not the backend's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Duration from one check to the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<String>,
+    /// Duration that an answer may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Successes in a row that bring a backend up.
+    #[serde(default = "default_rise")]
+    pub rise: u32,
+    /// Failures in a row that take a backend down.
+    #[serde(default = "default_fall")]
+    pub fall: u32,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// Where it listens: `10.0.0.11:8443`, or `*` as the port.
+    pub address: String,
+    /// Its share of new flows, from 0 to 65535.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+}
+
+/// The answer to a request that could not be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why.
+    pub error: Error,
+}
+
+/// Why a request could not be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Error {
+    /// What is wrong.
+    pub message: String,
+    /// How to mend it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+fn default_protocol() -> String {
+    Protocol::Tcp.to_string()
+}
+
+fn default_scheduler() -> String {
+    Scheduler::Maglev.to_string()
+}
+
+fn default_source_ports() -> String {
+    format_ports(&FULL_NAT_PORTS)
+}
+
+const fn default_rise() -> u32 {
+    HealthSpec::DEFAULT_RISE
+}
+
+const fn default_fall() -> u32 {
+    HealthSpec::DEFAULT_FALL
+}
+
+const fn default_weight() -> u32 {
+    BackendSpec::DEFAULT_WEIGHT
+}
+
+fn format_ports(ports: &std::ops::RangeInclusive<u16>) -> String {
+    format!("{}-{}", ports.start(), ports.end())
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self::from(&state::Timeouts::default())
+    }
+}
+
+impl From<&state::Timeouts> for Timeouts {
+    fn from(timeouts: &state::Timeouts) -> Self {
+        Self {
+            unreplied: duration::format(timeouts.unreplied),
+            tcp_established: duration::format(timeouts.tcp_established),
+            tcp_closing: duration::format(timeouts.tcp_closing),
+            udp: duration::format(timeouts.udp),
+        }
+    }
+}
+
+impl From<&HealthSpec> for Health {
+    fn from(health: &HealthSpec) -> Self {
+        let (kind, path, host) = match &health.probe {
+            Probe::Tcp => ("tcp", None, None),
+            Probe::Http { path, host } => ("http", Some(path.clone()), host.clone()),
+        };
+        Self {
+            kind: kind.to_owned(),
+            path,
+            host,
+            port: health.port,
+            interval: Some(duration::format(health.interval)),
+            timeout: Some(duration::format(health.timeout)),
+            rise: health.rise,
+            fall: health.fall,
+        }
+    }
+}
+
+impl From<&BackendSpec> for Backend {
+    fn from(backend: &BackendSpec) -> Self {
+        Self {
+            address: backend.address.to_string(),
+            weight: backend.weight,
+        }
+    }
+}
+
+impl From<&ServiceSpec> for Service {
+    fn from(service: &ServiceSpec) -> Self {
+        Self {
+            name: service.name.clone(),
+            address: service.address.to_string(),
+            protocol: service.protocol.to_string(),
+            mode: service.mode.to_string(),
+            scheduler: service.scheduler.to_string(),
+            source: service.source.map(|source| source.to_string()),
+            source_ports: format_ports(&service.source_ports),
+            timeouts: Timeouts::from(&service.timeouts),
+            health: service.health.as_ref().map(Health::from),
+            backends: service.backends.iter().map(Backend::from).collect(),
+        }
+    }
+}
+
+impl TryFrom<Service> for ServiceSpec {
+    type Error = Reason;
+
+    fn try_from(service: Service) -> Result<Self, Reason> {
+        let backends = service.backends.iter().enumerate().map(|(index, backend)| {
+            Ok(BackendSpec {
+                address: at(Field::BackendAddress(index), backend.address.parse())?,
+                weight: backend.weight,
+            })
+        });
+        Ok(Self {
+            address: at(Field::Address, service.address.parse())?,
+            protocol: at(Field::Protocol, service.protocol.parse())?,
+            mode: at(Field::Mode, service.mode.parse())?,
+            scheduler: at(Field::Scheduler, service.scheduler.parse())?,
+            source: service
+                .source
+                .map(|source| at(Field::Source, parse_source(&source)))
+                .transpose()?,
+            source_ports: at(Field::SourcePorts, parse_port_range(&service.source_ports))?,
+            timeouts: state::Timeouts::try_from(&service.timeouts)?,
+            health: service.health.map(HealthSpec::try_from).transpose()?,
+            backends: backends.collect::<Result<_, Reason>>()?,
+            name: service.name,
+        })
+    }
+}
+
+impl TryFrom<&Timeouts> for state::Timeouts {
+    type Error = Reason;
+
+    fn try_from(timeouts: &Timeouts) -> Result<Self, Reason> {
+        Ok(Self {
+            unreplied: read_duration(Field::Unreplied, &timeouts.unreplied)?,
+            tcp_established: read_duration(Field::TcpEstablished, &timeouts.tcp_established)?,
+            tcp_closing: read_duration(Field::TcpClosing, &timeouts.tcp_closing)?,
+            udp: read_duration(Field::Udp, &timeouts.udp)?,
+        })
+    }
+}
+
+impl TryFrom<Health> for HealthSpec {
+    type Error = Reason;
+
+    fn try_from(health: Health) -> Result<Self, Reason> {
+        let probe = match health.kind.as_str() {
+            "tcp" if health.path.is_some() || health.host.is_some() => {
+                return at(Field::HealthType, Err(rules::http_only()));
+            }
+            "tcp" => Probe::Tcp,
+            "http" => Probe::Http {
+                path: health.path.unwrap_or_else(|| "/".to_owned()),
+                host: health.host,
+            },
+            other => return at(Field::HealthType, Err(rules::unknown_probe(other))),
+        };
+        let interval = match &health.interval {
+            Some(text) => read_duration(Field::HealthInterval, text)?,
+            None => Self::DEFAULT_INTERVAL,
+        };
+        let timeout = match &health.timeout {
+            Some(text) => read_duration(Field::HealthTimeout, text)?,
+            None => Self::DEFAULT_TIMEOUT.min(interval),
+        };
+        Ok(Self {
+            probe,
+            interval,
+            timeout,
+            rise: health.rise,
+            fall: health.fall,
+            port: health.port,
+        })
+    }
+}
+
+impl TryFrom<&Backend> for BackendSpec {
+    type Error = Reason;
+
+    fn try_from(backend: &Backend) -> Result<Self, Reason> {
+        Ok(Self {
+            address: at("address", backend.address.parse())?,
+            weight: backend.weight,
+        })
+    }
+}
+
+fn read_duration(field: Field, text: &str) -> Result<Duration, Reason> {
+    at(field, duration::parse(text))
+}
+
+/// Names the field that an error is about.
+fn at<T>(field: impl Display, result: Result<T, Reason>) -> Result<T, Reason> {
+    result.map_err(|reason| Reason {
+        message: format!("{field}: {}", reason.message),
+        ..reason
+    })
+}
+
+/// Reads one of these forms, with the path to what is wrong in the error.
+///
+/// # Errors
+///
+/// When the JSON has another form.
+pub fn read<T: DeserializeOwned>(json: Value) -> Result<T, Reason> {
+    serde_path_to_error::deserialize(json).map_err(|error| {
+        let path = error.path().to_string();
+        let message = match path.as_str() {
+            "." => error.inner().to_string(),
+            path => format!("{path}: {}", error.inner()),
+        };
+        Reason {
+            message,
+            hint: None,
+        }
+    })
+}
