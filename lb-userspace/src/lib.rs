@@ -6,7 +6,9 @@
 //! lb-common`. Nothing above [`datapath`] knows what a BPF map is.
 
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod datapath;
 pub mod state;
 #[cfg(test)]

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `lb` binary; all it does is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lb_userspace::cli::main()
+}

@@ -241,7 +241,7 @@ async fn every_failure_has_a_status_and_a_message() {
             "PATCH /v1/services/web",
             r#"{"health": {"interval": "5"}}"#,
             400,
-            "health: missing field `type`",
+            "health.type: the health check has no type",
         ),
         (
             "PATCH /v1/services/web",

@@ -67,8 +67,8 @@ pub struct Timeouts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// `tcp` or `http`.
-    #[serde(rename = "type")]
+    /// `tcp` or `http`; must be given.
+    #[serde(rename = "type", default)]
     pub kind: String,
     /// Path that `http` asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -554,13 +554,15 @@ pub fn no_such_backend(service: &str, address: VirtualAddress) -> Reason {
     )
 }
 
-/// A word that is no type of health check.
+/// A word that is no type of health check; an empty one stands for none at all.
 #[must_use]
 pub fn unknown_probe(word: &str) -> Reason {
-    Reason::new(
-        format!("health check type `{}` is not known", word.escape_debug()),
-        "use `tcp` or `http`",
-    )
+    let message = if word.is_empty() {
+        "the health check has no type".to_owned()
+    } else {
+        format!("health check type `{}` is not known", word.escape_debug())
+    };
+    Reason::new(message, "use `tcp` or `http`")
 }
 
 /// A path or host for a health check that does not speak HTTP.

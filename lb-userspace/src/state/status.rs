@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, Protocol, Scheduler};
+use super::{Mode, Protocol, Scheduler, words::words};
 
 /// The state of the whole balancer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,18 +84,18 @@ pub struct BackendStatus {
     pub drops: Vec<DropStatus>,
 }
 
-/// Whether a backend takes flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BackendState {
-    /// It takes new flows (if its weight is not 0).
-    Up,
-    /// Its health check took it out.
-    Down,
-    /// Its weight is 0: the flows that it has go on, no new ones come.
-    Draining,
-    /// Taken out by hand.
-    Disabled,
+words! {
+    /// Whether a backend takes flows.
+    BackendState, "state", "`up`, `down`, `draining` or `disabled`" {
+        /// It takes new flows (if its weight is not 0).
+        Up = "up",
+        /// Its health check took it out.
+        Down = "down",
+        /// Its weight is 0: the flows that it has go on, no new ones come.
+        Draining = "draining",
+        /// Taken out by hand.
+        Disabled = "disabled",
+    }
 }
 
 /// What the health check of a backend found.

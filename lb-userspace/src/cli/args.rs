@@ -1,0 +1,521 @@
+//! What can be typed.
+
+use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{
+    CommandFactory, Parser, Subcommand,
+    builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser},
+    error::ErrorKind,
+};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
+    state::{
+        BackendSpec, Mode, Protocol, Reason, Scheduler, VirtualAddress, Word, parse_port,
+        parse_port_range, parse_source, rules,
+    },
+};
+
+/// A layer-4 load balancer in XDP
+///
+/// `lb run` attaches a program to network interfaces that forwards TCP and UDP flows
+/// to backends, checks the health of the backends, and listens on a Unix socket. The
+/// other commands ask or change the running balancer through that socket.
+#[derive(Debug, Parser)]
+#[command(name = "lb", version, max_term_width = 100, subcommand_required = true)]
+pub(super) struct Args {
+    /// Unix socket of the balancer [default: /run/lb/lb.sock]
+    #[arg(
+        long,
+        global = true,
+        display_order = 1000,
+        value_name = "PATH",
+        env = "LB_SOCKET",
+        hide_env_values = true,
+        value_parser = typed(config::parse_socket)
+    )]
+    pub(super) socket: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+const ADD_EXAMPLE: &str = "Example:
+  lb service add web --address 192.0.2.10:443 --mode full-nat \\
+      --health http:/healthz --backend 10.0.0.11:8443 --backend 10.0.0.12:8443@50";
+
+/// Where the balancer listens unless somebody says otherwise.
+pub(super) fn default_socket() -> PathBuf {
+    DEFAULT_SOCKET.into()
+}
+
+/// Ends the process with the exit status for wrong usage.
+pub(super) fn misuse(message: &str) -> ! {
+    Args::command()
+        .error(ErrorKind::MissingRequiredArgument, message)
+        .exit()
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    Run(Box<Run>),
+    Check(Check),
+    Status(Status),
+    #[command(subcommand)]
+    Service(Service),
+    #[command(subcommand)]
+    Backend(Backend),
+}
+
+/// Run the balancer in the foreground
+///
+/// Reads the configuration, attaches to the interfaces and forwards packets until
+/// SIGINT or SIGTERM; then it detaches. Needs root.
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    /// Configuration file, in TOML
+    #[arg(long, short, value_name = "FILE")]
+    pub(super) config: PathBuf,
+
+    /// Interface to attach to, instead of those in the file; may be given again
+    #[arg(
+        long = "interface",
+        short,
+        value_name = "IF",
+        value_parser = typed(config::parse_interface)
+    )]
+    pub(super) interfaces: Vec<String>,
+
+    /// Where the program runs on an interface, instead of what the file says
+    ///
+    /// `native` is in the network driver; `generic` works with every driver, and is
+    /// slow; `auto` is native where the driver can, else generic with a warning.
+    #[arg(long, value_name = "MODE", value_parser = word::<XdpMode>())]
+    pub(super) xdp_mode: Option<XdpMode>,
+
+    /// What the balancer logs to stderr: a level, or levels by module
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "LB_LOG",
+        hide_env_values = true,
+        default_value = "info",
+        value_parser = |text: &str| EnvFilter::try_new(text)
+    )]
+    pub(super) log: EnvFilter,
+
+    /// What the XDP program logs: costs every packet, for debugging only
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "off",
+        value_parser = word::<DatapathLog>()
+    )]
+    pub(super) datapath_log: DatapathLog,
+}
+
+/// Find every mistake in a configuration file
+///
+/// Shows each with its line, the reason and a hint. Changes nothing, and needs no
+/// rights but to read the file. The exit status is 1 if there is an error, and 0 if
+/// there are none or only warnings.
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// Configuration file, in TOML
+    pub(super) file: PathBuf,
+
+    /// Print the mistakes as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Show services, backends, their health and counters
+#[derive(Debug, clap::Args)]
+pub(super) struct Status {
+    /// Only this service
+    #[arg(value_name = "SERVICE")]
+    pub(super) service: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Add, change, remove and show services
+#[derive(Debug, Subcommand)]
+pub(super) enum Service {
+    /// Add a service
+    ///
+    /// What is not given has the same default as in the configuration file.
+    #[command(after_help = ADD_EXAMPLE)]
+    Add(Box<AddService>),
+    /// Change what is given, and leave the rest
+    ///
+    /// The value `default` takes back an option that was given before.
+    #[command(
+        override_usage = "lb service set [OPTIONS] <NAME>",
+        after_help = "Example:\n  lb service set web --health-interval 500ms"
+    )]
+    Set(Box<SetService>),
+    /// Remove a service, with its backends and flows
+    Remove {
+        /// Its name
+        name: String,
+        /// Print the removed service as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the services that are configured
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that is configured for one service
+    Show {
+        /// Its name
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct AddService {
+    /// Name: letters, digits, `-`, `_` and `.`
+    pub(super) name: String,
+
+    /// Where clients reach it: 192.0.2.10:443 or [2001:db8::10]:443; port * for all
+    #[arg(long, value_parser = typed(VirtualAddress::from_str))]
+    pub(super) address: VirtualAddress,
+
+    /// How packets are forwarded
+    ///
+    /// `full-nat` works with any backend and hides the client's address; `nat` keeps
+    /// it, and needs backends that route replies through this host.
+    #[arg(long, value_parser = word::<Mode>())]
+    pub(super) mode: Mode,
+
+    /// Backend, and its weight if it is not 100; may be given again
+    #[arg(
+        long = "backend",
+        value_name = "ADDRESS[@WEIGHT]",
+        value_parser = typed(parse_backend)
+    )]
+    pub(super) backends: Vec<BackendSpec>,
+
+    #[command(flatten)]
+    pub(super) options: ServiceOptions,
+
+    /// Print the new service as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SetService {
+    /// Its name
+    pub(super) name: String,
+
+    #[command(flatten)]
+    pub(super) changes: ServiceChanges,
+
+    /// Print the changed service as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What can be changed.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServiceChanges {
+    /// Where clients reach it: 192.0.2.10:443 or [2001:db8::10]:443; port * for all
+    #[arg(long, value_parser = typed(VirtualAddress::from_str))]
+    pub(super) address: Option<VirtualAddress>,
+
+    /// How packets are forwarded
+    #[arg(long, value_parser = word::<Mode>())]
+    pub(super) mode: Option<Mode>,
+
+    #[command(flatten)]
+    pub(super) options: ServiceOptions,
+}
+
+/// What has a default.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServiceOptions {
+    /// What clients speak [default: tcp]
+    #[arg(long, value_parser = word::<Protocol>())]
+    pub(super) protocol: Option<Protocol>,
+
+    /// How new flows find a backend [default: maglev]
+    #[arg(long, value_parser = word::<Scheduler>())]
+    pub(super) scheduler: Option<Scheduler>,
+
+    /// Source address of full NAT [default: as the kernel would towards the backend]
+    #[arg(long, value_name = "IP", value_parser = setting(parse_source))]
+    pub(super) source: Option<Setting<IpAddr>>,
+
+    /// Source ports of full NAT [default: 1024-32767]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = setting(parse_port_range))]
+    pub(super) source_ports: Option<Setting<RangeInclusive<u16>>>,
+
+    /// Health check of the backends: none, tcp, http or http:/PATH [default: none]
+    #[arg(
+        long,
+        value_name = "CHECK",
+        value_parser = typed(parse_health),
+        help_heading = "Health checks"
+    )]
+    pub(super) health: Option<Health>,
+
+    /// Host header of the check [default: the backend's address]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = setting(|text| Ok(text.to_owned())),
+        help_heading = "Health checks"
+    )]
+    pub(super) health_host: Option<Setting<String>>,
+
+    /// Port that is checked [default: the backend's]
+    #[arg(
+        long,
+        value_name = "PORT",
+        value_parser = setting(parse_port),
+        help_heading = "Health checks"
+    )]
+    pub(super) health_port: Option<Setting<u16>>,
+
+    /// From one check to the next [default: 2s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = "Health checks"
+    )]
+    pub(super) health_interval: Option<Setting<Duration>>,
+
+    /// How long an answer may take [default: 1s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = "Health checks"
+    )]
+    pub(super) health_timeout: Option<Setting<Duration>>,
+
+    /// Successes in a row that bring a backend up [default: 2]
+    #[arg(long, value_name = "COUNT", help_heading = "Health checks")]
+    pub(super) health_rise: Option<u32>,
+
+    /// Failures in a row that take a backend down [default: 3]
+    #[arg(long, value_name = "COUNT", help_heading = "Health checks")]
+    pub(super) health_fall: Option<u32>,
+
+    /// Of flows that no backend has answered [default: 30s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = "Timeouts of silent flows"
+    )]
+    pub(super) timeout_unreplied: Option<Setting<Duration>>,
+
+    /// Of established TCP connections [default: 2h 4m]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = "Timeouts of silent flows"
+    )]
+    pub(super) timeout_tcp_established: Option<Setting<Duration>>,
+
+    /// Of TCP connections that one side has ended [default: 1m]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = "Timeouts of silent flows"
+    )]
+    pub(super) timeout_tcp_closing: Option<Setting<Duration>>,
+
+    /// Of UDP flows [default: 5m]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = "Timeouts of silent flows"
+    )]
+    pub(super) timeout_udp: Option<Setting<Duration>>,
+}
+
+/// Add, change, remove and list the backends of a service
+#[derive(Debug, Subcommand)]
+pub(super) enum Backend {
+    /// Add a backend to a service
+    #[command(after_help = "Example:\n  lb backend add web 10.0.0.11:8443 --weight 50")]
+    Add {
+        #[command(flatten)]
+        backend: BackendName,
+        /// Share of new flows, from 0 to 65535; 0 for none
+        #[arg(long, default_value_t = BackendSpec::DEFAULT_WEIGHT)]
+        weight: u32,
+        /// Print the new backend as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a backend another weight
+    ///
+    /// With weight 0 the flows that it has go on, and it gets no new ones.
+    Set {
+        #[command(flatten)]
+        backend: BackendName,
+        /// Share of new flows, from 0 to 65535; 0 for none
+        #[arg(long)]
+        weight: u32,
+        /// Print the changed backend as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a backend, with its flows
+    Remove {
+        #[command(flatten)]
+        backend: BackendName,
+        /// Print the removed backend as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the backends of a service that are configured
+    List {
+        /// Name of the service
+        service: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct BackendName {
+    /// Name of the service
+    pub(super) service: String,
+
+    /// Where the backend listens: 10.0.0.11:8443 or [2001:db8::11]:8443; port * to
+    /// keep the client's
+    #[arg(value_parser = typed(VirtualAddress::from_str))]
+    pub(super) address: VirtualAddress,
+}
+
+/// The value of an option that can be taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Setting<T> {
+    /// As if it had never been given.
+    Default,
+    Value(T),
+}
+
+/// A health check as one word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Health {
+    None,
+    Tcp,
+    Http(String),
+}
+
+fn parse_health(text: &str) -> Result<Health, Reason> {
+    match text.split_once(':') {
+        None if text == "none" => Ok(Health::None),
+        None if text == "tcp" => Ok(Health::Tcp),
+        None if text == "http" => Ok(Health::Http("/".to_owned())),
+        Some(("http", path)) => Ok(Health::Http(path.to_owned())),
+        _ => Err(Reason {
+            hint: Some("use `none`, `tcp`, `http` or `http:/healthz`".to_owned()),
+            ..rules::unknown_probe(text)
+        }),
+    }
+}
+
+fn parse_backend(text: &str) -> Result<BackendSpec, Reason> {
+    let (address, weight) = match text.split_once('@') {
+        Some((address, weight)) => (address, weight.parse().ok()),
+        None => (text, Some(BackendSpec::DEFAULT_WEIGHT)),
+    };
+    let weight = weight.ok_or_else(|| {
+        Reason::new(
+            format!("`{text}` has no weight after the `@`"),
+            "write a number: `10.0.0.11:8443@50`",
+        )
+    })?;
+    Ok(BackendSpec {
+        address: address.parse()?,
+        weight,
+    })
+}
+
+/// Reads a value, with the hint in the error.
+fn typed<T: Clone + Send + Sync + 'static>(
+    parse: fn(&str) -> Result<T, Reason>,
+) -> impl TypedValueParser<Value = T> {
+    NonEmptyStringValueParser::new().try_map(move |text| {
+        parse(&text).map_err(|reason| match reason.hint {
+            Some(hint) => format!("{}; {hint}", reason.message),
+            None => reason.message,
+        })
+    })
+}
+
+/// Reads a value, or the word `default`.
+fn setting<T: Clone + Send + Sync + 'static>(
+    parse: fn(&str) -> Result<T, Reason>,
+) -> impl TypedValueParser<Value = Setting<T>> {
+    NonEmptyStringValueParser::new().try_map(move |text| {
+        if text == "default" {
+            return Ok(Setting::Default);
+        }
+        parse(&text).map(Setting::Value).map_err(|reason| {
+            let hint = reason.hint.map(|hint| format!("; {hint}"));
+            format!("{}{}", reason.message, hint.unwrap_or_default())
+        })
+    })
+}
+
+/// Reads one of the words of `T`.
+fn word<T: Word + Clone + Send + Sync>() -> impl TypedValueParser<Value = T> {
+    let words = T::ALL.iter().map(|word| PossibleValue::new(word.as_str()));
+    PossibleValuesParser::new(words).map(|word| {
+        word.parse()
+            .unwrap_or_else(|_| unreachable!("one of the possible values"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn backends_may_name_a_weight() {
+        let backend = |text| parse_backend(text).map(|backend| backend.weight);
+        assert_eq!(backend("10.0.0.1:80"), Ok(100));
+        assert_eq!(backend("10.0.0.1:80@0"), Ok(0));
+        assert_eq!(backend("[2001:db8::1]:80@65535"), Ok(65_535));
+        for wrong in ["10.0.0.1:80@", "10.0.0.1:80@-1", "10.0.0.1@5", "@5"] {
+            assert!(backend(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn health_checks_are_one_word() {
+        assert_eq!(parse_health("http:/a:b"), Ok(Health::Http("/a:b".into())));
+        assert_eq!(parse_health("tcp"), Ok(Health::Tcp));
+        for wrong in ["", "udp", "tcp:/x", "https:/x"] {
+            assert!(parse_health(wrong).is_err(), "{wrong}");
+        }
+    }
+}

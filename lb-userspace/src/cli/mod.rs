@@ -1,0 +1,53 @@
+//! The command line. Arguments are taken in two steps: what was typed (`args`), and
+//! what it means, in the module of each command.
+
+mod args;
+mod backend;
+mod check;
+mod human;
+mod output;
+mod run;
+mod service;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::args::{Args, Command};
+use crate::api::Client;
+
+/// Runs the command that the process was given. The exit status is 0 when it was
+/// done, 1 when it failed and 2 when it was not understood.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match execute(args) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(args: Args) -> anyhow::Result<ExitCode> {
+    let socket = args.socket;
+    let client = || Client::new(&socket.clone().unwrap_or_else(args::default_socket));
+    match args.command {
+        Command::Run(run) => run::run(*run, socket)?,
+        Command::Check(check) => return check::check(&check),
+        Command::Status(status) => ask(status::status(&client(), &status))?,
+        Command::Service(command) => ask(service::service(&client(), command))?,
+        Command::Backend(command) => ask(backend::backend(&client(), command))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command that asks a running balancer.
+fn ask(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(command)
+}

@@ -1,0 +1,264 @@
+//! `lb service`.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    args::{self, AddService, Health, ServiceChanges, ServiceOptions, Setting},
+    backend,
+    output::{self, Column},
+};
+use crate::{
+    api::{
+        Client,
+        wire::{self, Backend, Service},
+    },
+    config::duration,
+};
+
+pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::Result<()> {
+    match command {
+        args::Service::Add(add) => {
+            let added = client.add_service(&meant(&add)?).await?;
+            done("added", &added, add.json)
+        }
+        args::Service::Set(set) => {
+            let patch = patch(&set.changes);
+            if patch.is_empty() {
+                args::misuse("nothing to change; give at least one option");
+            }
+            let changed = client.patch_service(&set.name, patch.into()).await?;
+            done("changed", &changed, set.json)
+        }
+        args::Service::Remove { name, json } => {
+            let removed = client.remove_service(&name).await?;
+            done("removed", &removed, json)
+        }
+        args::Service::List { json } => {
+            let services = client.services().await?;
+            if json {
+                return output::print_json(&services);
+            }
+            output::print(&list(&services))
+        }
+        args::Service::Show { name, json } => {
+            let service = client.service(&name).await?;
+            if json {
+                return output::print_json(&service);
+            }
+            output::print(&show(&service))
+        }
+    }
+}
+
+fn done(what: &str, service: &Service, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::print_json(service);
+    }
+    let Service {
+        name,
+        address,
+        protocol,
+        ..
+    } = service;
+    output::message(&format!("{what} service {name}, {address} {protocol}"));
+    Ok(())
+}
+
+/// The service that is to be added. What is not given is left to the defaults.
+fn meant(add: &AddService) -> anyhow::Result<Service> {
+    let mut document = options(&add.options);
+    // A new service has nothing that could be taken back.
+    remove_nulls(&mut document);
+    document.insert("name".into(), add.name.clone().into());
+    document.insert("address".into(), add.address.to_string().into());
+    document.insert("mode".into(), add.mode.as_str().into());
+    let backends: Vec<_> = add.backends.iter().map(Backend::from).collect();
+    document.insert("backends".into(), serde_json::to_value(backends)?);
+    Ok(wire::read(Value::Object(document))?)
+}
+
+/// What is to be changed, as a merge patch: `null` takes back.
+fn patch(changes: &ServiceChanges) -> Map<String, Value> {
+    let mut document = options(&changes.options);
+    if let Some(address) = changes.address {
+        document.insert("address".into(), address.to_string().into());
+    }
+    if let Some(mode) = changes.mode {
+        document.insert("mode".into(), mode.as_str().into());
+    }
+    document
+}
+
+fn options(options: &ServiceOptions) -> Map<String, Value> {
+    let mut document = Map::new();
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            document.insert(key.into(), value);
+        }
+    };
+    put(
+        "protocol",
+        options.protocol.map(|word| word.as_str().into()),
+    );
+    put(
+        "scheduler",
+        options.scheduler.map(|word| word.as_str().into()),
+    );
+    put("source", text(options.source.as_ref(), ToString::to_string));
+    put(
+        "source_ports",
+        text(options.source_ports.as_ref(), |ports| {
+            format!("{}-{}", ports.start(), ports.end())
+        }),
+    );
+    put("timeouts", table(timeouts(options)));
+    put("health", health(options));
+    document
+}
+
+fn timeouts(options: &ServiceOptions) -> Map<String, Value> {
+    let mut document = Map::new();
+    for (key, given) in [
+        ("unreplied", &options.timeout_unreplied),
+        ("tcp_established", &options.timeout_tcp_established),
+        ("tcp_closing", &options.timeout_tcp_closing),
+        ("udp", &options.timeout_udp),
+    ] {
+        if let Some(value) = text(given.as_ref(), |time| duration::format(*time)) {
+            document.insert(key.into(), value);
+        }
+    }
+    document
+}
+
+fn health(options: &ServiceOptions) -> Option<Value> {
+    let mut document = match &options.health {
+        Some(Health::None) => return Some(Value::Null),
+        Some(Health::Tcp) => object(json!({"type": "tcp", "path": null, "host": null})),
+        Some(Health::Http(path)) => object(json!({"type": "http", "path": path})),
+        None => Map::new(),
+    };
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            document.insert(key.into(), value);
+        }
+    };
+    put("host", text(options.health_host.as_ref(), Clone::clone));
+    put(
+        "port",
+        options.health_port.as_ref().map(|port| match port {
+            Setting::Default => Value::Null,
+            Setting::Value(port) => (*port).into(),
+        }),
+    );
+    let time = |time: &std::time::Duration| duration::format(*time);
+    put("interval", text(options.health_interval.as_ref(), time));
+    put("timeout", text(options.health_timeout.as_ref(), time));
+    put("rise", options.health_rise.map(Value::from));
+    put("fall", options.health_fall.map(Value::from));
+    table(document)
+}
+
+/// A given option as JSON text; `null` where it is taken back.
+fn text<T>(given: Option<&Setting<T>>, format: impl FnOnce(&T) -> String) -> Option<Value> {
+    Some(match given? {
+        Setting::Default => Value::Null,
+        Setting::Value(value) => format(value).into(),
+    })
+}
+
+fn table(document: Map<String, Value>) -> Option<Value> {
+    (!document.is_empty()).then_some(Value::Object(document))
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+fn remove_nulls(document: &mut Map<String, Value>) {
+    document.retain(|_, value| !value.is_null());
+    for value in document.values_mut() {
+        if let Value::Object(inner) = value {
+            remove_nulls(inner);
+        }
+    }
+}
+
+fn list(services: &[Service]) -> String {
+    let columns = [
+        Column::Text("NAME"),
+        Column::Text("ADDRESS"),
+        Column::Text("PROTOCOL"),
+        Column::Text("MODE"),
+        Column::Text("SCHEDULER"),
+        Column::Text("HEALTH CHECK"),
+        Column::Number("BACKENDS"),
+    ];
+    let rows = services.iter().map(|service| {
+        vec![
+            service.name.clone(),
+            service.address.clone(),
+            service.protocol.clone(),
+            service.mode.clone(),
+            service.scheduler.clone(),
+            check(service),
+            service.backends.len().to_string(),
+        ]
+    });
+    output::table("", &columns, rows)
+}
+
+/// The health check as the command line takes it.
+fn check(service: &Service) -> String {
+    match &service.health {
+        None => "none".to_owned(),
+        Some(health) => match &health.path {
+            Some(path) => format!("{}:{path}", health.kind),
+            None => health.kind.clone(),
+        },
+    }
+}
+
+fn show(service: &Service) -> String {
+    let mut text = String::new();
+    let mut line = |key: &str, value: &str| {
+        let _ = writeln!(text, "{key:<16}{value}");
+    };
+    line("name", &service.name);
+    line("address", &service.address);
+    line("protocol", &service.protocol);
+    line("mode", &service.mode);
+    line("scheduler", &service.scheduler);
+    if service.mode == "full-nat" {
+        let source = service.source.as_deref().unwrap_or("chosen by the kernel");
+        line("source", source);
+        line("source ports", &service.source_ports);
+    }
+    let timeouts = &service.timeouts;
+    line(
+        "timeouts",
+        &format!(
+            "unreplied {}, TCP established {}, TCP closing {}, UDP {}",
+            timeouts.unreplied, timeouts.tcp_established, timeouts.tcp_closing, timeouts.udp
+        ),
+    );
+    line("health check", &check(service));
+    if let Some(health) = &service.health {
+        if let Some(host) = &health.host {
+            line("  host", host);
+        }
+        let port = health.port.map(|port| port.to_string());
+        line("  port", port.as_deref().unwrap_or("the backend's"));
+        line("  interval", health.interval.as_deref().unwrap_or_default());
+        line("  timeout", health.timeout.as_deref().unwrap_or_default());
+        line("  rise, fall", &format!("{}, {}", health.rise, health.fall));
+    }
+    text.push('\n');
+    text.push_str(&backend::table("", &service.backends));
+    text
+}

@@ -1,0 +1,146 @@
+//! `lb status`.
+
+use std::fmt::Write;
+
+use super::{
+    args,
+    human::{bytes, count},
+    output::{self, Column},
+};
+use crate::{
+    api::Client,
+    state::{BackendStatus, DropStatus, ServiceStatus, Status, rules},
+};
+
+pub(super) async fn status(client: &Client, args: &args::Status) -> anyhow::Result<()> {
+    let mut status = client.status().await?;
+    if let Some(name) = &args.service {
+        status.services.retain(|service| service.name == *name);
+        if status.services.is_empty() {
+            return Err(rules::no_such_service(name).into());
+        }
+    }
+    if args.json {
+        return output::print_json(&status);
+    }
+    output::print(&show(&status))
+}
+
+fn show(status: &Status) -> String {
+    let mut text = String::new();
+    for service in &status.services {
+        show_service(service, &mut text);
+        text.push('\n');
+    }
+    if status.services.is_empty() {
+        text.push_str("no services\n\n");
+    }
+    let interfaces: Vec<_> = status
+        .interfaces
+        .iter()
+        .map(|interface| format!("{} ({})", interface.name, interface.mode))
+        .collect();
+    let _ = writeln!(text, "interfaces  {}", or_none(&interfaces));
+    let drops: Vec<_> = status
+        .drops
+        .iter()
+        .filter(|(_, packets)| **packets > 0)
+        .map(|(reason, packets)| format!("{reason} {}", count(*packets)))
+        .collect();
+    let _ = writeln!(text, "drops       {}", or_none(&drops));
+    text
+}
+
+fn or_none(words: &[String]) -> String {
+    if words.is_empty() {
+        "none".to_owned()
+    } else {
+        words.join(", ")
+    }
+}
+
+const COLUMNS: &[Column] = &[
+    Column::Text("BACKEND"),
+    Column::Text("STATE"),
+    Column::Text("HEALTH"),
+    Column::Text("NEXT HOP"),
+    Column::Number("WEIGHT"),
+    Column::Number("ACTIVE"),
+    Column::Number("NEW"),
+    Column::Number("PACKETS"),
+    Column::Number("BYTES"),
+    Column::Number("REPLIES"),
+    Column::Number("BYTES"),
+    Column::Number("DROPS"),
+];
+
+fn show_service(service: &ServiceStatus, text: &mut String) {
+    let _ = writeln!(
+        text,
+        "{}  {} {}  {}, {}",
+        service.name, service.address, service.protocol, service.mode, service.scheduler
+    );
+    let total = vec![
+        "total".to_owned(),
+        String::new(),
+        String::new(),
+        String::new(),
+        String::new(),
+        count(service.active_flows),
+        count(service.new_flows),
+        count(service.packets),
+        bytes(service.bytes),
+        count(service.reply_packets),
+        bytes(service.reply_bytes),
+        dropped(&service.drops),
+    ];
+    let rows = service.backends.iter().map(row).chain([total]);
+    text.push_str(&output::table("  ", COLUMNS, rows));
+    for backend in &service.backends {
+        if let Some(error) = &backend.health.error {
+            let _ = writeln!(
+                text,
+                "  {} failed {} in a row: {error}",
+                backend.address,
+                match backend.health.streak {
+                    1 => "1 check".to_owned(),
+                    streak => format!("{streak} checks"),
+                }
+            );
+        }
+    }
+    for drop in &service.drops {
+        let _ = writeln!(
+            text,
+            "  dropped {} ({}): {}",
+            drop.reason,
+            drop.direction,
+            count(drop.packets)
+        );
+    }
+}
+
+fn row(backend: &BackendStatus) -> Vec<String> {
+    let next_hop = match &backend.next_hop.interface {
+        Some(interface) if backend.next_hop.state == "resolved" => interface,
+        _ => &backend.next_hop.state,
+    };
+    vec![
+        backend.address.clone(),
+        backend.state.to_string(),
+        backend.health.last.clone(),
+        next_hop.clone(),
+        backend.weight.to_string(),
+        count(backend.active_flows),
+        count(backend.new_flows),
+        count(backend.packets),
+        bytes(backend.bytes),
+        count(backend.reply_packets),
+        bytes(backend.reply_bytes),
+        dropped(&backend.drops),
+    ]
+}
+
+fn dropped(drops: &[DropStatus]) -> String {
+    count(drops.iter().map(|drop| drop.packets).sum())
+}
