@@ -13,7 +13,7 @@ use tokio::{
 };
 
 /// It listens on a socket in a directory of its own until it is stopped or dropped.
-pub struct Balancer {
+pub(crate) struct Balancer {
     directory: TempDir,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
@@ -22,7 +22,7 @@ pub struct Balancer {
 
 impl Balancer {
     /// Starts one that shows `status` and wants nothing yet. Needs a Tokio runtime.
-    pub fn start(status: Status) -> Self {
+    pub(crate) fn start(status: Status) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = Socket::bind(&directory.path().join("lb.sock")).unwrap();
         let (control, requests) = Control::channel(16);
@@ -40,23 +40,23 @@ impl Balancer {
     }
 
     /// Where it listens.
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("lb.sock")
     }
 
     /// A client that asks it.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(&self.socket())
     }
 
     /// What answers the requests goes; the API stays.
-    pub async fn lose_daemon(&mut self) {
+    pub(crate) async fn lose_daemon(&mut self) {
         self.daemon.abort();
         let _ = (&mut self.daemon).await;
     }
 
     /// Stops the API, and waits until it has ended.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
         self.server.await.unwrap();
         let left = std::fs::read_dir(self.directory.path()).unwrap().count();
@@ -78,7 +78,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, status: Status) {
 }
 
 /// Sends one request as it is, and reads all of the answer.
-pub fn send(socket: &Path, request: &[u8]) -> String {
+pub(crate) fn send(socket: &Path, request: &[u8]) -> String {
     use std::io::{Read, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
     stream

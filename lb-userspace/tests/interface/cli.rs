@@ -1,31 +1,29 @@
-//! The command line, as it is seen. Every file in `tests/cli` is the record of a
+//! The command line, as it is seen. Every file in `cli` is the record of a
 //! session with a balancer: after each line that begins with `$` stands what the
 //! command printed, lines of stderr behind `2>`, and its exit status if it was not
 //! 0. A new balancer serves each session.
 //!
-//! After a change that is meant, `SNAPSHOTS=overwrite cargo test --test cli` writes
+//! After a change that is meant, `SNAPSHOTS=overwrite cargo test --test interface cli` writes
 //! the answers anew; so a new case needs but its `$` line.
-
-mod support;
 
 use std::{
     fmt::Write,
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
+use crate::support::Balancer;
 use lb_userspace::{api::wire::Service, state::Status};
 use serde_json::json;
 use snapbox::{Assert, Data};
-use support::Balancer;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_go_as_recorded() {
     let assert = Assert::new().action_env(snapbox::assert::DEFAULT_ACTION_ENV);
     let mut seen = 0;
     let mut differences = String::new();
-    for entry in fs::read_dir(tests().join("cli")).unwrap() {
+    for entry in fs::read_dir(here().join("cli")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|extension| extension != "txt") {
             continue;
@@ -86,13 +84,13 @@ fn lb(balancer: &Balancer, arguments: &str) -> Command {
         .env_clear()
         .env("LB_SOCKET", balancer.socket())
         .env("COLUMNS", "100")
-        .current_dir(tests())
+        .current_dir(here())
         .stdin(Stdio::null());
     command
 }
 
-fn tests() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interface")
 }
 
 /// A reader that goes away early, as in `lb status | head -0`, is no failure.
