@@ -6,6 +6,7 @@ use clap::{
     CommandFactory, Parser, Subcommand,
     builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser},
     error::ErrorKind,
+    value_parser,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -50,10 +51,16 @@ pub(super) fn default_socket() -> PathBuf {
     DEFAULT_SOCKET.into()
 }
 
-/// Ends the process with the exit status for wrong usage.
-pub(super) fn misuse(message: &str) -> ! {
-    Args::command()
-        .error(ErrorKind::MissingRequiredArgument, message)
+/// Ends the process with the exit status for wrong usage of `lb service set`.
+pub(super) fn nothing_to_set() -> ! {
+    let mut command = Args::command();
+    command.build();
+    let set = command
+        .find_subcommand_mut("service")
+        .and_then(|service| service.find_subcommand_mut("set"))
+        .expect("it is defined below");
+    let message = "nothing to change; give at least one option";
+    set.error(ErrorKind::MissingRequiredArgument, message)
         .exit()
 }
 
@@ -360,7 +367,12 @@ pub(super) enum Backend {
         #[command(flatten)]
         backend: BackendName,
         /// Share of new flows, from 0 to 65535; 0 for none
-        #[arg(long, default_value_t = BackendSpec::DEFAULT_WEIGHT)]
+        #[arg(
+            long,
+            default_value_t = BackendSpec::DEFAULT_WEIGHT,
+            allow_negative_numbers = true,
+            value_parser = weight()
+        )]
         weight: u32,
         /// Print the new backend as JSON
         #[arg(long)]
@@ -373,7 +385,7 @@ pub(super) enum Backend {
         #[command(flatten)]
         backend: BackendName,
         /// Share of new flows, from 0 to 65535; 0 for none
-        #[arg(long)]
+        #[arg(long, allow_negative_numbers = true, value_parser = weight())]
         weight: u32,
         /// Print the changed backend as JSON
         #[arg(long)]
@@ -452,6 +464,10 @@ fn parse_backend(text: &str) -> Result<BackendSpec, Reason> {
         address: address.parse()?,
         weight,
     })
+}
+
+fn weight() -> impl TypedValueParser<Value = u32> {
+    value_parser!(u32).range(..=i64::from(BackendSpec::MAX_WEIGHT))
 }
 
 /// Reads a value, with the hint in the error.

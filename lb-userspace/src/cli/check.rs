@@ -32,15 +32,7 @@ pub(super) fn check(args: &Check) -> anyhow::Result<ExitCode> {
         output::print_json(&report(&source, &outcome))?;
     } else {
         explain(&source, &outcome.diagnostics);
-        if let Some(config) = &outcome.config {
-            let backends = config.services.iter().map(|service| service.backends.len());
-            output::message(&format!(
-                "{}: no errors; {} and {}",
-                source.name(),
-                counted(config.services.len(), "service"),
-                counted(backends.sum(), "backend"),
-            ));
-        }
+        output::message(&summary(&source, &outcome));
     }
     Ok(match outcome.config {
         Some(_) => ExitCode::SUCCESS,
@@ -55,10 +47,23 @@ pub(super) fn explain(source: &Source, diagnostics: &Diagnostics) {
         output::message(text.trim_end_matches('\n'));
         output::message("");
     }
-    let errors = diagnostics.count(Severity::Error);
-    if errors > 0 {
-        output::message(&format!("{}: {}", source.name(), counted(errors, "error")));
-    }
+}
+
+fn summary(source: &Source, outcome: &Outcome) -> String {
+    let file = source.name();
+    let Some(config) = &outcome.config else {
+        let errors = outcome.diagnostics.count(Severity::Error);
+        return format!("{file}: {}", counted(errors, "error"));
+    };
+    let backends = config.services.iter().map(|service| service.backends.len());
+    let services = counted(config.services.len(), "service");
+    let backends = counted(backends.sum(), "backend");
+    let interfaces = if config.interfaces.is_empty() {
+        "; it names no interface, so `lb run` needs --interface"
+    } else {
+        ""
+    };
+    format!("{file}: no errors; {services} and {backends}{interfaces}")
 }
 
 fn report<'a>(source: &'a Source, outcome: &'a Outcome) -> Report<'a> {
@@ -79,7 +84,8 @@ fn report<'a>(source: &'a Source, outcome: &'a Outcome) -> Report<'a> {
     }
 }
 
-fn counted(number: usize, noun: &str) -> String {
+/// A number with its noun.
+pub(super) fn counted(number: usize, noun: &str) -> String {
     match number {
         1 => format!("1 {noun}"),
         number => format!("{number} {noun}s"),

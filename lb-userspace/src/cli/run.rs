@@ -13,7 +13,7 @@ use super::{args::Run, check, output};
 use crate::{
     api::{self, Socket},
     config::{
-        self, Config, Source,
+        self, Config, Severity, Source,
         host::{self, LocalPorts},
     },
     daemon,
@@ -41,9 +41,14 @@ fn configure(args: Run, socket: Option<PathBuf>) -> anyhow::Result<Config> {
     let outcome = config::read(&source);
     check::explain(&source, &outcome.diagnostics);
     let mut config = outcome.config.ok_or_else(|| {
+        let errors = outcome.diagnostics.count(Severity::Error);
         Reason::new(
-            format!("`{}` cannot be used", source.name()),
-            "mend the errors above; `lb check` says whether any are left",
+            format!(
+                "`{}` has {}",
+                source.name(),
+                check::counted(errors, "error")
+            ),
+            "mend what is shown above; `lb check` tells when it is right",
         )
     })?;
     if !args.interfaces.is_empty() {

@@ -26,7 +26,7 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
         args::Service::Set(set) => {
             let patch = patch(&set.changes);
             if patch.is_empty() {
-                args::misuse("nothing to change; give at least one option");
+                args::nothing_to_set();
             }
             let changed = client.patch_service(&set.name, patch.into()).await?;
             done("changed", &changed, set.json)

@@ -223,19 +223,19 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
         select(addresses),
         select(vec![Mode::FullNat, Mode::FullNat, Mode::Nat]),
         prop::option::weighted(0.2, Just(IpAddr::from([10, 0, 0, 9]))),
-        select(vec![FULL_NAT_PORTS, FULL_NAT_PORTS, 2000..=1000]),
+        select(vec![(1024, 32_767), (1024, 32_767), (2000, 1000)]),
         prop::option::weighted(0.3, health),
         vec(backend, 0..3),
     )
         .prop_map(
-            |(name, address, mode, source, source_ports, health, backends)| ServiceSpec {
+            |(name, address, mode, source, (first, last), health, backends)| ServiceSpec {
                 name: name.into(),
                 address: address.parse().unwrap(),
                 protocol: Protocol::Tcp,
                 mode,
                 scheduler: Scheduler::Maglev,
                 source,
-                source_ports,
+                source_ports: first..=last,
                 timeouts: Timeouts::default(),
                 health,
                 backends,

@@ -1,6 +1,6 @@
-//! Every file in `tests/config-mistakes` has a mistake. Beside it lies, word for
+//! Every file in `config-mistakes` has a mistake. Beside it lies, word for
 //! word, what its writer is told about it. After a change that is meant,
-//! `SNAPSHOTS=overwrite cargo test --test config_mistakes` writes the answers anew.
+//! `SNAPSHOTS=overwrite cargo test --test interface mistakes` writes the answers anew.
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ use snapbox::{Assert, Data, data::DataFormat};
 
 #[test]
 fn every_mistake_is_explained() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config-mistakes");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interface/config-mistakes");
     let assert = Assert::new().action_env(snapbox::assert::DEFAULT_ACTION_ENV);
     let mut seen = 0;
     let mut differences = String::new();

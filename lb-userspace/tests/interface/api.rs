@@ -1,0 +1,439 @@
+//! The API over a real Unix socket, in front of a balancer without a datapath.
+
+use crate::support::{Balancer, send};
+use std::time::Duration;
+
+use lb_userspace::{
+    api::{
+        Client,
+        wire::{self, Backend, Service},
+    },
+    state::{InterfaceStatus, Reason, ServiceSpec, Status},
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::timeout,
+};
+
+fn web() -> Service {
+    wire::read(json!({
+        "name": "web",
+        "address": "192.0.2.10:443",
+        "mode": "full-nat",
+        "backends": [{"address": "10.0.0.11:8443"}],
+    }))
+    .unwrap()
+}
+
+fn backend(address: &str, weight: u32) -> Backend {
+    Backend {
+        address: address.into(),
+        weight,
+    }
+}
+
+fn message<T: std::fmt::Debug>(answer: Result<T, Reason>) -> String {
+    answer.unwrap_err().message
+}
+
+#[tokio::test]
+async fn a_service_lives_its_life() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    assert_eq!(client.services().await, Ok(vec![]));
+
+    let added = client.add_service(&web()).await.unwrap();
+    assert_eq!(added, web());
+    assert_eq!(client.service("web").await, Ok(web()));
+    assert_eq!(
+        message(client.add_service(&web()).await),
+        "service `web` is there already"
+    );
+
+    let patch = json!({"health": {"type": "http", "path": "/healthz"}, "mode": "nat"});
+    let patched = client.patch_service("web", patch).await.unwrap();
+    assert_eq!(patched.mode, "nat");
+    let health = patched.health.clone().unwrap();
+    assert_eq!((health.kind.as_str(), health.fall), ("http", 3));
+    assert_eq!(health.interval.as_deref(), Some("2s"));
+    assert_eq!(patched.backends, web().backends);
+
+    let patch = json!({"health": {"interval": "500ms"}});
+    assert_eq!(
+        message(client.patch_service("web", patch).await),
+        "the timeout, 1s, is longer than the interval, 500ms"
+    );
+    assert_eq!(client.services().await, Ok(vec![patched]));
+
+    let patch = json!({"health": null, "mode": "full-nat"});
+    assert_eq!(client.patch_service("web", patch).await, Ok(web()));
+    assert_eq!(client.remove_service("web").await, Ok(web()));
+    assert_eq!(
+        message(client.remove_service("web").await),
+        "there is no service `web`"
+    );
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn a_backend_lives_its_life() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    let mut service = web();
+    service.address = "[2001:db8::10]:*".into();
+    service.backends.clear();
+    client.add_service(&service).await.unwrap();
+
+    // Brackets, colons and asterisks have to survive the way through the path.
+    for address in ["[2001:db8::11]:*", "[2001:db8::11]:80"] {
+        let new = backend(address, 100);
+        assert_eq!(client.add_backend("web", &new).await, Ok(new.clone()));
+        assert!(message(client.add_backend("web", &new).await).contains("already"));
+        let idle = backend(address, 0);
+        assert_eq!(client.set_backend("web", &idle).await, Ok(idle.clone()));
+        let listed = client.service("web").await.unwrap().backends;
+        assert_eq!(listed, std::slice::from_ref(&idle));
+        assert_eq!(
+            client.remove_backend("web", address).await,
+            Ok(idle.clone())
+        );
+        let gone = format!("service `web` has no backend `{address}`");
+        assert_eq!(message(client.remove_backend("web", address).await), gone);
+        assert_eq!(message(client.set_backend("web", &idle).await), gone);
+    }
+    assert_eq!(
+        message(
+            client
+                .add_backend("no/such web", &backend("10.0.0.1:1", 1))
+                .await
+        ),
+        "there is no service `no/such web`"
+    );
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn the_status_arrives_as_it_was() {
+    let status = Status {
+        drops: [("fragment".to_owned(), 7)].into(),
+        interfaces: vec![InterfaceStatus {
+            name: "eth0".into(),
+            mode: "native".into(),
+        }],
+        ..Status::default()
+    };
+    let balancer = Balancer::start(status.clone());
+    assert_eq!(balancer.client().status().await, Ok(status));
+    balancer.stop().await;
+}
+
+/// A PATCH reads all of a service and writes it back: what others change meanwhile
+/// must not be lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn changes_at_the_same_time_are_all_made() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    let patches = (1..=40).map(|n| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let patch = json!({"timeouts": {"udp": format!("{n}s")}});
+            client.patch_service("web", patch).await.unwrap();
+        })
+    });
+    let additions = (1..=40).map(|n| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let new = backend(&format!("10.0.1.{n}:80"), n);
+            client.add_backend("web", &new).await.unwrap();
+        })
+    });
+    let tasks: Vec<_> = patches.zip(additions).flat_map(<[_; 2]>::from).collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(client.service("web").await.unwrap().backends.len(), 41);
+    balancer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_failure_has_a_status_and_a_message() {
+    let mut balancer = Balancer::start(Status::default());
+    balancer.client().add_service(&web()).await.unwrap();
+    let cases = [
+        ("GET /nowhere", "", 404, "there is nothing at `/nowhere`"),
+        (
+            "DELETE /v1/status",
+            "",
+            405,
+            "`/v1/status` does not take DELETE",
+        ),
+        ("GET /v1/services/x", "", 404, "there is no service `x`"),
+        ("DELETE /v1/services/x", "", 404, "there is no service `x`"),
+        ("PATCH /v1/services/x", "{}", 404, "there is no service `x`"),
+        (
+            "PUT /v1/services/x",
+            r#"{"address": "192.0.2.11:1", "mode": "nat"}"#,
+            404,
+            "there is no service `x`",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "192.0.2.10:443", "mode": "nat"}"#,
+            409,
+            "`192.0.2.10:443` tcp belongs to service `web` already",
+        ),
+        (
+            "POST /v1/services/x",
+            "[]",
+            400,
+            "the body is no JSON object: invalid type: sequence, expected a map at line 1 column 0",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "#,
+            400,
+            "the body is no JSON object: EOF while parsing a value at line 1 column 12",
+        ),
+        ("POST /v1/services/x", "{}", 400, "missing field `address`"),
+        (
+            "POST /v1/services/x",
+            r#"{"name": "y"}"#,
+            400,
+            "name: the body says \"y\", but the path `x`",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "a", "mode": "nat", "color": 1}"#,
+            400,
+            "color: unknown field `color`, expected one of `name`, `address`, `protocol`, \
+             `mode`, `scheduler`, `source`, `source_ports`, `timeouts`, `health`, `backends`",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "192.0.2.11:1", "mode": "nat", "backends": [{"address": "10.0.0.1"}]}"#,
+            400,
+            "backends[0].address: `10.0.0.1` names no port",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "192.0.2.11:1", "mode": "nat", "backends": [{"address": "10.0.0.1:1", "weight": "5"}]}"#,
+            400,
+            "backends[0].weight: invalid type: string \"5\", expected u32",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "192.0.2.11:1", "mode": "dsr"}"#,
+            400,
+            "mode: mode `dsr` is not known",
+        ),
+        (
+            "PATCH /v1/services/web",
+            r#"{"health": {"type": "tcp", "path": "/"}}"#,
+            400,
+            "health.type: a health check of type `tcp` has no path and no host",
+        ),
+        (
+            "PATCH /v1/services/web",
+            r#"{"health": {"interval": "5"}}"#,
+            400,
+            "health.type: the health check has no type",
+        ),
+        (
+            "PATCH /v1/services/web",
+            r#"{"timeouts": {"udp": "soon"}}"#,
+            400,
+            "timeouts.udp: `soon` is no duration",
+        ),
+        (
+            "PATCH /v1/services/web",
+            r#"{"name": "other"}"#,
+            400,
+            "name: the body says \"other\", but the path `web`",
+        ),
+        (
+            "POST /v1/services/web/backends",
+            r#"{"address": "127.0.0.1:80"}"#,
+            400,
+            "`127.0.0.1` is a loopback address",
+        ),
+        (
+            "POST /v1/services/web/backends",
+            r#"{"address": "10.0.0.11:8443"}"#,
+            409,
+            "service `web` has backend `10.0.0.11:8443` already",
+        ),
+        (
+            "PUT /v1/services/web/backends/10.0.0.12:8443",
+            r#"{"weight": 1}"#,
+            404,
+            "service `web` has no backend `10.0.0.12:8443`",
+        ),
+        (
+            "DELETE /v1/services/web/backends/nonsense",
+            "",
+            400,
+            "`nonsense` is no IP address with a port",
+        ),
+    ];
+    let socket = balancer.socket();
+    for (line, body, status, expected) in cases {
+        let (found, error) = ask(&socket, line, body);
+        assert_eq!(
+            (found, error["error"]["message"].as_str()),
+            (status, Some(expected)),
+            "{line} {body}: {error}"
+        );
+    }
+    assert_eq!(balancer.client().services().await, Ok(vec![web()]));
+
+    // One byte more than the server takes.
+    let (status, error) = ask(
+        &socket,
+        "POST /v1/services/x",
+        &" ".repeat(8 * 1024 * 1024 + 1),
+    );
+    assert_eq!(
+        (status, &error["error"]["message"]),
+        (
+            413,
+            &json!("Failed to buffer the request body: length limit exceeded")
+        )
+    );
+
+    balancer.lose_daemon().await;
+    let (status, error) = ask(&socket, "GET /v1/status", "");
+    assert_eq!(status, 503);
+    assert_eq!(
+        error,
+        json!({"error": {"message": "the balancer is shutting down"}})
+    );
+    balancer.stop().await;
+}
+
+/// Status and JSON of the answer.
+fn ask(socket: &std::path::Path, line: &str, body: &str) -> (u16, Value) {
+    let request = format!(
+        "{line} HTTP/1.1\r\nHost: lb\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = send(socket, request.as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap())
+}
+
+#[tokio::test]
+async fn without_a_balancer_the_client_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let client = Client::new(&directory.path().join("lb.sock"));
+    let reason = client.status().await.unwrap_err();
+    assert!(
+        reason.message.starts_with("no balancer listens on `"),
+        "{reason}"
+    );
+    assert!(reason.hint.unwrap().contains("lb run"));
+}
+
+/// A request whose body is still on its way when the balancer is told to stop.
+#[tokio::test]
+async fn a_request_that_has_begun_is_answered_before_the_end() {
+    let balancer = Balancer::start(Status::default());
+    let socket = balancer.socket();
+    let body = serde_json::to_string(&web()).unwrap();
+    let head = format!(
+        "POST /v1/services/web HTTP/1.1\r\nHost: lb\r\nExpect: 100-continue\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = UnixStream::connect(&socket).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut go_on).await.unwrap();
+    let stopped = tokio::spawn(balancer.stop());
+    let removed = async {
+        while socket.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), removed).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    stopped.await.unwrap();
+}
+
+/// Services with every field somewhere else than at its default.
+fn any_service() -> impl Strategy<Value = Service> {
+    let duration = || prop::sample::select(vec!["1s", "2m 5s", "100ms"]).prop_map(str::to_owned);
+    let health = (
+        prop::sample::select(vec![("tcp", None), ("http", Some("/x".to_owned()))]),
+        prop::option::of(1..=u16::MAX),
+        (duration(), duration()),
+        (0..5_u32, 0..5_u32),
+    )
+        .prop_map(
+            |((kind, path), port, (interval, timeout), (rise, fall))| wire::Health {
+                kind: kind.into(),
+                path,
+                host: None,
+                port,
+                interval: Some(interval),
+                timeout: Some(timeout),
+                rise,
+                fall,
+            },
+        );
+    let backends = prop::collection::vec((any::<[u8; 4]>(), any::<u16>(), any::<u32>()), 0..4);
+    (
+        prop::option::of(health),
+        [duration(), duration(), duration(), duration()],
+        prop::option::of(any::<[u8; 4]>()),
+        (1..=u16::MAX, 1..=u16::MAX),
+        backends,
+    )
+        .prop_map(|(health, timeouts, source, ports, backends)| {
+            let [unreplied, tcp_established, tcp_closing, udp] = timeouts;
+            Service {
+                protocol: "udp".into(),
+                source: source.map(|ip| std::net::Ipv4Addr::from(ip).to_string()),
+                source_ports: format!("{}-{}", ports.0, ports.1),
+                timeouts: wire::Timeouts {
+                    unreplied,
+                    tcp_established,
+                    tcp_closing,
+                    udp,
+                },
+                health,
+                backends: backends
+                    .into_iter()
+                    .map(|(ip, port, weight)| {
+                        let ip = std::net::Ipv4Addr::from(ip);
+                        let port = if port == 0 {
+                            "*".into()
+                        } else {
+                            port.to_string()
+                        };
+                        backend(&format!("{ip}:{port}"), weight)
+                    })
+                    .collect(),
+                ..web()
+            }
+        })
+}
+
+proptest! {
+    /// JSON to specification and back is the same, and so is what both say.
+    #[test]
+    fn json_and_specification_say_the_same(service in any_service()) {
+        let spec = ServiceSpec::try_from(service.clone()).unwrap();
+        let again = Service::from(&spec);
+        prop_assert_eq!(&again, &service);
+        let read: Service = wire::read(serde_json::to_value(&again).unwrap()).unwrap();
+        prop_assert_eq!(ServiceSpec::try_from(read).unwrap(), spec);
+    }
+}

@@ -1,0 +1,165 @@
+//! The command line, as it is seen. Every file in `cli` is the record of a
+//! session with a balancer: after each line that begins with `$` stands what the
+//! command printed, lines of stderr behind `2>`, and its exit status if it was not
+//! 0. A new balancer serves each session.
+//!
+//! After a change that is meant, `SNAPSHOTS=overwrite cargo test --test interface cli` writes
+//! the answers anew; so a new case needs but its `$` line.
+
+use std::{
+    fmt::Write,
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use crate::support::Balancer;
+use lb_userspace::{api::wire::Service, state::Status};
+use serde_json::json;
+use snapbox::{Assert, Data};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_go_as_recorded() {
+    let assert = Assert::new().action_env(snapbox::assert::DEFAULT_ACTION_ENV);
+    let mut seen = 0;
+    let mut differences = String::new();
+    for entry in fs::read_dir(here().join("cli")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "txt") {
+            continue;
+        }
+        seen += 1;
+        let balancer = balancer().await;
+        let expected = fs::read_to_string(&path).unwrap();
+        let mut actual = String::new();
+        for command in expected
+            .lines()
+            .filter_map(|line| line.strip_prefix("$ lb"))
+        {
+            if !actual.is_empty() {
+                actual.push('\n');
+            }
+            let _ = writeln!(actual, "$ lb{command}");
+            record(&balancer, command, &mut actual);
+        }
+        balancer.stop().await;
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let expected = Data::read_from(&path, None).raw();
+        if let Err(difference) = assert.try_eq(Some(&name), Data::text(actual).raw(), expected) {
+            differences.push_str(&difference.to_string());
+        }
+    }
+    assert!(differences.is_empty(), "{differences}");
+    assert!(seen > 0, "no session was found");
+}
+
+fn record(balancer: &Balancer, command: &str, record: &mut String) {
+    let output = lb(balancer, command).output().unwrap();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output;
+    // The socket is somewhere else each time.
+    let socket = balancer.socket();
+    let text = |bytes| {
+        String::from_utf8(bytes)
+            .unwrap()
+            .replace(socket.to_str().unwrap(), "LB_SOCKET")
+    };
+    record.push_str(&text(stdout));
+    for line in text(stderr).lines() {
+        let _ = writeln!(record, "{}", format!("2> {line}").trim_end());
+    }
+    if !status.success() {
+        let _ = writeln!(record, "exit status {}", status.code().unwrap());
+    }
+}
+
+/// The command, in the folder of the tests and away from this process's settings.
+fn lb(balancer: &Balancer, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+    command
+        .args(arguments.split_whitespace())
+        .env_clear()
+        .env("LB_SOCKET", balancer.socket())
+        .env("COLUMNS", "100")
+        .current_dir(here())
+        .stdin(Stdio::null());
+    command
+}
+
+fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interface")
+}
+
+/// A reader that goes away early, as in `lb status | head -0`, is no failure.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_pipe_is_no_failure() {
+    let balancer = balancer().await;
+    for command in ["status", "status --json", "service list", "--help"] {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let output = lb(&balancer, command)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{command}");
+        assert!(output.status.success(), "{command}: {}", output.status);
+    }
+    balancer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_a_failure() {
+    let balancer = balancer().await;
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = lb(&balancer, "status").stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("No space left on device"), "{stderr}");
+    balancer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn colours_are_for_those_who_ask() {
+    let balancer = balancer().await;
+    let output = lb(&balancer, "status no-such-service").output().unwrap();
+    assert!(!output.stderr.contains(&0x1b), "stderr is no terminal");
+    balancer.stop().await;
+}
+
+/// A balancer with two services and a status to look at.
+async fn balancer() -> Balancer {
+    let status: Status = serde_json::from_str(include_str!("cli/status.json")).unwrap();
+    let balancer = Balancer::start(status);
+    let services = [
+        json!({
+            "name": "web",
+            "address": "192.0.2.10:443",
+            "mode": "full-nat",
+            "health": {"type": "http", "path": "/healthz", "host": "www.example.org"},
+            "backends": [
+                {"address": "10.0.0.11:8443"},
+                {"address": "10.0.0.12:8443", "weight": 50},
+            ],
+        }),
+        json!({
+            "name": "dns",
+            "address": "[2001:db8::10]:*",
+            "protocol": "udp",
+            "mode": "nat",
+        }),
+    ];
+    for service in services {
+        let service: Service = serde_json::from_value(service).unwrap();
+        balancer.client().add_service(&service).await.unwrap();
+    }
+    balancer
+}
