@@ -124,7 +124,7 @@ impl Sweep<'_> {
         };
         let reply = pair.replies.get(partner)?;
         let expired = self.is_suspect(flow.entry().backend, |lifetimes| {
-            let reply = reply.as_ref().map(|reply| reply.entry());
+            let reply = reply.as_ref().map(F::Flow::entry);
             lifetimes.has_expired(flow.entry(), reply, self.now)
         });
         if !expired {
