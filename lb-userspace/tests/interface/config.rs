@@ -260,7 +260,7 @@ proptest! {
     /// Whatever becomes of the bytes of a file, it is read or explained.
     #[test]
     fn spoilt_files_are_explained(
-        changes in vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..12),
+        changes in vec((any::<prop::sample::Index>(), any::<u8>(), 0..5_u8), 1..12),
     ) {
         let mut bytes = EVERY_KEY.as_bytes().to_vec();
         for (index, byte, kind) in changes {
@@ -268,7 +268,8 @@ proptest! {
             match kind {
                 0 => bytes[at] = byte,
                 1 => bytes.insert(at, b"\"'[]{}=.,\n#\\"[usize::from(byte) % 12]),
-                2 => drop(bytes.drain(at..(at + usize::from(byte)).min(bytes.len() - 1))),
+                2 => drop(bytes.splice(at..at, "☃\u{301}".bytes())),
+                3 => drop(bytes.drain(at..(at + usize::from(byte)).min(bytes.len() - 1))),
                 _ => bytes.extend_from_within(at..),
             }
         }
