@@ -1,7 +1,13 @@
 //! Reading of configurations: what right ones mean, that no text makes the reader
 //! fail otherwise than by a diagnostic, and that it takes what the API takes.
 
-use std::{fmt::Write, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt::Write,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use lb_userspace::{
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
@@ -117,6 +123,62 @@ fn the_example_of_the_documentation_is_right() {
     let desired = config.desired();
     let web = desired.service("web").unwrap();
     assert_eq!(web.backends, [backend("10.0.0.11:8443", 100)]);
+}
+
+/// What the documentation shows as a configuration is one.
+#[test]
+fn the_documentation_shows_right_configurations() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for page in ["README.md", "docs/configuration.md"] {
+        let text = fs::read_to_string(root.join(page)).unwrap();
+        let blocks: Vec<_> = text
+            .split("```toml\n")
+            .skip(1)
+            .map(|block| block.split_once("```").unwrap().0)
+            .collect();
+        assert!(!blocks.is_empty(), "{page} shows none");
+        for block in blocks {
+            right(block);
+        }
+    }
+}
+
+/// The page about the configuration names every key, and the true defaults.
+#[test]
+fn the_documented_defaults_are_the_defaults() {
+    let page = include_str!("../../../docs/configuration.md");
+    let block = page
+        .split("```")
+        .nth(1)
+        .unwrap()
+        .strip_prefix("toml\n")
+        .unwrap();
+    let documented = right(block);
+    let keys: Vec<_> = block
+        .lines()
+        .filter_map(|line| Some(line.split_once(" =")?.0))
+        .collect();
+    for line in EVERY_KEY
+        .lines()
+        .take_while(|line| !line.contains("\"dns\""))
+    {
+        if let Some((key, _)) = line.split_once(" =") {
+            assert!(keys.contains(&key), "{key} is not documented");
+        }
+    }
+    // Without what has no default, or whose default is not a value.
+    let without = ["source =", "host =", "port =", "interfaces ="];
+    let kept = ["name =", "address =", "mode =", "type ="];
+    let bare: String = block
+        .lines()
+        .filter(|line| line.starts_with('[') || kept.iter().any(|key| line.starts_with(key)))
+        .fold(String::new(), |text, line| text + line + "\n");
+    let shown: String = block
+        .lines()
+        .filter(|line| !without.iter().any(|key| line.starts_with(key)))
+        .fold(String::new(), |text, line| text + line + "\n");
+    assert_eq!(right(&bare), right(&shown));
+    assert_eq!(documented.services.len(), 1);
 }
 
 #[test]
@@ -260,7 +322,7 @@ proptest! {
     /// Whatever becomes of the bytes of a file, it is read or explained.
     #[test]
     fn spoilt_files_are_explained(
-        changes in vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..12),
+        changes in vec((any::<prop::sample::Index>(), any::<u8>(), 0..5_u8), 1..12),
     ) {
         let mut bytes = EVERY_KEY.as_bytes().to_vec();
         for (index, byte, kind) in changes {
@@ -268,7 +330,8 @@ proptest! {
             match kind {
                 0 => bytes[at] = byte,
                 1 => bytes.insert(at, b"\"'[]{}=.,\n#\\"[usize::from(byte) % 12]),
-                2 => drop(bytes.drain(at..(at + usize::from(byte)).min(bytes.len() - 1))),
+                2 => drop(bytes.splice(at..at, "☃\u{301}".bytes())),
+                3 => drop(bytes.drain(at..(at + usize::from(byte)).min(bytes.len() - 1))),
                 _ => bytes.extend_from_within(at..),
             }
         }
