@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod flows;
+pub mod health;
 pub mod state;
 #[cfg(test)]
 mod testing;
