@@ -159,18 +159,18 @@ pub fn of_client<F: Family>(
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
     let mut refusal = DropReason::NoFlow;
     if let Some(flow) = F::flows().get_ptr_mut(&packet.tuple).map(Flow::<F>) {
-        if let Some(backend) = BACKENDS.get(flow.backend()) {
-            if goes_on(packet, flow, backend) {
-                flow.touch();
-                let bits = observed(&packet.transport, state::FIN_CLIENT);
-                if bits != 0 {
-                    flow.advance(bits);
-                }
-                if !packet.link.came_from(flow.path()) {
-                    turn(packet, flow);
-                }
-                return Ok((flow, backend));
+        if let Some(backend) = BACKENDS.get(flow.backend())
+            && goes_on(packet, flow, backend)
+        {
+            flow.touch();
+            let bits = observed(&packet.transport, state::FIN_CLIENT);
+            if bits != 0 {
+                flow.advance(bits);
             }
+            if !packet.link.came_from(flow.path()) {
+                turn(packet, flow);
+            }
+            return Ok((flow, backend));
         }
         close(packet, flow);
         refusal = DropReason::BackendGone;

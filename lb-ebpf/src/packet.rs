@@ -4,7 +4,7 @@ use core::mem::transmute;
 
 use aya_ebpf::{helpers::bpf_xdp_load_bytes, programs::XdpContext};
 use lb_common::{checksum, drop_reason::DropReason};
-use network_types::{ip::IpProto, tcp::TcpHdr, udp::UdpHdr};
+use network_types::{bitfield::BitfieldU16, ip::IpProto, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{family::Family, link::Link};
 
@@ -115,7 +115,7 @@ impl Transport {
         if payload.protocol == TCP {
             let tcp: *mut TcpHdr = at(ctx, offset)?;
             // SAFETY: `at` checked the bounds; the two bytes are plain integers.
-            let [offset, flags] = unsafe { transmute::<_, [u8; 2]>((*tcp)._bitfield_1) };
+            let [offset, flags] = unsafe { transmute::<BitfieldU16, [u8; 2]>((*tcp)._bitfield_1) };
             Some(Self {
                 is_tcp: true,
                 flags: u64::from(flags),
