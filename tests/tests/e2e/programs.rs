@@ -26,10 +26,10 @@ fn build() -> Paths {
         None => panic!("{} is not in cargo's target directory", test.display()),
     };
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--bins", "--profile", profile])
-        // All packages, as in `cargo test --workspace`, so that dependencies have the
-        // same features and are not compiled again.
-        .args(["--workspace", "--exclude", "lb-ebpf"])
+        // All packages with their tests, as in `cargo test --workspace`, so that
+        // dependencies have the same features and are not compiled again.
+        .args(["build", "--quiet", "--profile", profile])
+        .args(["--bins", "--tests", "--workspace", "--exclude", "lb-ebpf"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .expect("cannot run cargo to build `lb` and `lab-server`");
