@@ -28,15 +28,8 @@ fn build() -> Paths {
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         // All packages with their tests, as in `cargo test --workspace`, so that
         // dependencies have the same features and are not compiled again.
-        .args([
-            "build",
-            "--quiet",
-            "--bins",
-            "--tests",
-            "--profile",
-            profile,
-        ])
-        .args(["--workspace", "--exclude", "lb-ebpf"])
+        .args(["build", "--quiet", "--profile", profile])
+        .args(["--bins", "--tests", "--workspace", "--exclude", "lb-ebpf"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .expect("cannot run cargo to build `lb` and `lab-server`");
