@@ -110,7 +110,16 @@ impl Bench {
     pub fn run(&mut self, case: &Case) -> Result<()> {
         self.reset(&case.world)
             .with_context(|| format!("{}: preparing", case.name))?;
-        let mut world = case.world.clone();
+        self.resume(case)
+    }
+
+    /// Runs the steps of a case in the world that is there, with its flows.
+    ///
+    /// # Errors
+    ///
+    /// Like [`Self::run`].
+    pub fn resume(&mut self, case: &Case) -> Result<()> {
+        let mut world = self.world.clone();
         for (index, step) in case.steps.iter().enumerate() {
             let done = match &step.action {
                 Action::Frame {

@@ -15,7 +15,7 @@ use lb_common::{
 use lb_userspace::datapath::{Frontend, words};
 
 use crate::{
-    flow::Kind,
+    flow::{Flow, Kind},
     packet::{Packet, Tag},
 };
 
@@ -161,10 +161,26 @@ impl World {
         world
     }
 
+    /// Adds a service like that of the flow's kind where the flow is sent to. Its ring
+    /// knows the flow's backend alone.
+    pub fn add_service(&mut self, flow: &Flow) {
+        let frontend = Frontend {
+            address: flow.vip.ip(),
+            port: Some(flow.vip.port()).filter(|port| *port != 0),
+            protocol: flow.kind.protocol(),
+        };
+        let service = Service {
+            id: flow.service,
+            ..flow.kind.service()
+        };
+        self.services.insert(frontend, service);
+        self.rings
+            .insert(flow.service, ring_of(&[flow.backend]));
+    }
+
     /// Gives the whole ring of a service to one backend, 0 for none.
     pub fn set_ring(&mut self, kind: Kind, backend: u32) {
-        let ring = vec![backend; RING_SIZE as usize];
-        self.rings.insert(kind.service().id, ring.into());
+        self.rings.insert(kind.service().id, ring_of(&[backend]));
     }
 
     /// Changes a backend.
@@ -260,6 +276,12 @@ impl Kind {
             Ipv4Addr::new(10, 0, 0, 1).into()
         }
     }
+}
+
+/// A ring whose slots belong to these backends by turns.
+fn ring_of(backends: &[u32]) -> Arc<[u32]> {
+    let slots = backends.iter().copied().cycle();
+    slots.take(RING_SIZE as usize).collect()
 }
 
 /// Port of the backends.

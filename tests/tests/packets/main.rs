@@ -1,6 +1,8 @@
 //! Packets through the real program, as tables of cases.
 
 mod lifecycle;
+mod link;
+mod rewriting;
 
 use lb_tests::{Bench, Case, in_network_namespace};
 
