@@ -1,6 +1,10 @@
 //! The program in the kernel, and cases run through it.
 
-use std::{collections::BTreeMap, io::Write as _, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
@@ -32,6 +36,11 @@ pub struct Bench {
     datapath: Datapath,
     tables: FlowTables,
     world: World,
+    /// Port pools that are there and from which nobody has taken a port yet: the next
+    /// one to be taken is the first.
+    fresh_pools: BTreeSet<u32>,
+    /// What the maps held after the last packet, if nothing has changed them since.
+    last: Option<Snapshot>,
 }
 
 impl Bench {
@@ -63,6 +72,8 @@ impl Bench {
             datapath,
             tables,
             world: World::default(),
+            fresh_pools: BTreeSet::new(),
+            last: None,
         }
     }
 
@@ -148,8 +159,16 @@ impl Bench {
         clear_pair(&mut self.tables.v4)?;
         clear_pair(&mut self.tables.v6)?;
         self.enter(world)?;
-        let pools: Vec<u32> = world.pools().into_iter().collect();
-        self.datapath.create_port_pools(&pools)?;
+        self.last = None;
+        let used: Vec<u32> = world
+            .pools()
+            .difference(&self.fresh_pools)
+            .copied()
+            .collect();
+        if !used.is_empty() {
+            self.datapath.create_port_pools(&used)?;
+            self.fresh_pools.extend(used);
+        }
         Ok(())
     }
 
@@ -203,6 +222,7 @@ impl Bench {
 
     /// Runs the program on a frame.
     pub fn send(&mut self, ifindex: u32, frame: &[u8]) -> Result<TestRun> {
+        self.last = None;
         Ok(self.datapath.test_run(frame, ifindex)?)
     }
 
@@ -234,10 +254,14 @@ impl Bench {
                 .retain(|index, _| [ifindex, *exit].contains(index));
             self.enter(&narrowed)?;
         }
-        let before = Snapshot::take(&self.datapath, &mut self.tables)?;
+        let before = match self.last.take() {
+            Some(last) => last,
+            None => Snapshot::take(&self.datapath, &mut self.tables)?,
+        };
         let run = self.send(ifindex, frame)?;
         let after = Snapshot::take(&self.datapath, &mut self.tables)?;
         self.enter(&world)?;
+        self.fresh_pools.retain(|pool| !after.has_ports_of(*pool));
 
         let mut lines = Vec::new();
         let verdict = match outcome {
@@ -265,12 +289,14 @@ impl Bench {
         if !lines.is_empty() {
             bail!("\n  {}", lines.join("\n  "));
         }
+        self.last = Some(after);
         Ok(())
     }
 
     /// Removes a flow as the daemon does it when both directions have been silent for
     /// too long.
     fn sweep(&mut self, flow: &Flow) -> Result<()> {
+        self.last = None;
         let tuple = Tuple::new(flow.client, flow.vip, flow.kind.protocol());
         let removed =
             remove_from(&mut self.tables.v4, tuple)? || remove_from(&mut self.tables.v6, tuple)?;

@@ -140,6 +140,14 @@ impl Snapshot {
         read_table(&mut pair.replies, &mut self.replies)
     }
 
+    /// Whether ports of this pool are in use.
+    pub(crate) fn has_ports_of(&self, pool: u32) -> bool {
+        self.ports
+            .range((pool, 0)..=(pool, u16::MAX))
+            .next()
+            .is_some()
+    }
+
     /// What differs from the `expected` change since `before`, in words.
     pub(crate) fn compare(&self, before: &Self, expected: &Change) -> Vec<String> {
         let mut lines = Vec::new();

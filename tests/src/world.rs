@@ -174,8 +174,7 @@ impl World {
             ..flow.kind.service()
         };
         self.services.insert(frontend, service);
-        self.rings
-            .insert(flow.service, ring_of(&[flow.backend]));
+        self.rings.insert(flow.service, ring_of(&[flow.backend]));
     }
 
     /// Gives the whole ring of a service to one backend, 0 for none.

@@ -96,15 +96,17 @@ fn begins_again(kind: Kind) -> Case {
     } else {
         old.clone()
     };
-    Case::new(format!("{kind}: the client uses its port again after the end"))
-        .established(&old)
-        .forward("client's FIN", &old, &old.segment(|tcp| tcp.fin = true))
-        .reply("backend's FIN", &old, &old.answer(|tcp| tcp.fin = true))
-        .ending(&old)
-        .begin("SYN", &new, &new.opening())
-        .removing(&old)
-        .reply("acceptance", &new, &new.acceptance())
-        .forward("request", &new, &new.request())
+    Case::new(format!(
+        "{kind}: the client uses its port again after the end"
+    ))
+    .established(&old)
+    .forward("client's FIN", &old, &old.segment(|tcp| tcp.fin = true))
+    .reply("backend's FIN", &old, &old.answer(|tcp| tcp.fin = true))
+    .ending(&old)
+    .begin("SYN", &new, &new.opening())
+    .removing(&old)
+    .reply("acceptance", &new, &new.acceptance())
+    .forward("request", &new, &new.request())
 }
 
 /// Flags that no TCP sends are dropped, other odd ones are the hosts' business.
@@ -213,10 +215,12 @@ fn unknown_to_nat(kind: Kind) -> Vec<Case> {
         Case::new(format!("{kind}: data of a connection whose entry was lost"))
             .begin("data", &flow, &flow.request())
             .reply("reply", &flow, &flow.reply()),
-        Case::new(format!("{kind}: the end of a connection whose entry was lost"))
-            .begin("FIN", &flow, &flow.segment(|tcp| tcp.fin = true))
-            .reply("backend's FIN", &flow, &flow.answer(|tcp| tcp.fin = true))
-            .ending(&flow),
+        Case::new(format!(
+            "{kind}: the end of a connection whose entry was lost"
+        ))
+        .begin("FIN", &flow, &flow.segment(|tcp| tcp.fin = true))
+        .reply("backend's FIN", &flow, &flow.answer(|tcp| tcp.fin = true))
+        .ending(&flow),
         refused("RST", &flow.segment(|tcp| tcp.rst = true)),
         refused("SYN and ACK", &flow.segment(|tcp| tcp.syn = true)),
     ]

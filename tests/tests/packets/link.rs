@@ -125,9 +125,8 @@ fn too_big(kind: Kind) -> Case {
     let mut other = Flow::first(kind);
     other.client_link = Link::to_other();
     let headers = flow.request().with_payload([]).ip_length();
-    let sized = |packet: lb_tests::Packet, length: usize| {
-        packet.with_payload(vec![0x5a; length - headers])
-    };
+    let sized =
+        |packet: lb_tests::Packet, length: usize| packet.with_payload(vec![0x5a; length - headers]);
     let too_big = DropReason::TooBig;
     Case::new(format!("{kind}: as large as the MTU, and larger"))
         .given(|world| {
@@ -137,7 +136,12 @@ fn too_big(kind: Kind) -> Case {
         })
         .established(&flow)
         .forward("request as large", &flow, &sized(flow.request(), 1_400))
-        .lose("request too large", &flow, &sized(flow.request(), 1_401), too_big)
+        .lose(
+            "request too large",
+            &flow,
+            &sized(flow.request(), 1_401),
+            too_big,
+        )
         .reply("reply as large", &flow, &sized(flow.reply(), 1_300))
         .refuse_reply(
             "reply too large",
@@ -157,16 +161,8 @@ fn too_big(kind: Kind) -> Case {
 
 /// Every number of tags to every number of tags, and back.
 fn tags(kind: Kind) -> Vec<Case> {
-    let client: [&[Tag]; 3] = [
-        &[],
-        &[Tag::new(101)],
-        &[Tag::provider(201), Tag::new(202)],
-    ];
-    let backend: [&[Tag]; 3] = [
-        &[],
-        &[Tag::new(4_094)],
-        &[Tag::provider(301), Tag::new(1)],
-    ];
+    let client: [&[Tag]; 3] = [&[], &[Tag::new(101)], &[Tag::provider(201), Tag::new(202)]];
+    let backend: [&[Tag]; 3] = [&[], &[Tag::new(4_094)], &[Tag::provider(301), Tag::new(1)]];
     let mut cases = Vec::new();
     for outside in client {
         for inside in backend {
@@ -194,9 +190,7 @@ fn tags(kind: Kind) -> Vec<Case> {
 /// Priority and drop eligibility stay with the packet, and make no other flow of it.
 fn priority(kind: Kind) -> Case {
     let mut flow = Flow::first(kind);
-    flow.client_link = flow
-        .client_link
-        .with_tags(&[Tag::provider(7), Tag::new(8)]);
+    flow.client_link = flow.client_link.with_tags(&[Tag::provider(7), Tag::new(8)]);
     flow.backend_link = flow
         .backend_link
         .with_tags(&[Tag::new(9), Tag::provider(10)]);

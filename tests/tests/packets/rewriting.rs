@@ -12,7 +12,11 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.extend([1, 2, 64, 255].map(|ttl| forwarded_with_ttl(kind, ttl)));
         cases.push(expired(kind));
         cases.extend(sizes(kind));
-        cases.extend([traffic_class(kind), padding(kind), random_looking_checksums(kind)]);
+        cases.extend([
+            traffic_class(kind),
+            padding(kind),
+            random_looking_checksums(kind),
+        ]);
         if !kind.tcp {
             cases.push(checksum_that_becomes_zero(kind));
             cases.push(unchecked(kind));
@@ -65,7 +69,12 @@ fn expired(kind: Kind) -> Case {
                 &flow.request().with_ttl(ttl),
                 DropReason::TtlExpired,
             )
-            .refuse_reply(format!("reply, {ttl}"), &flow, reply, DropReason::TtlExpired);
+            .refuse_reply(
+                format!("reply, {ttl}"),
+                &flow,
+                reply,
+                DropReason::TtlExpired,
+            );
     }
     case
 }
@@ -195,7 +204,10 @@ fn extensions(kind: Kind) -> Vec<Case> {
     let forwarded: [(&str, &[Extension]); 9] = [
         ("hop-by-hop options", &[HopByHop(6)]),
         ("destination options", &[Destination(6)]),
-        ("a long destination options header", &[Destination(14 + 8 * 60)]),
+        (
+            "a long destination options header",
+            &[Destination(14 + 8 * 60)],
+        ),
         ("a routing header at its end", &[Routing(0)]),
         ("an atomic fragment", &[Fragment(0, false)]),
         (
@@ -248,8 +260,14 @@ fn extensions(kind: Kind) -> Vec<Case> {
     let refused: [(&str, &[Extension]); 4] = [
         ("seven extension headers", &seven),
         ("a routing header that leads on", &[Routing(1)]),
-        ("a routing header that leads far on", &[HopByHop(6), Routing(255)]),
-        ("a routing header behind a fragment", &[Fragment(0, false), Routing(2)]),
+        (
+            "a routing header that leads far on",
+            &[HopByHop(6), Routing(255)],
+        ),
+        (
+            "a routing header behind a fragment",
+            &[Fragment(0, false), Routing(2)],
+        ),
     ];
     let flow = Flow::first(kind);
     for (name, extensions) in refused {
