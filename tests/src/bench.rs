@@ -36,8 +36,9 @@ pub struct Bench {
     datapath: Datapath,
     tables: FlowTables,
     world: World,
-    /// Port pools that are there and from which nobody has taken a port yet: the next
-    /// one to be taken is the first.
+    /// Port pools that are there.
+    pools: BTreeSet<u32>,
+    /// Those from which nobody has taken a port yet: the next one is the first.
     fresh_pools: BTreeSet<u32>,
     /// What the maps held after the last packet, if nothing has changed them since.
     last: Option<Snapshot>,
@@ -72,6 +73,7 @@ impl Bench {
             datapath,
             tables,
             world: World::default(),
+            pools: BTreeSet::new(),
             fresh_pools: BTreeSet::new(),
             last: None,
         }
@@ -160,15 +162,23 @@ impl Bench {
         clear_pair(&mut self.tables.v6)?;
         self.enter(world)?;
         self.last = None;
-        let used: Vec<u32> = world
-            .pools()
-            .difference(&self.fresh_pools)
-            .copied()
-            .collect();
+        self.reset_pools(world)
+    }
+
+    /// Makes the port pools of a world, with all ports free.
+    fn reset_pools(&mut self, world: &World) -> Result<()> {
+        let wanted = world.pools();
+        let gone: Vec<u32> = self.pools.difference(&wanted).copied().collect();
+        if !gone.is_empty() {
+            self.datapath.remove_port_pools(&gone)?;
+            self.fresh_pools.retain(|pool| wanted.contains(pool));
+        }
+        let used: Vec<u32> = wanted.difference(&self.fresh_pools).copied().collect();
         if !used.is_empty() {
             self.datapath.create_port_pools(&used)?;
             self.fresh_pools.extend(used);
         }
+        self.pools = wanted;
         Ok(())
     }
 

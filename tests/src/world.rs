@@ -161,12 +161,12 @@ impl World {
         world
     }
 
-    /// Adds a service like that of the flow's kind where the flow is sent to. Its ring
-    /// knows the flow's backend alone.
+    /// Adds a service like that of the flow's kind where the flow is sent to; port 0
+    /// stands for every port. Its ring knows the flow's backend alone.
     pub fn add_service(&mut self, flow: &Flow) {
         let frontend = Frontend {
             address: flow.vip.ip(),
-            port: Some(flow.vip.port()).filter(|port| *port != 0),
+            port: (flow.vip.port() != 0).then_some(flow.vip.port()),
             protocol: flow.kind.protocol(),
         };
         let service = Service {
@@ -175,6 +175,22 @@ impl World {
         };
         self.services.insert(frontend, service);
         self.rings.insert(flow.service, ring_of(&[flow.backend]));
+    }
+
+    /// Adds the backend of a flow, with the port of the flow's server.
+    pub fn add_backend(&mut self, flow: &Flow) {
+        let backend = Backend {
+            path: flow.backend_link.path(),
+            service: flow.service,
+            port: flow.server.port().to_be(),
+            ..standard_backend(flow.kind, flow.backend)
+        };
+        self.backends.insert(flow.backend, backend);
+    }
+
+    /// Gives the slots of a service's ring to backends by turns.
+    pub fn share_ring(&mut self, kind: Kind, backends: &[u32]) {
+        self.rings.insert(kind.service().id, ring_of(backends));
     }
 
     /// Gives the whole ring of a service to one backend, 0 for none.

@@ -1,7 +1,9 @@
 //! Packets through the real program, as tables of cases.
 
+mod backends;
 mod lifecycle;
 mod link;
+mod ports;
 mod rewriting;
 
 use lb_tests::{Bench, Case, in_network_namespace};
