@@ -287,7 +287,7 @@ impl Packet {
         let headers = match &self.net {
             Net::V4(header) => header.header_len(),
             Net::V6(_, extensions) => {
-                Ipv6Header::LEN + extensions.iter().map(Extension::len).sum::<usize>()
+                Ipv6Header::LEN + extensions.iter().map(Extension::length).sum::<usize>()
             }
         };
         self.ip_offset() + headers
@@ -411,7 +411,9 @@ impl Extension {
         }
     }
 
-    fn len(&self) -> usize {
+    /// Length in bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
         match self {
             Self::HopByHop(padding) | Self::Destination(padding) => 2 + padding,
             Self::Routing(_) | Self::Fragment(..) => 8,
