@@ -163,10 +163,7 @@ pub fn of_client<F: Family>(
             && goes_on(packet, flow, backend)
         {
             flow.touch();
-            let bits = observed(&packet.transport, state::FIN_CLIENT);
-            if bits != 0 {
-                flow.advance(bits);
-            }
+            spoke(packet, flow);
             if !packet.link.came_from(flow.path()) {
                 turn(packet, flow);
             }
@@ -178,7 +175,19 @@ pub fn of_client<F: Family>(
     if !may_begin(packet, service) {
         return Err((refusal, 0));
     }
-    open::<F>(packet, service)
+    let (flow, backend) = open::<F>(packet, service)?;
+    // The FIN of a connection whose entry was lost begins a flow.
+    spoke(packet, flow);
+    Ok((flow, backend))
+}
+
+/// Notes what a packet from a client tells of its flow.
+#[inline(always)]
+fn spoke<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
+    let bits = observed(&packet.transport, state::FIN_CLIENT);
+    if bits != 0 {
+        flow.advance(bits);
+    }
 }
 
 /// Whether a known flow stays with its backend.

@@ -1,1 +1,28 @@
 //! Packets through the real program: tables of cases and their comparison.
+//!
+//! A [`Case`] is a [`World`] (what the daemon would have written to the maps) and the
+//! packets that come then, each with all that is expected of it: the verdict, every
+//! byte of the frame, and the change of every counter and table. A [`Bench`] runs
+//! cases through the XDP program in the kernel, in a network of its own.
+//!
+//! Frames are built from fields, with checksums computed whole, and read again by a
+//! library that the program does not use.
+
+mod bench;
+mod case;
+mod decode;
+mod flow;
+mod namespace;
+mod packet;
+mod snapshot;
+mod world;
+
+pub use self::{
+    bench::Bench,
+    case::{Case, Change, Outcome, Step},
+    decode::difference,
+    flow::{Flow, Kind},
+    namespace::in_network_namespace,
+    packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
+    world::{BACKEND_IF, CLIENT_IF, Link, OTHER_IF, World},
+};

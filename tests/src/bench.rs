@@ -1,0 +1,380 @@
+//! The program in the kernel, and cases run through it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, bail};
+use lb_common::{
+    Runtime,
+    backend::{Backend, Interface},
+    flow::FlowValue as _,
+};
+use lb_userspace::datapath::{
+    Datapath, Family, FlowPair, FlowTable, FlowTables, LogLevel, Options, TestRun, Verdict,
+};
+
+use crate::{
+    case::{Action, Case, Change, Outcome},
+    decode::difference,
+    flow::Flow,
+    snapshot::{BACKEND_IDS, Snapshot, Tuple},
+    world::World,
+};
+
+/// Entries of each flow table unless a test needs another number.
+const MAX_FLOWS: u32 = 64;
+
+/// Failed cases that are told of in full.
+const MAX_REPORTS: usize = 8;
+
+/// The program, loaded. One serves many cases: before each its maps are brought to the
+/// state that the case names.
+pub struct Bench {
+    datapath: Datapath,
+    tables: FlowTables,
+    world: World,
+    /// Port pools that are there.
+    pools: BTreeSet<u32>,
+    /// Those from which nobody has taken a port yet: the next one is the first.
+    fresh_pools: BTreeSet<u32>,
+    /// What the maps held after the last packet, if nothing has changed them since.
+    last: Option<Snapshot>,
+}
+
+impl Bench {
+    /// Loads the program, with flow tables of 64 entries.
+    ///
+    /// # Panics
+    ///
+    /// Where the program can't be loaded: the tests need root and BPF.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_max_flows(MAX_FLOWS)
+    }
+
+    /// The same with flow tables of another size.
+    ///
+    /// # Panics
+    ///
+    /// Like [`Self::new`].
+    #[must_use]
+    pub fn with_max_flows(max_flows: u32) -> Self {
+        let options = Options {
+            max_flows,
+            log: LogLevel::Off,
+        };
+        let datapath = Datapath::load(&options)
+            .expect("these tests load the XDP program and must run as root");
+        let tables = datapath.flow_tables().expect("handles to the flow tables");
+        Self {
+            datapath,
+            tables,
+            world: World::default(),
+            pools: BTreeSet::new(),
+            fresh_pools: BTreeSet::new(),
+            last: None,
+        }
+    }
+
+    /// Runs the cases of a table and says how many there were.
+    ///
+    /// # Panics
+    ///
+    /// When all have run, if any failed, with what was wrong with each.
+    pub fn run_all(&mut self, table: &str, cases: &[Case]) {
+        let failures: Vec<String> = cases
+            .iter()
+            .filter_map(|case| self.run(case).err())
+            .map(|error| format!("{error:#}"))
+            .collect();
+        // Past the test runner, which shows the output of failed tests alone.
+        let _unseen = writeln!(
+            std::io::stderr(),
+            "{table}: {} cases, {} failed",
+            cases.len(),
+            failures.len()
+        );
+        assert!(
+            failures.is_empty(),
+            "{} of {} cases of `{table}` failed:\n\n{}",
+            failures.len(),
+            cases.len(),
+            failures[..failures.len().min(MAX_REPORTS)].join("\n\n")
+        );
+        self.check_unused_counters();
+    }
+
+    /// No backend id that the cases do not use has counted anything.
+    fn check_unused_counters(&self) {
+        for id in [BACKEND_IDS.end, 1_000, 65_535] {
+            let counters = self.datapath.counters(id).expect("counters");
+            assert_eq!(counters, <_>::default(), "backend {id} is nobody's");
+        }
+    }
+
+    /// Runs a case.
+    ///
+    /// # Errors
+    ///
+    /// The first step that went otherwise than expected, and how.
+    pub fn run(&mut self, case: &Case) -> Result<()> {
+        self.reset(&case.world)
+            .with_context(|| format!("{}: preparing", case.name))?;
+        self.resume(case)
+    }
+
+    /// Runs the steps of a case in the world that is there, with its flows.
+    ///
+    /// # Errors
+    ///
+    /// Like [`Self::run`].
+    pub fn resume(&mut self, case: &Case) -> Result<()> {
+        let mut world = self.world.clone();
+        for (index, step) in case.steps.iter().enumerate() {
+            let done = match &step.action {
+                Action::Frame {
+                    ifindex,
+                    frame,
+                    outcome,
+                    change,
+                } => self.check(*ifindex, frame, outcome, change),
+                Action::Reconcile(change) => {
+                    change(&mut world);
+                    self.enter(&world)
+                }
+                Action::Sweep(flow) => self.sweep(flow),
+            };
+            done.with_context(|| format!("{}, step {index} ({})", case.name, step.label))?;
+        }
+        Ok(())
+    }
+
+    /// Empties the flow tables and port pools and writes a world to the other maps.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses. So with all methods.
+    pub fn reset(&mut self, world: &World) -> Result<()> {
+        clear_pair(&mut self.tables.v4)?;
+        clear_pair(&mut self.tables.v6)?;
+        self.enter(world)?;
+        self.last = None;
+        self.reset_pools(world)
+    }
+
+    /// Makes the port pools of a world, with all ports free.
+    fn reset_pools(&mut self, world: &World) -> Result<()> {
+        let wanted = world.pools();
+        let gone: Vec<u32> = self.pools.difference(&wanted).copied().collect();
+        if !gone.is_empty() {
+            self.datapath.remove_port_pools(&gone)?;
+            self.fresh_pools.retain(|pool| wanted.contains(pool));
+        }
+        let used: Vec<u32> = wanted.difference(&self.fresh_pools).copied().collect();
+        if !used.is_empty() {
+            self.datapath.create_port_pools(&used)?;
+            self.fresh_pools.extend(used);
+        }
+        self.pools = wanted;
+        Ok(())
+    }
+
+    /// Brings the maps from the world that they hold to another.
+    pub fn enter(&mut self, world: &World) -> Result<()> {
+        let old = std::mem::replace(&mut self.world, world.clone());
+        for frontend in missing(&old.services, &world.services) {
+            self.datapath.remove_service(*frontend)?;
+        }
+        for vip in old.vips().difference(&world.vips()) {
+            self.datapath.remove_vip(*vip)?;
+        }
+        for id in missing(&old.backends, &world.backends) {
+            self.datapath.set_backend(*id, Backend::default())?;
+        }
+        for ifindex in missing(&old.interfaces, &world.interfaces) {
+            self.datapath.remove_interface(*ifindex)?;
+        }
+        let empty: Vec<u32> = missing(&old.rings, &world.rings).copied().collect();
+        if !empty.is_empty() {
+            self.datapath.remove_rings(&empty)?;
+        }
+        for (ifindex, mtu) in changed(&old.interfaces, &world.interfaces) {
+            let interface = Interface { mtu: *mtu };
+            self.datapath.set_interface(*ifindex, interface)?;
+        }
+        for (id, backend) in changed(&old.backends, &world.backends) {
+            self.datapath.set_backend(*id, *backend)?;
+        }
+        let rings: Vec<_> = changed(&old.rings, &world.rings)
+            .map(|(id, ring)| (*id, Arc::clone(ring)))
+            .collect();
+        if !rings.is_empty() {
+            self.datapath.set_rings(&rings)?;
+        }
+        for vip in world.vips().difference(&old.vips()) {
+            self.datapath.set_vip(*vip)?;
+        }
+        for (frontend, service) in changed(&old.services, &world.services) {
+            self.datapath.set_service(*frontend, *service)?;
+        }
+        let flags = if world.any_port() {
+            Runtime::ANY_PORT
+        } else {
+            0
+        };
+        let clock = world.clock;
+        self.datapath.set_runtime(Runtime { clock, flags })?;
+        Ok(())
+    }
+
+    /// Runs the program on a frame.
+    pub fn send(&mut self, ifindex: u32, frame: &[u8]) -> Result<TestRun> {
+        self.last = None;
+        Ok(self.datapath.test_run(frame, ifindex)?)
+    }
+
+    /// The program's maps.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
+    }
+
+    /// Runs the program on a frame and compares all that comes of it with what is
+    /// expected.
+    ///
+    /// # Errors
+    ///
+    /// What differs, a line for each difference.
+    pub fn check(
+        &mut self,
+        ifindex: u32,
+        frame: &[u8],
+        outcome: &Outcome,
+        change: &Change,
+    ) -> Result<()> {
+        // A redirection does not tell where it leads to. With no other interface to
+        // lead to than the expected one, it does.
+        let world = self.world.clone();
+        if let Outcome::Sent(exit, _) = outcome {
+            let mut narrowed = world.clone();
+            narrowed
+                .interfaces
+                .retain(|index, _| [ifindex, *exit].contains(index));
+            self.enter(&narrowed)?;
+        }
+        let before = match self.last.take() {
+            Some(last) => last,
+            None => Snapshot::take(&self.datapath, &mut self.tables)?,
+        };
+        let run = self.send(ifindex, frame)?;
+        let after = Snapshot::take(&self.datapath, &mut self.tables)?;
+        self.enter(&world)?;
+        self.fresh_pools.retain(|pool| !after.has_ports_of(*pool));
+
+        let mut lines = Vec::new();
+        let verdict = match outcome {
+            Outcome::Sent(exit, _) if *exit == ifindex => Verdict::Tx,
+            Outcome::Sent(..) => Verdict::Redirect,
+            Outcome::Passed => Verdict::Pass,
+            Outcome::Dropped => Verdict::Drop,
+        };
+        if run.verdict != verdict {
+            lines.push(format!(
+                "verdict: expected {verdict:?}, got {:?}",
+                run.verdict
+            ));
+        }
+        match outcome {
+            Outcome::Sent(_, expected) => lines.extend(difference(expected, &run.frame)),
+            Outcome::Passed => lines.extend(difference(frame, &run.frame)),
+            // What is in the buffer of a packet that is gone is nobody's business.
+            Outcome::Dropped => {}
+        }
+        lines.extend(after.compare(&before, change));
+        if *outcome == Outcome::Passed {
+            lines.extend(after.compare_flows(&before));
+        }
+        if !lines.is_empty() {
+            bail!("\n  {}", lines.join("\n  "));
+        }
+        self.last = Some(after);
+        Ok(())
+    }
+
+    /// Removes a flow as the daemon does it when both directions have been silent for
+    /// too long.
+    fn sweep(&mut self, flow: &Flow) -> Result<()> {
+        self.last = None;
+        let tuple = Tuple::new(flow.client, flow.vip, flow.kind.protocol());
+        let removed =
+            remove_from(&mut self.tables.v4, tuple)? || remove_from(&mut self.tables.v6, tuple)?;
+        if !removed {
+            bail!("the flow to sweep is not there");
+        }
+        if let Some((pool, port)) = flow.pool_port()
+            && !self.tables.ports.free(pool, port)
+        {
+            bail!("port {port} of pool {pool} was free already");
+        }
+        Ok(())
+    }
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Keys of `old` that are not in `new`.
+fn missing<'a, K: Ord, V>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = &'a K> {
+    old.keys().filter(|key| !new.contains_key(key))
+}
+
+/// Entries of `new` that are not so in `old`.
+fn changed<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    new.iter()
+        .filter(|(key, value)| old.get(key) != Some(value))
+}
+
+/// Removes every entry.
+fn clear_pair<F: Family>(pair: &mut FlowPair<F>) -> Result<()> {
+    clear(&mut pair.flows)?;
+    clear(&mut pair.replies)
+}
+
+fn clear<F: Family>(table: &mut FlowTable<F>) -> Result<()> {
+    let mut keys = Vec::new();
+    table.for_each_batch(|entries| keys.extend(entries.map(|(key, _)| *key)))?;
+    for key in keys {
+        table.remove(&key)?;
+    }
+    Ok(())
+}
+
+/// Removes both entries of a flow. `false` where there were none.
+fn remove_from<F: Family>(pair: &mut FlowPair<F>, tuple: Tuple) -> Result<bool>
+where
+    Tuple: From<F::Key>,
+{
+    let mut found = None;
+    pair.flows.for_each_batch(|entries| {
+        for (key, flow) in entries {
+            if Tuple::from(*key) == tuple {
+                found = Some((*key, flow.partner()));
+            }
+        }
+    })?;
+    let Some((key, partner)) = found else {
+        return Ok(false);
+    };
+    Ok(pair.flows.remove(&key)? && pair.replies.remove(&partner)?)
+}

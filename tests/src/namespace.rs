@@ -1,0 +1,41 @@
+//! A network for one test: the program needs interfaces that packets come in by.
+
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+
+use crate::world::INTERFACES;
+
+/// Runs `test` in a network namespace of its own that has the interfaces of
+/// [`World::standard`](crate::World::standard). The namespace lives as long as the
+/// thread in it, so it goes when the test ends, also by a panic.
+pub fn in_network_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("this test makes a network namespace and must run as root");
+            for (name, ifindex) in INTERFACES {
+                ip(&format!(
+                    "link add name {name} index {ifindex} type veth peer name {name}-peer"
+                ));
+            }
+            test()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs `ip` with these words, in the namespace of the calling thread.
+fn ip(words: &str) {
+    let output = Command::new("ip")
+        .args(words.split_whitespace())
+        .output()
+        .expect("this test needs iproute2");
+    assert!(
+        output.status.success(),
+        "ip {words}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

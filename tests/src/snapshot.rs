@@ -1,0 +1,297 @@
+//! What the program's maps hold: counters, flows and ports in use.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::Result;
+use lb_common::{
+    counters::{Counters, DropKey},
+    drop_reason::DropReason,
+    flow::{Flow4, Flow6, FlowEntry, FlowKey4, FlowKey6},
+};
+use lb_userspace::datapath::{Datapath, Family, FlowPair, FlowTable, FlowTables};
+
+use crate::case::Change;
+
+/// Ids of the backends whose counters are read after every packet: 0, which is none,
+/// those of the standard world, and a few that nobody has.
+pub(crate) const BACKEND_IDS: std::ops::Range<u32> = 0..24;
+
+/// Source, destination and protocol of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tuple {
+    src: SocketAddr,
+    dst: SocketAddr,
+    protocol: u32,
+}
+
+impl Tuple {
+    pub(crate) fn new(src: SocketAddr, dst: SocketAddr, protocol: u8) -> Self {
+        let protocol = protocol.into();
+        Self { src, dst, protocol }
+    }
+
+    fn reversed(self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            ..self
+        }
+    }
+}
+
+impl From<FlowKey4> for Tuple {
+    fn from(key: FlowKey4) -> Self {
+        let address = |word: u32| IpAddr::from(word.to_ne_bytes());
+        Self {
+            src: (address(key.src), u16::from_be(key.src_port)).into(),
+            dst: (address(key.dst), u16::from_be(key.dst_port)).into(),
+            protocol: key.protocol,
+        }
+    }
+}
+
+impl From<FlowKey6> for Tuple {
+    fn from(key: FlowKey6) -> Self {
+        let address = |words: [u32; 4]| {
+            let mut bytes = [0; 16];
+            for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
+                chunk.copy_from_slice(&word.to_ne_bytes());
+            }
+            IpAddr::from(bytes)
+        };
+        Self {
+            src: (address(key.src), u16::from_be(key.src_port)).into(),
+            dst: (address(key.dst), u16::from_be(key.dst_port)).into(),
+            protocol: key.protocol,
+        }
+    }
+}
+
+/// An entry of a flow table of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    entry: FlowEntry,
+    to: Tuple,
+}
+
+impl From<Flow4> for Entry {
+    fn from(flow: Flow4) -> Self {
+        Self {
+            entry: flow.entry,
+            to: flow.to.into(),
+        }
+    }
+}
+
+impl From<Flow6> for Entry {
+    fn from(flow: Flow6) -> Self {
+        Self {
+            entry: flow.entry,
+            to: flow.to.into(),
+        }
+    }
+}
+
+/// A flow table.
+type Table = BTreeMap<Tuple, Entry>;
+
+/// What the maps that the program writes hold at a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    counters: BTreeMap<u32, Counters>,
+    drops: BTreeMap<DropKey, u64>,
+    /// Both families together.
+    flows: Table,
+    replies: Table,
+    /// Pool and port.
+    ports: BTreeSet<(u32, u16)>,
+}
+
+impl Snapshot {
+    /// Reads the maps.
+    pub(crate) fn take(datapath: &Datapath, tables: &mut FlowTables) -> Result<Self> {
+        let mut snapshot = Self::default();
+        for id in BACKEND_IDS {
+            snapshot.counters.insert(id, datapath.counters(id)?);
+        }
+        snapshot.drops.extend(datapath.drops()?);
+        for (id, words) in tables.ports.used() {
+            for (index, word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
+                let set = (0..64).filter(|bit| word >> bit & 1 == 1);
+                let ports = set.map(|bit| (id, (index * 64 + bit) as u16));
+                snapshot.ports.extend(ports);
+            }
+        }
+        snapshot.read_pair(&mut tables.v4)?;
+        snapshot.read_pair(&mut tables.v6)?;
+        Ok(snapshot)
+    }
+
+    fn read_pair<F: Family>(&mut self, pair: &mut FlowPair<F>) -> Result<()>
+    where
+        Tuple: From<F::Key>,
+        Entry: From<F::Flow>,
+    {
+        read_table(&mut pair.flows, &mut self.flows)?;
+        read_table(&mut pair.replies, &mut self.replies)
+    }
+
+    /// Whether ports of this pool are in use.
+    pub(crate) fn has_ports_of(&self, pool: u32) -> bool {
+        self.ports
+            .range((pool, 0)..=(pool, u16::MAX))
+            .next()
+            .is_some()
+    }
+
+    /// What differs from the `expected` change since `before`, in words.
+    pub(crate) fn compare(&self, before: &Self, expected: &Change) -> Vec<String> {
+        let mut lines = Vec::new();
+        self.compare_counters(before, expected, &mut lines);
+        self.compare_drops(before, expected, &mut lines);
+        for (name, old, new) in [
+            ("flows", before.flows.len(), self.flows.len()),
+            ("replies", before.replies.len(), self.replies.len()),
+        ] {
+            report(
+                &format!("entries of {name}"),
+                expected.flows,
+                new as i64 - old as i64,
+                &mut lines,
+            );
+        }
+        let taken: BTreeSet<_> = self.ports.difference(&before.ports).copied().collect();
+        let freed: BTreeSet<_> = before.ports.difference(&self.ports).copied().collect();
+        for (name, expected, got) in [
+            ("taken", &expected.taken, &taken),
+            ("freed", &expected.freed, &freed),
+        ] {
+            if expected != got {
+                lines.push(format!(
+                    "ports {name} (pool, port): expected {expected:?}, got {got:?}"
+                ));
+            }
+        }
+        self.check_consistency(&mut lines);
+        lines
+    }
+
+    /// Whether the flow tables and the ports are as they were `before`, to the byte.
+    pub(crate) fn compare_flows(&self, before: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (name, old, new) in [
+            ("flows", &before.flows, &self.flows),
+            ("replies", &before.replies, &self.replies),
+        ] {
+            if old != new {
+                lines.push(format!("{name}: expected {old:#?}, got {new:#?}"));
+            }
+        }
+        lines
+    }
+
+    fn compare_counters(&self, before: &Self, expected: &Change, lines: &mut Vec<String>) {
+        for (id, new) in &self.counters {
+            let old = before.counters.get(id).copied().unwrap_or_default();
+            let expected = expected.counters.get(id).copied().unwrap_or_default();
+            type Field = (&'static str, fn(&Counters) -> u64);
+            const FIELDS: [Field; 6] = [
+                ("packets", |c| c.packets),
+                ("bytes", |c| c.bytes),
+                ("reply packets", |c| c.reply_packets),
+                ("reply bytes", |c| c.reply_bytes),
+                ("new flows", |c| c.new_flows),
+                ("ended flows", |c| c.ended_flows),
+            ];
+            for (name, field) in FIELDS {
+                report(
+                    &format!("backend {id}, {name}"),
+                    field(&expected) as i64,
+                    field(new).wrapping_sub(field(&old)) as i64,
+                    lines,
+                );
+            }
+            if new.reserved != [0; 2] {
+                lines.push(format!("backend {id}: reserved counters are written"));
+            }
+        }
+    }
+
+    fn compare_drops(&self, before: &Self, expected: &Change, lines: &mut Vec<String>) {
+        let maps = [&self.drops, &before.drops, &expected.drops];
+        let keys: BTreeSet<_> = maps.iter().flat_map(|map| map.keys()).collect();
+        for key in keys {
+            let [new, old, expected] = maps.map(|map| map.get(key).copied().unwrap_or_default());
+            report(
+                &describe(*key),
+                expected as i64,
+                new.wrapping_sub(old) as i64,
+                lines,
+            );
+        }
+    }
+
+    /// What must always hold: every entry has its partner, and the ports in use are
+    /// those of the flows.
+    fn check_consistency(&self, lines: &mut Vec<String>) {
+        let mut ports = BTreeSet::new();
+        for (tuple, Entry { entry, to }) in &self.flows {
+            let Some(reply) = self.replies.get(&to.reversed()) else {
+                lines.push(format!("flow {tuple:?} has no entry for replies"));
+                continue;
+            };
+            if reply.to != tuple.reversed()
+                || (reply.entry.backend, reply.entry.port_pool) != (entry.backend, entry.port_pool)
+                || reply.entry.path != entry.path
+            {
+                lines.push(format!("flow {tuple:?} and its partner differ: {reply:?}"));
+            }
+            if entry.port_pool != 0 {
+                ports.insert((entry.port_pool, to.src.port()));
+            }
+        }
+        for (tuple, reply) in &self.replies {
+            if !self.flows.contains_key(&reply.to.reversed()) {
+                lines.push(format!("reply {tuple:?} has no entry for the client"));
+            }
+        }
+        if ports != self.ports {
+            lines.push(format!(
+                "ports in use: of flows {ports:?}, in the pools {:?}",
+                self.ports
+            ));
+        }
+    }
+}
+
+fn read_table<F: Family>(table: &mut FlowTable<F>, all: &mut Table) -> Result<()>
+where
+    Tuple: From<F::Key>,
+    Entry: From<F::Flow>,
+{
+    table.for_each_batch(|entries| {
+        all.extend(entries.map(|(key, flow)| (Tuple::from(*key), Entry::from(*flow))));
+    })?;
+    Ok(())
+}
+
+fn report(name: &impl Display, expected: i64, got: i64, lines: &mut Vec<String>) {
+    if expected != got {
+        lines.push(format!("{name}: expected {expected:+}, got {got:+}"));
+    }
+}
+
+fn describe(key: DropKey) -> String {
+    let reason = DropReason::from_number(key.reason);
+    format!(
+        "drops for {}, service {} backend {} direction {}",
+        reason.map_or("no known reason", DropReason::name),
+        key.service,
+        key.backend,
+        key.direction
+    )
+}

@@ -1,0 +1,327 @@
+//! What the daemon would have written to the maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use lb_common::{
+    addr::LinkPath,
+    backend::{Backend, BackendState},
+    ring::RING_SIZE,
+    service::{Mode, Service},
+};
+use lb_userspace::datapath::{Frontend, words};
+
+use crate::{
+    flow::{Flow, Kind},
+    packet::{Packet, Tag},
+};
+
+/// Index of the interface that clients are behind.
+pub const CLIENT_IF: u32 = 10;
+/// Index of the interface that backends are behind.
+pub const BACKEND_IF: u32 = 20;
+/// Index of another interface that clients may be behind.
+pub const OTHER_IF: u32 = 30;
+
+/// The interfaces of the namespace, by name.
+pub(crate) const INTERFACES: [(&str, u32); 3] = [
+    ("client", CLIENT_IF),
+    ("backend", BACKEND_IF),
+    ("other", OTHER_IF),
+];
+
+/// MTU of the interfaces.
+const MTU: u32 = 1_500;
+
+/// Backends of each service of [`World::standard`].
+const BACKENDS: u32 = 2;
+
+/// A link-layer path between the balancer and a neighbour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Interface of the balancer.
+    pub ifindex: u32,
+    /// Ethernet address of that interface.
+    pub local: [u8; 6],
+    /// Ethernet address of the neighbour.
+    pub remote: [u8; 6],
+    /// VLAN tags, without priority.
+    pub tags: Vec<Tag>,
+}
+
+impl Link {
+    /// The path to the clients.
+    #[must_use]
+    pub fn to_client() -> Self {
+        Self::untagged(CLIENT_IF, 0xc1)
+    }
+
+    /// The path to another router that clients may be behind.
+    #[must_use]
+    pub fn to_other() -> Self {
+        Self::untagged(OTHER_IF, 0xc2)
+    }
+
+    /// The path to a backend.
+    #[must_use]
+    pub fn to_backend(id: u32) -> Self {
+        Self::untagged(BACKEND_IF, id as u8)
+    }
+
+    fn untagged(ifindex: u32, neighbour: u8) -> Self {
+        Self {
+            ifindex,
+            local: [2, 0, 0, 0, 1, ifindex as u8],
+            remote: [2, 0, 0, 0, 2, neighbour],
+            tags: Vec::new(),
+        }
+    }
+
+    /// The same path with these VLAN tags.
+    #[must_use]
+    pub fn with_tags(mut self, tags: &[Tag]) -> Self {
+        self.tags = tags.to_vec();
+        self
+    }
+
+    /// As the neighbour sends this packet to the balancer.
+    #[must_use]
+    pub fn incoming(&self, mut packet: Packet) -> Packet {
+        (packet.src_mac, packet.dst_mac) = (self.remote, self.local);
+        packet.tags.clone_from(&self.tags);
+        packet
+    }
+
+    /// As the balancer should send this packet to the neighbour: a tag has the
+    /// priority that the tag at its place had.
+    #[must_use]
+    pub fn outgoing(&self, mut packet: Packet) -> Packet {
+        (packet.src_mac, packet.dst_mac) = (self.local, self.remote);
+        let tag = |(index, tag): (usize, &Tag)| {
+            let old = packet.tags.get(index);
+            old.map_or(*tag, |old| tag.priority(old.pcp, old.dei))
+        };
+        packet.tags = self.tags.iter().enumerate().map(tag).collect();
+        packet
+    }
+
+    /// The path as the maps hold it.
+    #[must_use]
+    pub fn path(&self) -> LinkPath {
+        let mut path = LinkPath::new(self.ifindex, self.remote, self.local);
+        for (word, tag) in path.tags.iter_mut().zip(&self.tags) {
+            let [a, b] = tag.tpid.to_be_bytes();
+            let [c, d] = tag.vlan.to_be_bytes();
+            *word = u32::from_ne_bytes([a, b, c, d]);
+        }
+        path
+    }
+}
+
+/// The maps' content. Service addresses and port pools follow from the services and
+/// backends.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// Services by what clients send to.
+    pub services: BTreeMap<Frontend, Service>,
+    /// Backends by id.
+    pub backends: BTreeMap<u32, Backend>,
+    /// Rings by service id.
+    pub rings: BTreeMap<u32, Arc<[u32]>>,
+    /// MTUs of the interfaces that packets may leave by, by index.
+    pub interfaces: BTreeMap<u32, u32>,
+    /// The flow clock.
+    pub clock: u32,
+}
+
+impl World {
+    /// A service of every [`Kind`] with two backends, of which the ring knows the first.
+    #[must_use]
+    pub fn standard() -> Self {
+        let mut world = Self {
+            interfaces: INTERFACES.map(|(_, ifindex)| (ifindex, MTU)).into(),
+            clock: 1,
+            ..Self::default()
+        };
+        for kind in Kind::ALL {
+            let frontend = Frontend {
+                address: kind.vip().ip(),
+                port: Some(kind.vip().port()),
+                protocol: kind.protocol(),
+            };
+            world.services.insert(frontend, kind.service());
+            for id in kind.backends() {
+                world.backends.insert(id, standard_backend(kind, id));
+            }
+            world.set_ring(kind, kind.backend());
+        }
+        world
+    }
+
+    /// Adds a service like that of the flow's kind where the flow is sent to; port 0
+    /// stands for every port. Its ring knows the flow's backend alone.
+    pub fn add_service(&mut self, flow: &Flow) {
+        let frontend = Frontend {
+            address: flow.vip.ip(),
+            port: (flow.vip.port() != 0).then_some(flow.vip.port()),
+            protocol: flow.kind.protocol(),
+        };
+        let service = Service {
+            id: flow.service,
+            ..flow.kind.service()
+        };
+        self.services.insert(frontend, service);
+        self.rings.insert(flow.service, ring_of(&[flow.backend]));
+    }
+
+    /// Adds the backend of a flow, with the port of the flow's server.
+    pub fn add_backend(&mut self, flow: &Flow) {
+        let backend = Backend {
+            path: flow.backend_link.path(),
+            service: flow.service,
+            port: flow.server.port().to_be(),
+            ..standard_backend(flow.kind, flow.backend)
+        };
+        self.backends.insert(flow.backend, backend);
+    }
+
+    /// Gives the slots of a service's ring to backends by turns.
+    pub fn share_ring(&mut self, kind: Kind, backends: &[u32]) {
+        self.rings.insert(kind.service().id, ring_of(backends));
+    }
+
+    /// Gives the whole ring of a service to one backend, 0 for none.
+    pub fn set_ring(&mut self, kind: Kind, backend: u32) {
+        self.rings.insert(kind.service().id, ring_of(&[backend]));
+    }
+
+    /// Changes a backend.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none.
+    pub fn edit(&mut self, backend: u32, change: impl FnOnce(&mut Backend)) {
+        change(self.backends.get_mut(&backend).expect("a backend"));
+    }
+
+    /// Changes the state of a backend.
+    pub fn set_state(&mut self, backend: u32, state: BackendState) {
+        self.edit(backend, |backend| backend.state = state as u8);
+    }
+
+    /// Sets the source ports of full NAT to a backend.
+    pub fn set_ports(&mut self, backend: u32, first: u16, last: u16) {
+        self.edit(backend, |backend| {
+            (backend.first_port, backend.last_port) = (first, last);
+        });
+    }
+
+    /// Ids of the port pools that backends name.
+    pub(crate) fn pools(&self) -> BTreeSet<u32> {
+        let pools = self.backends.values().map(|backend| backend.port_pool);
+        pools.filter(|pool| *pool != 0).collect()
+    }
+
+    /// What [`Datapath::set_vip`](lb_userspace::datapath::Datapath::set_vip) is called for.
+    pub(crate) fn vips(&self) -> BTreeSet<Frontend> {
+        self.services
+            .keys()
+            .map(|frontend| frontend.vip())
+            .collect()
+    }
+
+    /// Whether a service takes every port.
+    pub(crate) fn any_port(&self) -> bool {
+        self.services.keys().any(|frontend| frontend.port.is_none())
+    }
+}
+
+impl Kind {
+    /// Position in [`Kind::ALL`].
+    fn index(self) -> u32 {
+        let position = Self::ALL.iter().position(|kind| *kind == self);
+        position.expect("all are there") as u32
+    }
+
+    /// The service in [`World::standard`].
+    #[must_use]
+    pub fn service(self) -> Service {
+        Service {
+            id: self.index() + 1,
+            mode: self.mode as u8,
+            ..Service::default()
+        }
+    }
+
+    /// The backend that the ring of [`World::standard`] knows.
+    #[must_use]
+    pub fn backend(self) -> u32 {
+        self.index() * BACKENDS + 1
+    }
+
+    /// The backend that it does not know.
+    #[must_use]
+    pub fn spare_backend(self) -> u32 {
+        self.backend() + 1
+    }
+
+    fn backends(self) -> [u32; BACKENDS as usize] {
+        [self.backend(), self.spare_backend()]
+    }
+
+    /// Address of a backend.
+    #[must_use]
+    pub fn backend_address(self, id: u32) -> IpAddr {
+        if self.ipv6 {
+            Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x10 + id as u16).into()
+        } else {
+            Ipv4Addr::new(10, 0, 0, 10 + id as u8).into()
+        }
+    }
+
+    /// The balancer's own address, the source of full NAT.
+    #[must_use]
+    pub fn balancer_address(self) -> IpAddr {
+        if self.ipv6 {
+            Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 1).into()
+        } else {
+            Ipv4Addr::new(10, 0, 0, 1).into()
+        }
+    }
+}
+
+/// A ring whose slots belong to these backends by turns.
+fn ring_of(backends: &[u32]) -> Arc<[u32]> {
+    let slots = backends.iter().copied().cycle();
+    slots.take(RING_SIZE as usize).collect()
+}
+
+/// Port of the backends.
+pub(crate) const BACKEND_PORT: u16 = 8_080;
+/// First source port of full NAT.
+pub(crate) const FIRST_PORT: u16 = 20_000;
+
+fn standard_backend(kind: Kind, id: u32) -> Backend {
+    let full_nat = kind.mode == Mode::FullNat;
+    Backend {
+        path: Link::to_backend(id).path(),
+        mtu: MTU,
+        service: kind.service().id,
+        state: BackendState::Up as u8,
+        reserved: 0,
+        port: BACKEND_PORT.to_be(),
+        address: words(kind.backend_address(id)),
+        source: if full_nat {
+            words(kind.balancer_address())
+        } else {
+            [0; 4]
+        },
+        port_pool: if full_nat { id } else { 0 },
+        first_port: if full_nat { FIRST_PORT } else { 0 },
+        last_port: if full_nat { FIRST_PORT + 999 } else { 0 },
+        reserved_end: 0,
+    }
+}
