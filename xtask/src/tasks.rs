@@ -7,20 +7,32 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use ebpf_build::{Target, Toolchain};
+use ebpf_build::{Program, Target, Toolchain};
 
 use crate::project::{cargo, execute, root, step};
 
-/// The crates of the host. The eBPF program compiles for its own target only, and
-/// is compiled by the build script of lb-userspace.
-const HOST_CRATES: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
+/// The crates of the host. The eBPF programs compile for their own target only, and
+/// are compiled by the build scripts of lb-userspace and lb-bench.
+const HOST_CRATES: [&str; 5] = [
+    "--workspace",
+    "--exclude",
+    "lb-ebpf",
+    "--exclude",
+    "lb-bench-driver",
+];
 
 /// Compiles the eBPF program and prints where the object is.
 pub(crate) fn build_ebpf() -> Result<()> {
     let project = root();
     let toolchain = Toolchain::load(&project)?;
     let target_dir = project.join("target/ebpf");
-    let built = ebpf_build::build(&project, &toolchain, &Target::host(), &target_dir)?;
+    let built = ebpf_build::build(
+        Program::LB,
+        &project,
+        &toolchain,
+        &Target::host(),
+        &target_dir,
+    )?;
     eprint!("{}", built.warnings);
     let bytes = fs::metadata(&built.object)
         .with_context(|| format!("cannot read {}", built.object.display()))?
@@ -63,11 +75,13 @@ pub(crate) fn lint() -> Result<()> {
     })?;
     // The clippy of stable Rust has no `core` for BPF, and on the host the
     // program's inline assembly does not compile: the eBPF compiler's own it is.
-    step("clippy of the eBPF program", || {
+    step("clippy of the eBPF programs", || {
         let project = root();
         let toolchain = Toolchain::load(&project)?;
         let target_dir = project.join("target/ebpf");
-        ebpf_build::lint(&project, &toolchain, &Target::host(), &target_dir)?;
+        for program in Program::ALL {
+            ebpf_build::lint(program, &project, &toolchain, &Target::host(), &target_dir)?;
+        }
         Ok(())
     })?;
     step("documentation", || {
