@@ -12,7 +12,7 @@ use std::{
     process::ExitCode,
 };
 
-use ebpf_build::{Target, Toolchain};
+use ebpf_build::{Program, Target, Toolchain};
 
 const INSTALLED_OBJECT: &str = "LB_EBPF_OBJECT";
 
@@ -77,7 +77,13 @@ fn compile(project: &Path, out_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
     };
     // A folder of its own: the surrounding cargo holds the lock of its target
     // folder until this script has ended.
-    let built = ebpf_build::build(project, &toolchain, &target, &out_dir.join("target"))?;
+    let built = ebpf_build::build(
+        Program::LB,
+        project,
+        &toolchain,
+        &target,
+        &out_dir.join("target"),
+    )?;
     for line in built.warnings.lines() {
         println!("cargo::warning={line}");
     }

@@ -7,13 +7,19 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ebpf_build::{Target, Toolchain};
+use ebpf_build::{Program, Target, Toolchain};
 
 use crate::project::{cargo, execute, require_root, root, step};
 
-/// The crates of the host. The eBPF program compiles for its own target only, and
-/// is compiled by the build script of lb-userspace.
-const HOST_CRATES: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
+/// The crates of the host. The eBPF programs compile for their own target only, and
+/// are compiled by the build scripts of lb-userspace and lb-bench.
+const HOST_CRATES: [&str; 5] = [
+    "--workspace",
+    "--exclude",
+    "lb-ebpf",
+    "--exclude",
+    "lb-bench-driver",
+];
 
 /// Where the eBPF program is compiled by itself; its builds within lb-userspace
 /// have folders of their own.
@@ -24,7 +30,13 @@ pub(crate) fn build_ebpf() -> Result<()> {
     let project = root();
     let toolchain = Toolchain::load(&project)?;
     let target_dir = project.join(EBPF_TARGET);
-    let built = ebpf_build::build(&project, &toolchain, &Target::host(), &target_dir)?;
+    let built = ebpf_build::build(
+        Program::LB,
+        &project,
+        &toolchain,
+        &Target::host(),
+        &target_dir,
+    )?;
     eprint!("{}", built.warnings);
     let bytes = fs::metadata(&built.object)
         .with_context(|| format!("cannot read {}", built.object.display()))?
@@ -61,7 +73,7 @@ pub(crate) fn lint() -> Result<()> {
                 "warnings",
             ]))
         }),
-        step("clippy of the eBPF program", lint_ebpf),
+        step("clippy of the eBPF programs", lint_ebpf),
         step("documentation", || {
             execute(
                 cargo()
@@ -80,7 +92,9 @@ fn lint_ebpf() -> Result<()> {
     let project = root();
     let toolchain = Toolchain::load(&project)?;
     let target_dir = project.join(EBPF_TARGET);
-    ebpf_build::lint(&project, &toolchain, &Target::host(), &target_dir)?;
+    for program in Program::ALL {
+        ebpf_build::lint(program, &project, &toolchain, &Target::host(), &target_dir)?;
+    }
     Ok(())
 }
 

@@ -26,7 +26,7 @@ use attach::Attachment;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap},
-    programs::Xdp,
+    programs::{ProgramFd, Xdp},
 };
 use aya_log::EbpfLogger;
 use lb_common::{
@@ -193,6 +193,18 @@ impl Datapath {
     pub fn detach(&mut self, ifindex: u32) {
         self.attachments
             .retain(|attachment| attachment.ifindex != ifindex);
+    }
+
+    /// The loaded program, for another program to call.
+    ///
+    /// # Errors
+    ///
+    /// Where the program is missing, which [`Self::load`] rules out.
+    pub fn program_fd(&self) -> Result<&ProgramFd> {
+        let program = self.ebpf.program(map_name::PROGRAM);
+        program
+            .and_then(|program| program.fd().ok())
+            .ok_or_else(missing_program)
     }
 
     /// Writes the flow clock and the switches.
@@ -410,9 +422,13 @@ const FLOW_TABLES: [&str; 4] = [
 fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     ebpf.program_mut(map_name::PROGRAM)
         .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| Error::WrongObject {
-            what: format!("there is no XDP program `{}`", map_name::PROGRAM),
-        })
+        .ok_or_else(missing_program)
+}
+
+fn missing_program() -> Error {
+    Error::WrongObject {
+        what: format!("there is no XDP program `{}`", map_name::PROGRAM),
+    }
 }
 
 /// Takes a map out of the object, with the types of its keys and values checked.

@@ -44,6 +44,30 @@ impl Target {
     }
 }
 
+/// A package of the workspace that compiles to an eBPF object, and its binary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    package: &'static str,
+    bin: &'static str,
+}
+
+impl Program {
+    /// The datapath.
+    pub const LB: Self = Self {
+        package: "lb-ebpf",
+        bin: "lb",
+    };
+
+    /// The driver of the benchmark.
+    pub const BENCH_DRIVER: Self = Self {
+        package: "lb-bench-driver",
+        bin: "driver",
+    };
+
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::LB, Self::BENCH_DRIVER];
+}
+
 /// A compiled program.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -53,12 +77,13 @@ pub struct Built {
     pub warnings: String,
 }
 
-/// Compiles `lb-ebpf` of the workspace at `project`, with intermediate files
+/// Compiles a program of the workspace at `project`, with intermediate files
 /// under `target_dir`.
 ///
 /// # Errors
 /// If cargo cannot be started, or the program does not compile.
 pub fn build(
+    program: Program,
     project: &Path,
     toolchain: &Toolchain,
     target: &Target,
@@ -66,18 +91,22 @@ pub fn build(
 ) -> Result<Built, Error> {
     let mut cargo = Command::new(cargo(toolchain));
     cargo.arg("build");
-    let warnings = run(cargo, project, toolchain, target, target_dir, &[])?;
+    let warnings = run(cargo, program, project, toolchain, target, target_dir, &[])?;
     Ok(Built {
-        object: target_dir.join(target.triple()).join("ebpf/lb"),
+        object: target_dir
+            .join(target.triple())
+            .join("ebpf")
+            .join(program.bin),
         warnings,
     })
 }
 
-/// Runs the compiler's own clippy over `lb-ebpf`; every warning is an error.
+/// Runs the compiler's own clippy over a program; every warning is an error.
 ///
 /// # Errors
 /// If clippy cannot be started, or finds something.
 pub fn lint(
+    program: Program,
     project: &Path,
     toolchain: &Toolchain,
     target: &Target,
@@ -86,7 +115,9 @@ pub fn lint(
     let mut command = Command::new(clippy(&toolchain.rustc));
     command.arg("clippy").env("CARGO", cargo(toolchain));
     let deny = ["--", "--deny", "warnings"];
-    run(command, project, toolchain, target, target_dir, &deny)?;
+    run(
+        command, program, project, toolchain, target, target_dir, &deny,
+    )?;
     Ok(())
 }
 
@@ -94,6 +125,7 @@ pub fn lint(
 /// returns what the compiler had to say.
 fn run(
     mut cargo: Command,
+    program: Program,
     project: &Path,
     toolchain: &Toolchain,
     target: &Target,
@@ -112,7 +144,7 @@ fn run(
         // BPF, for one). This makes a stable compiler admit them.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(project, target))
-        .args(["--package", "lb-ebpf", "--bin", "lb"])
+        .args(["--package", program.package, "--bin", program.bin])
         .args(["--profile", "ebpf", "--locked", "--quiet"])
         .args(["--target", target.triple()])
         .arg("--target-dir")

@@ -1,14 +1,16 @@
-//! Compiles the eBPF program, `lb-ebpf`, to an object file.
+//! Compiles the eBPF programs, `lb-ebpf` and the driver of the benchmark, to object
+//! files.
 //!
 //! It needs a compiler with a `core` for the BPF target, which stable Rust does
 //! not bring, and `bpf-linker`. `cargo xtask setup` finds or installs both and
 //! writes down what it took, see [`Toolchain`]; the build script of
-//! `lb-userspace` and `cargo xtask build-ebpf` read it and call [`build`].
+//! `lb-userspace` and of `lb-bench`, and `cargo xtask build-ebpf`, read it and call
+//! [`build`].
 
 mod compile;
 mod toolchain;
 
-pub use compile::{Built, Target, build, lint};
+pub use compile::{Built, Program, Target, build, lint};
 pub use toolchain::{Core, Toolchain, clippy, decision, directory, linker};
 
 use std::{fmt, io, path::PathBuf};

@@ -1,0 +1,192 @@
+//! The driver program in the kernel.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, ProgramArray},
+    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
+};
+use lb_bench_driver::{FRAME, Plan, Reply4, Reply6, name};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    time::ClockId,
+    unistd::Pid,
+};
+use zerocopy::{FromBytes as _, Immutable, IntoBytes};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/driver"));
+
+const PLAN: usize = size_of::<Plan>();
+const REPLY4: usize = size_of::<Reply4>();
+const REPLY6: usize = size_of::<Reply6>();
+
+/// The interface that frames come in by: the loopback interface, of the same index in
+/// every network namespace.
+pub(crate) const IFINDEX: u32 = 1;
+
+/// `enum xdp_action` of linux/bpf.h, as far as programs here return it.
+pub(crate) const XDP_PASS: u32 = 2;
+/// See [`XDP_PASS`].
+pub(crate) const XDP_TX: u32 = 3;
+
+/// What the driver calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Callee {
+    /// A program that does nothing.
+    Empty,
+    /// The program under test.
+    UnderTest,
+}
+
+/// The driver, loaded.
+pub(crate) struct Driver {
+    ebpf: Ebpf,
+    plan: Array<MapData, [u8; PLAN]>,
+    replies_v4: Array<MapData, [u8; REPLY4]>,
+    replies_v6: Array<MapData, [u8; REPLY6]>,
+    callee: ProgramArray<MapData>,
+}
+
+/// What runs of the driver came to.
+pub(crate) struct Outcome {
+    /// CPU time that the thread spent, in user and kernel mode.
+    pub(crate) time: Duration,
+    /// What the last run returned.
+    pub(crate) verdict: u32,
+    /// The frame after the last run.
+    pub(crate) frame: Vec<u8>,
+}
+
+impl Driver {
+    /// Loads the driver with room for `replies` replies of either family.
+    pub(crate) fn load(replies: u32) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(name::REPLIES_V4, replies)
+            .map_max_entries(name::REPLIES_V6, replies)
+            .load(OBJECT)
+            .context("cannot load the driver program; the benchmark must run as root")?;
+        for program in [name::DRIVER, name::EMPTY] {
+            xdp(&mut ebpf, program)?.load()?;
+        }
+        let mut take = |name| {
+            ebpf.take_map(name)
+                .context("a map of the driver is missing")
+        };
+        Ok(Self {
+            plan: take(name::PLAN)?.try_into()?,
+            replies_v4: take(name::REPLIES_V4)?.try_into()?,
+            replies_v6: take(name::REPLIES_V6)?.try_into()?,
+            callee: take(name::CALLEE)?.try_into()?,
+            ebpf,
+        })
+    }
+
+    /// Writes the IPv4 replies.
+    pub(crate) fn set_replies4(&mut self, replies: &[Reply4]) -> Result<()> {
+        set_all(&mut self.replies_v4, replies)
+    }
+
+    /// Writes the IPv6 replies.
+    pub(crate) fn set_replies6(&mut self, replies: &[Reply6]) -> Result<()> {
+        set_all(&mut self.replies_v6, replies)
+    }
+
+    /// Runs the driver `runs` times, at least once. The plan goes on in `plan`.
+    pub(crate) fn run(
+        &mut self,
+        callee: Callee,
+        under_test: &ProgramFd,
+        plan: &mut Plan,
+        runs: u32,
+    ) -> Result<Outcome> {
+        let callee = match callee {
+            Callee::Empty => xdp(&mut self.ebpf, name::EMPTY)?.fd()?,
+            Callee::UnderTest => under_test,
+        };
+        self.callee.set(0, callee, 0)?;
+        self.plan.set(0, bytes(plan), 0)?;
+        let mut frame = vec![0; FRAME];
+        let context = context();
+        let driver = xdp(&mut self.ebpf, name::DRIVER)?;
+        let start = thread_time()?;
+        let result = driver.test_run(TestRunOptions {
+            data_in: Some(&plan.frame),
+            data_out: Some(&mut frame),
+            ctx_in: Some(&context),
+            repeat: runs,
+            ..TestRunOptions::default()
+        })?;
+        let time = thread_time()? - start;
+
+        ensure!(
+            result.data_size_out as usize == FRAME,
+            "a frame of {FRAME} bytes came out with {}",
+            result.data_size_out
+        );
+        let next = plan.next.wrapping_add(runs);
+        *plan = Plan::read_from_bytes(&self.plan.get(&0, 0)?)
+            .ok()
+            .context("the plan has another size")?;
+        if plan.next != next {
+            bail!("the driver counted to {} in place of {next}", plan.next);
+        }
+        Ok(Outcome {
+            time,
+            verdict: result.return_value,
+            frame,
+        })
+    }
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    Ok(ebpf
+        .program_mut(name)
+        .with_context(|| format!("the driver has no program {name}"))?
+        .try_into()?)
+}
+
+fn set_all<T: IntoBytes + Immutable, const N: usize>(
+    map: &mut Array<MapData, [u8; N]>,
+    values: &[T],
+) -> Result<()> {
+    for (index, value) in (0..).zip(values) {
+        map.set(index, bytes(value), 0)?;
+    }
+    Ok(())
+}
+
+/// The bytes of a value that has `N` of them.
+fn bytes<T: IntoBytes + Immutable, const N: usize>(value: &T) -> [u8; N] {
+    value
+        .as_bytes()
+        .try_into()
+        .expect("the array has the size of the value")
+}
+
+/// `struct xdp_md` of linux/bpf.h: the frame's length and where it came in.
+fn context() -> [u8; 24] {
+    zerocopy::transmute!([0, FRAME as u32, 0, IFINDEX, 0, 0])
+}
+
+/// CPU time of this thread.
+fn thread_time() -> Result<Duration> {
+    Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
+}
+
+/// Keeps this thread on one CPU: the last that it may use, since the first has the
+/// most interrupts.
+pub(crate) fn pin_thread() -> Result<()> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let mut last = None;
+    for cpu in 0..CpuSet::count() {
+        if allowed.is_set(cpu)? {
+            last = Some(cpu);
+        }
+    }
+    let mut one = CpuSet::new();
+    one.set(last.context("the thread may run on no CPU")?)?;
+    sched_setaffinity(this, &one).context("cannot keep the thread on one CPU")
+}

@@ -1,0 +1,98 @@
+//! What `lb` costs, measured on the program that the daemon loads.
+//!
+//! Figures are nanoseconds of CPU time per packet above those of an empty XDP program
+//! that is called in the same way, the two measured in turns.
+
+mod driver;
+mod frame;
+mod ip;
+mod measure;
+mod report;
+mod row;
+mod setup;
+
+use std::io::{self, Write as _};
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+pub use self::{
+    measure::{Figures, Size},
+    row::{Row, Scenario},
+};
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    /// Nanoseconds per packet.
+    Packet,
+}
+
+/// Measure what the balancer costs. Needs root.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+pub struct Arguments {
+    /// What to measure.
+    #[arg(default_value = "packet")]
+    subject: Subject,
+    /// Print one JSON object a line in place of a table.
+    #[arg(long)]
+    json: bool,
+    /// Measure few flows in few rounds, in seconds: to try that it works. The figures
+    /// mean little.
+    #[arg(long)]
+    quick: bool,
+    /// Measure only the rows whose name contains this, as in `tracked/full-nat/ipv4`.
+    /// May be repeated.
+    #[arg(long, value_name = "FILTER")]
+    rows: Vec<String>,
+}
+
+impl Arguments {
+    /// Measures and prints.
+    ///
+    /// # Errors
+    ///
+    /// Where BPF refuses, or a packet does not become what it should.
+    pub fn run(&self) -> Result<()> {
+        match self.subject {
+            Subject::Packet => self.packet(),
+        }
+    }
+
+    fn packet(&self) -> Result<()> {
+        let size = if self.quick { Size::QUICK } else { Size::FULL };
+        let mut results = Vec::new();
+        packet(&size, &self.rows, |row, figures| {
+            if self.json {
+                writeln!(io::stdout(), "{}", report::json(row, figures)?)?;
+            } else {
+                eprintln!("{row}: {:.1} ns", figures.net_ns_median);
+                results.push((*row, *figures));
+            }
+            Ok(())
+        })?;
+        if !self.json {
+            writeln!(io::stdout(), "{}", report::table(&results))?;
+        }
+        Ok(())
+    }
+}
+
+/// Measures the rows whose name contains any of `filters`, all if there is none, and
+/// shows each to `visit` as soon as it is measured.
+///
+/// # Errors
+///
+/// Where BPF refuses, a packet does not become what it should, or `visit` fails.
+pub fn packet(
+    size: &Size,
+    filters: &[String],
+    mut visit: impl FnMut(&Row, &Figures) -> Result<()>,
+) -> Result<()> {
+    driver::pin_thread()?;
+    for group in row::groups(size.flows, filters) {
+        measure::group(&group, size, &mut visit)?;
+    }
+    Ok(())
+}

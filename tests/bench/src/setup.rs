@@ -1,0 +1,212 @@
+//! The balancer that is measured: 64 services and 200 backends, of which one service
+//! gets the packets.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    Runtime,
+    addr::LinkPath,
+    backend::{Backend, BackendState, Interface},
+    counters::Counters,
+    ring::{self, RING_SIZE},
+    service::{self, Service},
+};
+use lb_userspace::{
+    datapath::{Datapath, Frontend, LogLevel, Options, words},
+    state::{Mode, Protocol},
+};
+
+use crate::{driver::IFINDEX, frame::Macs, ip::Ip};
+
+/// Services.
+const SERVICES: u32 = 64;
+/// Backends of all services.
+const BACKENDS: u32 = 200;
+/// Backends of a service that gets no packets.
+const IDLE_BACKENDS: u32 = 2;
+/// Number and id of the service that gets the packets.
+const MEASURED: u32 = 1;
+/// Its backends have ids from 1 up to this: enough of them that a million flows find
+/// source ports.
+const MEASURED_BACKENDS: u32 = BACKENDS - (SERVICES - 1) * IDLE_BACKENDS;
+
+const SERVICE_PORT: u16 = 443;
+const BACKEND_PORT: u16 = 8_443;
+/// Source ports of full NAT.
+const FIRST_PORT: u16 = 1_024;
+const LAST_PORT: u16 = 65_535;
+const MTU: u32 = 1_500;
+
+const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// Ethernet addresses of packets from clients.
+pub(crate) const FROM_CLIENT: Macs = Macs {
+    dst: BALANCER_MAC,
+    src: CLIENT_MAC,
+};
+
+/// Ethernet addresses of packets from backends: the balancer does not look who sends
+/// them.
+pub(crate) const FROM_BACKEND: Macs = Macs {
+    dst: BALANCER_MAC,
+    src: [2, 0, 0, 1, 0, 1],
+};
+
+/// The balancer and the service that gets the packets.
+pub(crate) struct Balancer {
+    pub(crate) datapath: Datapath,
+    pub(crate) mode: Mode,
+    pub(crate) protocol: Protocol,
+    pub(crate) address: SocketAddr,
+}
+
+/// Which backend, and how packets reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) macs: Macs,
+}
+
+impl Balancer {
+    /// Loads the program and fills its maps; the flow tables hold `max_flows` each.
+    pub(crate) fn load<V: Ip>(mode: Mode, protocol: Protocol, max_flows: u32) -> Result<Self> {
+        let mut datapath = Datapath::load(&Options {
+            max_flows,
+            log: LogLevel::Off,
+        })
+        .context("the benchmark loads BPF programs and must run as root")?;
+        datapath.set_runtime(Runtime { clock: 1, flags: 0 })?;
+        datapath.set_interface(IFINDEX, Interface { mtu: MTU })?;
+        let pools: Vec<u32> = (1..=BACKENDS).collect();
+        datapath.create_port_pools(&pools)?;
+        for number in 1..=SERVICES {
+            set_service::<V>(&mut datapath, number, mode, protocol)?;
+        }
+        Ok(Self {
+            datapath,
+            mode,
+            protocol,
+            address: (V::service(MEASURED), SERVICE_PORT).into(),
+        })
+    }
+
+    /// The backend of new flows with this hash.
+    pub(crate) fn target<V: Ip>(&self, hash: u32) -> Target {
+        let id = backend_of_slot(MEASURED, ring::slot(hash, RING_SIZE));
+        Target {
+            address: (V::backend(id), BACKEND_PORT).into(),
+            macs: backend_macs(id),
+        }
+    }
+
+    /// What passed for all backends.
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        (1..=BACKENDS).try_fold(Counters::default(), |sum, id| {
+            Ok(sum.plus(self.datapath.counters(id)?))
+        })
+    }
+
+    /// That nothing has been dropped.
+    pub(crate) fn check_drops(&self) -> Result<()> {
+        let drops = self.datapath.drops()?;
+        let (key, packets) = drops
+            .iter()
+            .max_by_key(|(_, packets)| **packets)
+            .context("the drop table has lost its keys")?;
+        ensure!(*packets == 0, "{packets} packets were dropped: {key:?}");
+        Ok(())
+    }
+}
+
+fn set_service<V: Ip>(
+    datapath: &mut Datapath,
+    number: u32,
+    mode: Mode,
+    protocol: Protocol,
+) -> Result<()> {
+    for id in backends_of(number) {
+        datapath.set_backend(id, backend::<V>(id, number, mode))?;
+    }
+    let slots = (0..RING_SIZE).map(|slot| backend_of_slot(number, slot));
+    datapath.set_rings(&[(number, slots.collect())])?;
+    let frontend = Frontend {
+        address: V::service(number),
+        port: Some(SERVICE_PORT),
+        protocol: number_of(protocol),
+    };
+    datapath.set_vip(frontend)?;
+    let mode = match mode {
+        Mode::FullNat => service::Mode::FullNat,
+        Mode::Nat => service::Mode::Nat,
+    };
+    let service = Service {
+        id: number,
+        mode: mode as u8,
+        ..Service::default()
+    };
+    datapath.set_service(frontend, service)?;
+    Ok(())
+}
+
+fn backend<V: Ip>(id: u32, service: u32, mode: Mode) -> Backend {
+    let full_nat = mode == Mode::FullNat;
+    let macs = backend_macs(id);
+    Backend {
+        path: LinkPath::new(IFINDEX, macs.dst, macs.src),
+        mtu: MTU,
+        service,
+        state: BackendState::Up as u8,
+        port: BACKEND_PORT.to_be(),
+        address: words(V::backend(id)),
+        source: if full_nat { words(V::SOURCE) } else { [0; 4] },
+        port_pool: if full_nat { id } else { 0 },
+        first_port: FIRST_PORT,
+        last_port: LAST_PORT,
+        ..Backend::default()
+    }
+}
+
+/// Ids of the backends of a service.
+fn backends_of(service: u32) -> std::ops::Range<u32> {
+    if service == MEASURED {
+        return 1..MEASURED_BACKENDS + 1;
+    }
+    let first = MEASURED_BACKENDS + 1 + (service - 2) * IDLE_BACKENDS;
+    first..first + IDLE_BACKENDS
+}
+
+/// The ring of a service: its backends in turn.
+fn backend_of_slot(service: u32, slot: u32) -> u32 {
+    let ids = backends_of(service);
+    ids.start + slot % (ids.end - ids.start)
+}
+
+/// Ethernet addresses of packets to a backend.
+fn backend_macs(id: u32) -> Macs {
+    let [_, _, high, low] = id.to_be_bytes();
+    Macs {
+        dst: [2, 0, 0, 1, high, low],
+        src: BALANCER_MAC,
+    }
+}
+
+/// IP protocol number.
+pub(crate) fn number_of(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    }
+}
+
+/// The address of a client of a flow.
+pub(crate) fn client<V: Ip>(flow: u32) -> SocketAddr {
+    let (low, port) = lb_bench_driver::client(flow);
+    let low = u16::from_be(low);
+    let address: IpAddr = match V::CLIENTS {
+        IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits() | u32::from(low)).into(),
+        IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits() | u128::from(low)).into(),
+    };
+    (address, u16::from_be(port)).into()
+}
