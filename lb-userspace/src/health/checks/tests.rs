@@ -46,6 +46,13 @@ where
     (Checks::with_prober(events, Arc::new(prober)), receiver)
 }
 
+/// Asserts that nothing is reported any more and nobody is left who could: the
+/// channel ends when the last task that sends has gone.
+async fn assert_ended(mut events: mpsc::Receiver<Event>) {
+    let ended = time::timeout(3 * INTERVAL, events.recv()).await;
+    assert_eq!(ended.expect("the tasks should be gone"), None);
+}
+
 fn status(last: &str, streak: u32) -> HealthStatus {
     HealthStatus {
         last: last.into(),
@@ -246,7 +253,6 @@ async fn targets_come_and_go() {
     }
 }
 
-/// The channel ends when the last task that could send has gone.
 #[tokio::test(start_paused = true)]
 async fn dropping_the_checks_stops_them() {
     let (mut checks, mut events) = checks(|_| future::ready(Ok(())));
@@ -255,7 +261,7 @@ async fn dropping_the_checks_stops_them() {
         events.recv().await.unwrap();
     }
     drop(checks);
-    assert_eq!(events.recv().await, None);
+    assert_ended(events).await;
 }
 
 /// The task is in the middle of a step on another thread when its target goes, so
@@ -265,7 +271,7 @@ async fn a_target_that_went_reports_nothing() {
     let (begun, mut begins) = mpsc::channel(1);
     let (finish, finishes) = std::sync::mpsc::channel();
     let finishes = Mutex::new(finishes);
-    let (mut checks, mut events) = checks(move |_| {
+    let (mut checks, events) = checks(move |_| {
         begun.try_send(()).unwrap();
         finishes.lock().unwrap().recv().unwrap();
         future::ready(Ok(()))
@@ -275,5 +281,5 @@ async fn a_target_that_went_reports_nothing() {
     checks.set([]);
     finish.send(()).unwrap();
     drop(checks);
-    assert_eq!(events.recv().await, None);
+    assert_ended(events).await;
 }

@@ -45,7 +45,7 @@ async fn find(
     let serve = async {
         let (stream, _) = listener.accept().await.unwrap();
         server(stream).await;
-        future::pending().await
+        future::pending::<()>().await;
     };
     let found = tokio::select! {
         found = probe(target, spec) => found,
@@ -72,7 +72,7 @@ async fn answered(answer: &[u8]) -> Result<(), String> {
     find(V4, &http(AMPLE), async |mut stream| {
         request(&mut stream).await;
         stream.write_all(answer).await.unwrap();
-        future::pending().await
+        future::pending::<()>().await;
     })
     .await
 }
