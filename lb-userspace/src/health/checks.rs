@@ -214,3 +214,6 @@ fn phase(target: &Target) -> Duration {
     let part = hasher.finish() as f64 / u64::MAX as f64;
     target.spec.interval.mul_f64(part)
 }
+
+#[cfg(test)]
+mod tests;

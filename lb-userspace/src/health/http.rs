@@ -88,3 +88,6 @@ fn quoted(head: &[u8]) -> impl std::fmt::Display {
     let line = line.unwrap_or_default();
     line[..line.len().min(QUOTED)].escape_ascii()
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,3 +104,6 @@ pub fn unknown() -> HealthStatus {
         streak: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

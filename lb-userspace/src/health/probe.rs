@@ -68,3 +68,6 @@ pub(super) async fn within(
         .await
         .unwrap_or(Err(ProbeError::TimedOut(timeout)))
 }
+
+#[cfg(test)]
+mod tests;

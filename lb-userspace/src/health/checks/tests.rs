@@ -1,0 +1,285 @@
+//! Checks with probes that answer as the test wants, mostly on a paused clock: time
+//! passes only while every task waits for it.
+
+use std::{
+    collections::BTreeMap,
+    future,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use proptest::prelude::*;
+use tokio::{runtime, time};
+
+use super::*;
+use crate::{health::probe::within, state::Probe};
+
+/// Timers fire at the next full millisecond.
+const RESOLUTION: Duration = Duration::from_millis(1);
+const INTERVAL: Duration = Duration::from_secs(10);
+
+fn target(number: usize) -> Target {
+    let text = format!("10.0.{}.{}:80", number / 256, number % 256);
+    Target {
+        service: "web".into(),
+        backend: text.parse().unwrap(),
+        address: text.parse().unwrap(),
+        spec: HealthSpec {
+            probe: Probe::Tcp,
+            interval: INTERVAL,
+            timeout: Duration::from_secs(1),
+            rise: 2,
+            fall: 3,
+            port: None,
+        },
+    }
+}
+
+/// Checks whose probes are `probing`, and what they report.
+fn checks<F>(
+    probing: impl Fn(Arc<Target>) -> F + Send + Sync + 'static,
+) -> (Checks, mpsc::Receiver<Event>)
+where
+    F: Future<Output = Result<(), ProbeError>> + Send + 'static,
+{
+    let (events, receiver) = mpsc::channel(16);
+    let prober = move |target| -> Probing { Box::pin(probing(target)) };
+    (Checks::with_prober(events, Arc::new(prober)), receiver)
+}
+
+/// Asserts that nothing is reported any more and nobody is left who could: the
+/// channel ends when the last task that sends has gone.
+async fn assert_ended(mut events: mpsc::Receiver<Event>) {
+    let ended = time::timeout(3 * INTERVAL, events.recv()).await;
+    assert_eq!(ended.expect("the tasks should be gone"), None);
+}
+
+fn status(last: &str, streak: u32) -> HealthStatus {
+    HealthStatus {
+        last: last.into(),
+        error: None,
+        streak,
+    }
+}
+
+/// How a backend is dead.
+#[derive(Clone, Copy, Debug)]
+enum Death {
+    Refuses,
+    Hangs,
+}
+
+proptest! {
+    /// See the documentation of [`health`](crate::health).
+    #[test]
+    fn a_dead_backend_is_out_in_time(
+        number in 0..10_000_usize,
+        interval in 100..5_000_u64,
+        timeout in 0.01..=1.0,
+        latency in 0.0..0.99,
+        died in 0.0..5.0,
+        fall in 1..6_u32,
+        death in prop_oneof![Just(Death::Refuses), Just(Death::Hangs)],
+    ) {
+        let mut target = target(number);
+        let interval = Duration::from_millis(interval);
+        let timeout = interval.mul_f64(timeout);
+        let latency = timeout.mul_f64(latency).saturating_sub(RESOLUTION);
+        target.spec = HealthSpec { interval, timeout, fall, ..target.spec };
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+
+        let (last, after) = runtime.block_on(async {
+            // After the first check has begun, which must succeed.
+            let died = Instant::now() + RESOLUTION + interval.mul_f64(died);
+            let (mut checks, mut events) = checks(move |target| async move {
+                within(target.spec.timeout, async {
+                    if Instant::now() < died {
+                        time::sleep(latency).await;
+                        return Ok(());
+                    }
+                    match death {
+                        Death::Refuses => Err(ProbeError::Closed),
+                        Death::Hangs => future::pending().await,
+                    }
+                })
+                .await
+            });
+            checks.set([target]);
+            let mut last = events.recv().await.unwrap();
+            assert!(last.up && last.changed, "{last:?}");
+            while last.up {
+                last = events.recv().await.unwrap();
+            }
+            (last, Instant::now().duration_since(died))
+        });
+
+        prop_assert!(last.changed);
+        prop_assert_eq!(last.status.streak, fall);
+        // One for the timer of the check, one for that of its timeout.
+        let bound = interval * fall + timeout + 2 * RESOLUTION;
+        prop_assert!(after <= bound, "{after:?} after it died, not {bound:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_checks_come_at_once_but_not_all_together() {
+    const TARGETS: usize = 3 * FIRST_CHECKS + 1;
+    let begin = Instant::now();
+    let under_way = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let most_seen = Arc::clone(&most);
+    let (mut checks, mut events) = checks(move |_| {
+        let (under_way, most) = (Arc::clone(&under_way), Arc::clone(&most));
+        async move {
+            let now = under_way.fetch_add(1, Ordering::Relaxed) + 1;
+            most.fetch_max(now, Ordering::Relaxed);
+            time::sleep(Duration::from_secs(1)).await;
+            under_way.fetch_sub(1, Ordering::Relaxed);
+            Ok(())
+        }
+    });
+    // So long an interval that no second check comes among the first ones.
+    checks.set((0..TARGETS).map(|number| {
+        let mut target = target(number);
+        target.spec.interval = Duration::from_secs(1_000_000_000);
+        target
+    }));
+    for _ in 0..TARGETS {
+        let event = events.recv().await.unwrap();
+        assert_eq!((event.up, event.changed), (true, true));
+        assert_eq!(event.status, status("ok", 1));
+    }
+    assert_eq!(most_seen.load(Ordering::Relaxed), FIRST_CHECKS);
+    assert_eq!(begin.elapsed(), Duration::from_secs(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_spread_over_the_interval() {
+    const TARGETS: usize = 1_000;
+    let begin = Instant::now();
+    let begins = Arc::new(Mutex::new(BTreeMap::<VirtualAddress, Vec<Duration>>::new()));
+    let record = Arc::clone(&begins);
+    let (mut checks, mut events) = checks(move |target| {
+        let mut begins = record.lock().unwrap();
+        begins
+            .entry(target.backend)
+            .or_default()
+            .push(begin.elapsed());
+        future::ready(Ok(()))
+    });
+    checks.set((0..TARGETS).map(target));
+    while begin.elapsed() < 4 * INTERVAL {
+        events.recv().await.unwrap();
+    }
+
+    let mut in_second = [0; 10];
+    for begins in begins.lock().unwrap().values() {
+        assert_eq!(begins[0], Duration::ZERO);
+        assert!(begins[1] <= INTERVAL + RESOLUTION);
+        assert!(begins.len() >= 4, "{begins:?}");
+        for pair in begins[1..].windows(2) {
+            assert_eq!(pair[1] - pair[0], INTERVAL);
+        }
+        in_second[begins[1].as_secs() as usize % 10] += 1;
+    }
+    // 100 in the mean, with a standard deviation of less than 10.
+    for count in in_second {
+        assert!((50..150).contains(&count), "{in_second:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unchanged_target_goes_on() {
+    let (mut checks, mut events) = checks(|_| future::ready(Ok(())));
+    for round in 1..=5 {
+        checks.set([target(1)]);
+        let event = events.recv().await.unwrap();
+        assert_eq!(event.status, status("ok", round));
+        assert_eq!(event.changed, round == 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_target_begins_anew() {
+    let (mut checks, mut events) = checks(|target| {
+        let refused = target.address.port() == 81;
+        future::ready(if refused {
+            Err(ProbeError::Closed)
+        } else {
+            Ok(())
+        })
+    });
+    checks.set([target(1)]);
+    assert!(events.recv().await.unwrap().up);
+
+    // Down at once, with one failure of three.
+    let began = Instant::now();
+    let mut elsewhere = target(1);
+    elsewhere.address.set_port(81);
+    checks.set([elsewhere]);
+    let event = events.recv().await.unwrap();
+    assert_eq!((event.up, event.changed), (false, true));
+    assert_eq!(event.status.streak, 1);
+
+    // Up at once, with one success of two.
+    let mut slower = target(1);
+    slower.spec.interval *= 2;
+    checks.set([slower]);
+    let event = events.recv().await.unwrap();
+    assert_eq!((event.up, event.changed), (true, true));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_come_and_go() {
+    let (mut checks, mut events) = checks(|_| future::ready(Ok(())));
+    checks.set([target(1), target(2)]);
+    let mut first = [events.recv().await.unwrap(), events.recv().await.unwrap()];
+    first.sort_by_key(|event| event.backend);
+    assert_eq!(
+        first.map(|event| event.backend),
+        [target(1).backend, target(2).backend]
+    );
+
+    checks.set([target(2), target(3)]);
+    let event = events.recv().await.unwrap();
+    assert_eq!((event.backend, event.status.streak), (target(3).backend, 1));
+    let begin = Instant::now();
+    while begin.elapsed() < 3 * INTERVAL {
+        assert_ne!(events.recv().await.unwrap().backend, target(1).backend);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_checks_stops_them() {
+    let (mut checks, mut events) = checks(|_| future::ready(Ok(())));
+    checks.set((0..3).map(target));
+    for _ in 0..3 {
+        events.recv().await.unwrap();
+    }
+    drop(checks);
+    assert_ended(events).await;
+}
+
+/// The task is in the middle of a step on another thread when its target goes, so
+/// that it cannot be stopped before it wants to report.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_went_reports_nothing() {
+    let (begun, mut begins) = mpsc::channel(1);
+    let (finish, finishes) = std::sync::mpsc::channel();
+    let finishes = Mutex::new(finishes);
+    let (mut checks, events) = checks(move |_| {
+        begun.try_send(()).unwrap();
+        finishes.lock().unwrap().recv().unwrap();
+        future::ready(Ok(()))
+    });
+    checks.set([target(1)]);
+    begins.recv().await.unwrap();
+    checks.set([]);
+    finish.send(()).unwrap();
+    drop(checks);
+    assert_ended(events).await;
+}
