@@ -355,7 +355,7 @@ fn clear<F: Family>(table: &mut FlowTable<F>) -> Result<()> {
     let mut keys = Vec::new();
     table.for_each_batch(|entries| keys.extend(entries.map(|(key, _)| *key)))?;
     for key in keys {
-        table.remove(&key)?;
+        table.take(&key)?;
     }
     Ok(())
 }
@@ -376,5 +376,6 @@ where
     let Some((key, partner)) = found else {
         return Ok(false);
     };
-    Ok(pair.flows.remove(&key)? && pair.replies.remove(&partner)?)
+    let both = pair.flows.take(&key)?.is_some() && pair.replies.take(&partner)?.is_some();
+    Ok(both)
 }
