@@ -415,7 +415,8 @@ impl<V: Ip> Bench<V> {
             let ports = Arc::clone(&self.tables.ports);
             let tables = V::tables_mut(&mut self.tables);
             let flow = tables.flows.get(&key)?.context("a flow was lost")?;
-            let both = tables.flows.remove(&key)? && tables.replies.remove(&flow.partner())?;
+            let both = tables.flows.take(&key)?.is_some()
+                && tables.replies.take(&flow.partner())?.is_some();
             ensure!(both, "a flow has no entry for replies: {ends:?}");
             let pool = flow.entry().port_pool;
             let port = V::ends(flow.to()).src.port();
