@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod flows;
 pub mod health;
+pub mod neighbour;
 pub mod state;
 #[cfg(test)]
 mod testing;

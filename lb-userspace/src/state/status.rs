@@ -114,8 +114,8 @@ pub struct HealthStatus {
 /// The next hop of a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextHopStatus {
-    /// `resolved`, or why it is not: `no-route`, `no-neighbour`, `local`
-    /// (the address belongs to this host), `not-attached` (the way out is an
+    /// `resolved`, or why it is not: `no-route`, `no-neighbour`, `link-down`,
+    /// `local` (the address belongs to this host), `not-attached` (the way out is an
     /// interface that the balancer does not use).
     pub state: String,
     /// Address of the next hop: the gateway, or the backend itself.
