@@ -7,7 +7,7 @@ use lb_common::addr::LinkPath;
 use crate::state::NextHopStatus;
 
 /// Whether packets to an address can leave, or what they lack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NextHopState {
     /// They can: [`NextHop::path`] is known.
     Resolved,

@@ -5,11 +5,24 @@
 //! changed. What it learns and what follows from it is a plain state machine,
 //! [`table::Table`].
 
+mod decode;
+mod facts;
 mod hop;
+mod kernel;
+mod monitor;
+mod path;
+mod provoking;
+mod table;
+mod watcher;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, thread};
 
+use anyhow::Context;
 use tokio::sync::mpsc;
+
+use kernel::Kernel;
+use monitor::Monitor;
+use watcher::{End, Watcher};
 
 pub use hop::{NextHop, NextHopState};
 
@@ -59,8 +72,33 @@ impl Neighbours {
     ///
     /// When the kernel gives no netlink socket, or no thread can be started.
     pub fn start(events: mpsc::Sender<Event>) -> anyhow::Result<Self> {
-        let (watched, _addresses) = mpsc::unbounded_channel();
-        drop(events);
+        // A thread of its own: the kernel answers a request while it is made, which takes
+        // as long as somebody else holds its lock on the network configuration.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .context("cannot make a runtime to watch routes")?;
+        // Listening begins before anything is asked, so that no change falls between.
+        let monitor = {
+            let _reactor = runtime.enter();
+            Monitor::open().context("cannot listen to changes of routes")?
+        };
+        let kernel = Kernel::open().context("cannot open a socket to ask for routes")?;
+        let (watched, addresses) = mpsc::unbounded_channel();
+        let watcher = Watcher::new(kernel, events);
+        thread::Builder::new()
+            .name("neighbours".to_owned())
+            .spawn(
+                move || match runtime.block_on(watcher.run(monitor, addresses)) {
+                    End::Unwanted => {}
+                    End::Deaf(error) => tracing::error!(
+                        %error,
+                        "changes of routes and neighbours are no longer seen; restart the balancer"
+                    ),
+                },
+            )
+            .context("cannot start a thread to watch routes")?;
         Ok(Self { watched })
     }
 
@@ -79,5 +117,11 @@ impl Neighbours {
 ///
 /// When the kernel does not list them.
 pub fn interfaces() -> anyhow::Result<Vec<Interface>> {
-    Ok(Vec::new())
+    let links = Kernel::open()
+        .and_then(|mut kernel| kernel.links())
+        .context("cannot list the network interfaces")?;
+    Ok(links.into_iter().map(|link| link.interface).collect())
 }
+
+#[cfg(test)]
+mod tests;
