@@ -2,8 +2,8 @@
 //! fresh. The datapath asks no FIB: what this module says is how packets leave.
 //!
 //! [`Neighbours`] runs a thread that listens to rtnetlink(7) and tells what has
-//! changed. What it learns and what follows from it is a plain state machine,
-//! [`table::Table`].
+//! changed. What it learns and what follows from it is a plain state machine, in
+//! `table`.
 
 mod decode;
 mod facts;
