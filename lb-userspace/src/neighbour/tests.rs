@@ -353,6 +353,8 @@ fn a_route_that_moves_takes_the_next_hop_with_it() {
 fn a_next_hop_object_that_changes_is_followed() {
     with_peer(|peer| {
         peer.link(1);
+        // Else the kernel repeats every route that uses a changed object.
+        std::fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", "0").unwrap();
         ip("nexthop add id 5 via 192.0.0.2 dev out0");
         ip("route add 198.51.100.0/24 nhid 5");
         let mut watch = Watch::start(&["198.51.100.9"]);
