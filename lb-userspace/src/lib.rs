@@ -13,6 +13,8 @@ pub mod datapath;
 pub mod flows;
 pub mod health;
 pub mod neighbour;
+pub mod reconcile;
+pub mod scheduler;
 pub mod state;
 #[cfg(test)]
 mod testing;

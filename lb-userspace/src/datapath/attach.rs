@@ -104,7 +104,7 @@ fn attach_as(
 ) -> Result<Attachment> {
     let refused = |source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
         interface: name.to_owned(),
-        mode: mode.as_str(),
+        mode,
         source,
     };
     let id = program

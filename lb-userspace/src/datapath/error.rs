@@ -9,21 +9,20 @@ use aya::{
     util::KernelVersion,
 };
 
+use super::attach::AttachedMode;
+
 /// The oldest kernel that has all that the datapath needs: atomic operations that
 /// return a value in BPF (5.12), BPF links for XDP (5.9), maps in maps described by BTF
 /// (5.7), batches of map entries and memory-mapped maps (5.6, 5.5). 5.15 is the first
 /// kernel with long-term support that has them.
 const OLDEST_KERNEL: (u8, u8) = (5, 15);
 
-/// Why the datapath did not do what it was told.
+/// Why the datapath did not do what it was told. [`Self::hint`] says how to mend it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The process may not use BPF or XDP.
-    #[error(
-        "missing privileges for {action}: run as root, or with the capabilities CAP_BPF and \
-         CAP_NET_ADMIN"
-    )]
+    #[error("missing privileges for {action}")]
     Privileges {
         /// What was tried.
         action: &'static str,
@@ -31,11 +30,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel is too old.
-    #[error(
-        "the kernel is too old: this is {found}, and lb needs {}.{} or newer",
-        OLDEST_KERNEL.0,
-        OLDEST_KERNEL.1
-    )]
+    #[error("the kernel is too old: this is {found}")]
     KernelTooOld {
         /// Version of the running kernel.
         found: String,
@@ -43,18 +38,15 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel has no BPF at all.
-    #[error(
-        "this kernel has no BPF: it was built without CONFIG_BPF_SYSCALL; use a distribution's \
-         stock kernel"
-    )]
+    #[error("this kernel has no BPF")]
     NoBpf {
         /// The kernel's answer.
         source: io::Error,
     },
     /// The kernel had no memory for the maps.
     #[error(
-        "not enough memory for flow tables of {max_flows} entries (about {mebibytes} MiB): lower \
-         the limit of flows"
+        "not enough memory for flow tables of {max_flows} entries, which take about {mebibytes} \
+         MiB"
     )]
     Memory {
         /// Entries of each flow table.
@@ -65,10 +57,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The verifier refused the program.
-    #[error(
-        "the kernel's verifier refused the program: {source}; this is a bug in lb, the \
-         verifier's log is shown at log level debug"
-    )]
+    #[error("the kernel's verifier refused the program")]
     Verifier {
         /// The kernel's answer.
         source: io::Error,
@@ -80,26 +69,21 @@ pub enum Error {
         source: EbpfError,
     },
     /// The program in the object is not the one that this daemon belongs to.
-    #[error(
-        "the eBPF object does not fit this daemon: {what}; build both from the same source \
-         (map layout version {})",
-        lb_common::SCHEMA_VERSION
-    )]
+    #[error("the eBPF object does not fit this daemon: {what}")]
     WrongObject {
         /// What is missing, or has another size.
         what: String,
     },
     /// There is no such interface.
-    #[error("no such interface: `{name}`; `ip link` lists those that there are")]
+    #[error("no such interface: `{name}`")]
     NoInterface {
         /// The name that was given.
         name: String,
     },
     /// Another XDP program is attached to the interface.
     #[error(
-        "another XDP program is attached to {interface}: id {program_id}{}; stop what attached \
-         it, or remove it with `{remedy}`",
-        program_name.as_ref().map(|name| format!(" (`{name}`)")).unwrap_or_default()
+        "another XDP program is attached to `{interface}`: id {program_id}{}",
+        program_name.as_ref().map(|name| format!(", `{name}`")).unwrap_or_default()
     )]
     Occupied {
         /// Name of the interface.
@@ -112,15 +96,12 @@ pub enum Error {
         remedy: String,
     },
     /// The driver does not take the program.
-    #[error(
-        "the driver of {interface} does not take the XDP program in {mode} mode{}",
-        if *mode == "native" { "; --xdp-mode generic works with every driver, but slower" } else { "" }
-    )]
+    #[error("`{interface}` does not take the XDP program in {} mode", mode.as_str())]
     Attach {
         /// Name of the interface.
         interface: String,
-        /// `native` or `generic`.
-        mode: &'static str,
+        /// How it was to be attached.
+        mode: AttachedMode,
         /// The kernel's answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -138,13 +119,48 @@ pub enum Error {
     #[error("running the program on a test packet")]
     TestRun(#[source] ProgramError),
     /// Asking the kernel about its interfaces failed.
-    #[error("asking the kernel which XDP program is attached to {interface}")]
+    #[error("asking the kernel which XDP program is attached to `{interface}`")]
     Query {
         /// Name of the interface.
         interface: String,
         /// What went wrong.
         source: io::Error,
     },
+}
+
+impl Error {
+    /// How to mend it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let (major, minor) = OLDEST_KERNEL;
+        let hint = match self {
+            Self::Privileges { .. } => {
+                "run as root, or with the capabilities CAP_BPF and CAP_NET_ADMIN".into()
+            }
+            Self::KernelTooOld { .. } => format!("lb needs Linux {major}.{minor} or newer"),
+            Self::NoBpf { .. } => {
+                "it was built without CONFIG_BPF_SYSCALL; use a distribution's stock kernel".into()
+            }
+            Self::Memory { .. } => "lower `flows` in `[limits]`".into(),
+            Self::Verifier { .. } => {
+                "this is a bug in lb; its log level debug shows what the verifier says".into()
+            }
+            Self::WrongObject { .. } => format!(
+                "build both from the same source (map layout version {})",
+                lb_common::SCHEMA_VERSION
+            ),
+            Self::NoInterface { .. } => "`ip link` lists those that there are".into(),
+            Self::Occupied { remedy, .. } => {
+                format!("stop what attached it, or remove it with `{remedy}`")
+            }
+            Self::Attach {
+                mode: AttachedMode::Native,
+                ..
+            } => "--xdp-mode generic works with every driver, but more slowly".into(),
+            _ => return None,
+        };
+        Some(hint)
+    }
 }
 
 /// Result of the datapath's operations.

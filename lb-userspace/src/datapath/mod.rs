@@ -6,6 +6,7 @@ mod bpf;
 mod error;
 mod flows;
 mod key;
+mod log;
 mod mapped;
 mod of_maps;
 mod plain;
@@ -46,6 +47,7 @@ pub use self::{
     error::{Error, Result},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
     key::{Frontend, word, words, words6},
+    log::ProgramLog,
     ports::PortPools,
     test_run::{TestRun, Verdict},
 };
@@ -90,9 +92,15 @@ pub enum LogLevel {
     /// Nothing, at no cost.
     #[default]
     Off = 0,
-    /// What it drops and why.
+    /// Errors.
+    Error = aya_log::Level::Error as u8,
+    /// Warnings.
+    Warn = aya_log::Level::Warn as u8,
+    /// What happens to flows.
+    Info = aya_log::Level::Info as u8,
+    /// What happens to packets.
     Debug = aya_log::Level::Debug as u8,
-    /// Every packet that it forwards.
+    /// Every step.
     Trace = aya_log::Level::Trace as u8,
 }
 
@@ -102,6 +110,7 @@ type Table<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
 pub struct Datapath {
     ebpf: Ebpf,
     runtime: Array<MapData, Plain<Runtime>>,
+    written: Runtime,
     services_v4: Table<ServiceKey4, Service>,
     services_v6: Table<ServiceKey6, Service>,
     vips_v4: Table<ServiceKey4, u32>,
@@ -115,7 +124,7 @@ pub struct Datapath {
     drops: PerCpuHashMap<MapData, Plain<DropKey>, u64>,
     devices: DevMapHash<MapData>,
     interfaces: Table<u32, Interface>,
-    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    log: Option<ProgramLog>,
     attachments: Vec<Attachment>,
 }
 
@@ -140,6 +149,7 @@ impl Datapath {
 
         let mut datapath = Self {
             runtime: take(&mut ebpf, map_name::RUNTIME)?,
+            written: Runtime::default(),
             services_v4: take(&mut ebpf, map_name::SERVICES_V4)?,
             services_v6: take(&mut ebpf, map_name::SERVICES_V6)?,
             vips_v4: take(&mut ebpf, map_name::VIPS_V4)?,
@@ -153,7 +163,7 @@ impl Datapath {
             drops: take(&mut ebpf, map_name::DROPS)?,
             devices: take(&mut ebpf, map_name::DEVICES)?,
             interfaces: take(&mut ebpf, map_name::INTERFACES)?,
-            logger: EbpfLogger::init(&mut ebpf).ok(),
+            log: EbpfLogger::init(&mut ebpf).ok().map(ProgramLog),
             attachments: Vec::new(),
             ebpf,
         };
@@ -167,10 +177,9 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// What the program logs, where it logs at all: can be taken once, and read when its
-    /// file descriptor is readable.
-    pub fn take_logger(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
-        self.logger.take()
+    /// What the program logs, if it was loaded to log anything. Can be taken once.
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
     }
 
     /// Attaches the program to an interface.
@@ -207,6 +216,12 @@ impl Datapath {
             .ok_or_else(missing_program)
     }
 
+    /// What [`Self::set_runtime`] last wrote.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        self.written
+    }
+
     /// Writes the flow clock and the switches.
     ///
     /// # Errors
@@ -215,7 +230,9 @@ impl Datapath {
     pub fn set_runtime(&mut self, runtime: Runtime) -> Result<()> {
         self.runtime
             .set(0, Plain(runtime), 0)
-            .map_err(map_error("writing", map_name::RUNTIME))
+            .map_err(map_error("writing", map_name::RUNTIME))?;
+        self.written = runtime;
+        Ok(())
     }
 
     /// Directs what clients send to `frontend` to a service.

@@ -235,7 +235,10 @@ fn falls_back_to_generic_mode_only_when_allowed() {
         let mut datapath = load();
         assert!(matches!(
             datapath.attach("lo", XdpMode::Native),
-            Err(Error::Attach { mode: "native", .. })
+            Err(Error::Attach {
+                mode: AttachedMode::Native,
+                ..
+            })
         ));
         assert_eq!(
             datapath.attach("lo", XdpMode::Auto).unwrap(),

@@ -43,16 +43,23 @@ impl Sweeper {
         }
     }
 
-    /// Sweeps at tick `now`. `lifetimes` holds those of every backend in service, by
-    /// id; the flows of any other go at once.
+    /// Sweeps at tick `now`. `lifetimes` holds those of the backends in service, by id.
+    /// The flows of those that are `gone` go at once; those of any other, which has come
+    /// into service after the caller looked, stay.
     ///
     /// # Errors
     ///
     /// Where the kernel refuses to read or write a table.
-    pub fn sweep(&mut self, now: u32, lifetimes: &HashMap<u32, Lifetimes>) -> Result<Report> {
+    pub fn sweep(
+        &mut self,
+        now: u32,
+        lifetimes: &HashMap<u32, Lifetimes>,
+        gone: &HashSet<u32>,
+    ) -> Result<Report> {
         let mut sweep = Sweep {
             now,
             lifetimes,
+            gone,
             report: Report::default(),
             ports: Ports::new(),
         };
@@ -78,6 +85,7 @@ impl Sweeper {
 struct Sweep<'a> {
     now: u32,
     lifetimes: &'a HashMap<u32, Lifetimes>,
+    gone: &'a HashSet<u32>,
     report: Report,
     /// Ports of the flows that are left.
     ports: Ports,
@@ -106,9 +114,9 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Whether a backend is out of service, or else `is_silent`.
+    /// Whether a backend is gone, or else `is_silent`.
     fn is_suspect(&self, backend: u32, is_silent: impl Fn(&Lifetimes) -> bool) -> bool {
-        self.lifetimes.get(&backend).is_none_or(is_silent)
+        self.gone.contains(&backend) || self.lifetimes.get(&backend).is_some_and(is_silent)
     }
 
     /// Ends a flow, unless it has spoken meanwhile or its other direction has.
@@ -332,7 +340,7 @@ mod tests {
         let silent = insert(&mut sweeper, 1_000, 0, 0);
         let speaking = insert(&mut sweeper, 1_001, 10, 0);
         let answered = insert(&mut sweeper, 1_002, 0, 10);
-        let report = sweeper.sweep(11, &lifetimes()).unwrap();
+        let report = sweeper.sweep(11, &lifetimes(), &HashSet::new()).unwrap();
         assert_eq!(report.live, HashMap::from([(7, 2)]));
         assert_eq!(report.ended, HashMap::from([(7, 1)]));
         assert_eq!(report.named, HashSet::from([7]));
@@ -341,9 +349,9 @@ mod tests {
         assert!(flows.get(&speaking).unwrap().is_some());
         assert!(flows.get(&answered).unwrap().is_some());
 
-        let report = sweeper.sweep(100, &lifetimes()).unwrap();
+        let report = sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
         assert_eq!(report.live, HashMap::from([(7, 0)]));
-        let report = sweeper.sweep(100, &lifetimes()).unwrap();
+        let report = sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
         assert_eq!(report, Report::default(), "nothing is left behind");
     }
 
@@ -351,9 +359,12 @@ mod tests {
     fn flows_of_a_backend_out_of_service_go_at_once() {
         let (_datapath, mut sweeper) = sweeper();
         insert(&mut sweeper, 1_000, 5, 5);
-        let report = sweeper.sweep(5, &HashMap::new()).unwrap();
+        let mut sweep = |gone| sweeper.sweep(5, &HashMap::new(), &gone).unwrap();
+        let report = sweep(HashSet::from([8]));
+        assert_eq!(report.ended, HashMap::new(), "nothing is known of it yet");
+        let report = sweep(HashSet::from([7]));
         assert_eq!(report.ended, HashMap::from([(7, 1)]));
-        assert!(sweeper.sweep(5, &HashMap::new()).unwrap().named.is_empty());
+        assert!(sweep(HashSet::from([7])).named.is_empty());
     }
 
     #[test]
@@ -364,7 +375,7 @@ mod tests {
         let mut flow = flows.get(&key).unwrap().unwrap();
         flow.entry.state = state::RST;
         flows.insert(&key, &flow).unwrap();
-        let report = sweeper.sweep(1_000, &lifetimes()).unwrap();
+        let report = sweeper.sweep(1_000, &lifetimes(), &HashSet::new()).unwrap();
         assert_eq!(report.ended, HashMap::new());
     }
 
@@ -373,8 +384,20 @@ mod tests {
         let (_datapath, mut sweeper) = sweeper();
         let key = insert(&mut sweeper, 1_000, 0, 0);
         sweeper.tables.v4.flows.take(&key).unwrap();
-        sweeper.sweep(10, &lifetimes()).unwrap();
-        assert!(sweeper.sweep(11, &lifetimes()).unwrap().named.contains(&7));
-        assert!(sweeper.sweep(12, &lifetimes()).unwrap().named.is_empty());
+        sweeper.sweep(10, &lifetimes(), &HashSet::new()).unwrap();
+        assert!(
+            sweeper
+                .sweep(11, &lifetimes(), &HashSet::new())
+                .unwrap()
+                .named
+                .contains(&7)
+        );
+        assert!(
+            sweeper
+                .sweep(12, &lifetimes(), &HashSet::new())
+                .unwrap()
+                .named
+                .is_empty()
+        );
     }
 }

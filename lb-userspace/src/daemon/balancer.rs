@@ -1,0 +1,401 @@
+//! What the daemon knows, and what follows from events. Time is an argument; the
+//! datapath may be any [`Tables`] with [`Meters`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::{CLOCK_TICK_MS, backend};
+
+use super::{
+    chain,
+    ledger::{Ledger, Meters},
+    status,
+    sweeping::{Order, Swept},
+};
+use crate::{
+    datapath::{self, AttachedMode, Datapath},
+    flows::Lifetimes,
+    health::{self, Target},
+    neighbour::{self, NextHop, NextHopState},
+    reconcile::{self, Reconciler, Tables, World},
+    state::{Change, Desired, HealthStatus, Refusal, ServiceSpec, Status, VirtualAddress},
+};
+
+/// How long after the datapath refused something it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An interface that the program is attached to.
+#[derive(Clone, Debug)]
+pub(super) struct Attached {
+    /// Its index.
+    pub(super) ifindex: u32,
+    /// Its name.
+    pub(super) name: String,
+    /// How.
+    pub(super) mode: AttachedMode,
+}
+
+/// What the daemon needs of the datapath while it runs.
+pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
+    /// Writes the flow clock.
+    fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
+    /// Ids of the port pools that have a port in use.
+    fn pools_in_use(&self) -> HashSet<u32>;
+}
+
+impl Plane for Datapath {
+    fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {
+        let mut runtime = self.runtime();
+        runtime.clock = tick;
+        self.set_runtime(runtime)
+    }
+
+    fn pools_in_use(&self) -> HashSet<u32> {
+        let pools = self.ports().used().into_iter();
+        pools
+            .filter(|(_, used)| used.iter().any(|word| *word != 0))
+            .map(|(id, _)| id)
+            .collect()
+    }
+}
+
+/// The health of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Health {
+    /// Whether it takes new flows.
+    pub(super) is_up: bool,
+    /// What the last check found.
+    pub(super) status: HealthStatus,
+}
+
+/// A backend by its service's name and its address.
+type Name = (String, VirtualAddress);
+
+/// The balancer without its sources of events.
+pub(super) struct Balancer<P> {
+    pub(super) plane: P,
+    pub(super) attached: Vec<Attached>,
+    pub(super) desired: Desired,
+    health: HashMap<Name, Health>,
+    hops: HashMap<IpAddr, NextHop>,
+    /// Of the attached interfaces those that are there.
+    interfaces: BTreeMap<u32, backend::Interface>,
+    pub(super) reconciler: Reconciler,
+    pub(super) ledger: Ledger,
+    /// When the datapath is to be brought in line with the rest, if it is not.
+    overdue: Option<Duration>,
+}
+
+impl<P: Plane> Balancer<P> {
+    /// A balancer whose datapath holds nothing yet.
+    pub(super) fn new(plane: P, attached: Vec<Attached>, desired: Desired) -> Self {
+        let mut balancer = Self {
+            plane,
+            attached,
+            desired,
+            health: HashMap::new(),
+            hops: HashMap::new(),
+            interfaces: BTreeMap::new(),
+            reconciler: Reconciler::default(),
+            ledger: Ledger::default(),
+            overdue: Some(Duration::ZERO),
+        };
+        balancer.health = balancer.expected_health(&Desired::default());
+        balancer
+    }
+
+    /// The addresses whose next hops are wanted.
+    pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
+        let backends = self.desired.services().flat_map(|spec| &spec.backends);
+        backends.map(|backend| backend.address.ip).collect()
+    }
+
+    /// What is to be checked.
+    pub(super) fn targets(&self) -> Vec<Target> {
+        let target = |spec: &ServiceSpec, backend: VirtualAddress| {
+            let health = spec.health.as_ref()?;
+            let port = health.port.or(backend.port)?;
+            Some(Target {
+                service: spec.name.clone(),
+                backend,
+                address: SocketAddr::new(backend.ip, port),
+                spec: health.clone(),
+            })
+        };
+        self.desired
+            .services()
+            .flat_map(|spec| {
+                let backends = spec.backends.iter();
+                backends.filter_map(move |backend| target(spec, backend.address))
+            })
+            .collect()
+    }
+
+    /// What is wanted.
+    pub(super) fn services(&self) -> Vec<ServiceSpec> {
+        self.desired.services().cloned().collect()
+    }
+
+    /// What is.
+    pub(super) fn status(&self) -> Status {
+        let reading = self.ledger.read(&self.plane).unwrap_or_else(|error| {
+            tracing::error!(error = chain(&error), "the counters cannot be read");
+            Default::default()
+        });
+        status::status(self, &reading)
+    }
+
+    /// Changes what is wanted, and brings the datapath there before it returns. Where
+    /// that fails everything is as it was.
+    pub(super) fn change(&mut self, change: Change, now: Duration) -> Result<(), Refusal> {
+        let mut desired = self.desired.clone();
+        desired.apply(change)?;
+        let before = std::mem::replace(&mut self.desired, desired);
+        let health = self.expected_health(&before);
+        let health_before = std::mem::replace(&mut self.health, health);
+        if let Err(error) = self.reconcile(now) {
+            self.desired = before;
+            self.health = health_before;
+            self.overdue = Some(now);
+            self.reconcile_if_needed(now);
+            return Err(Refusal::Failed(chain(&error)));
+        }
+        let addresses = self.addresses();
+        self.hops.retain(|address, _| addresses.contains(address));
+        Ok(())
+    }
+
+    /// Takes news of interfaces and next hops.
+    pub(super) fn neighbour(&mut self, event: neighbour::Event) {
+        match event {
+            neighbour::Event::NextHop { address, hop } => self.next_hop(address, hop),
+            neighbour::Event::Interface(interface) => {
+                if self.is_attached(interface.ifindex) {
+                    let new = backend::Interface { mtu: interface.mtu };
+                    if self.interfaces.insert(interface.ifindex, new) != Some(new) {
+                        self.overdue = Some(Duration::ZERO);
+                    }
+                }
+            }
+            neighbour::Event::InterfaceGone(ifindex) => {
+                if self.interfaces.remove(&ifindex).is_some() {
+                    let gone = self.attached.iter().find(|a| a.ifindex == ifindex);
+                    let interface = gone.map_or("", |attached| attached.name.as_str());
+                    tracing::error!(interface, "the interface is gone; start again to attach it");
+                    self.overdue = Some(Duration::ZERO);
+                }
+            }
+        }
+    }
+
+    fn next_hop(&mut self, address: IpAddr, hop: NextHop) {
+        let old = self.hops.get(&address);
+        if old == Some(&hop) {
+            return;
+        }
+        let old = old.map(|hop| self.usable(hop));
+        let new = self.usable(&hop);
+        let why = hop.status(&self.ifindexes()).state;
+        let via = hop.interface.as_deref().unwrap_or_default();
+        match (old, new) {
+            (Some(true), true) => {}
+            (_, true) => tracing::info!(backend = %address, via, "the next hop is resolved"),
+            (None | Some(true), false) => {
+                tracing::warn!(backend = %address, why, "there is no way to the backend");
+            }
+            (Some(false), false) => {
+                tracing::debug!(backend = %address, why, "there is still no way");
+            }
+        }
+        self.hops.insert(address, hop);
+        self.overdue = Some(Duration::ZERO);
+    }
+
+    /// Whether packets leave by this next hop.
+    fn usable(&self, hop: &NextHop) -> bool {
+        hop.state == NextHopState::Resolved && self.is_attached(hop.ifindex)
+    }
+
+    /// Takes the result of a health check.
+    pub(super) fn health(&mut self, event: health::Event) {
+        let (service, backend) = (event.service, event.backend);
+        let is_checked = self
+            .desired
+            .service(&service)
+            .is_some_and(|spec| spec.health.is_some());
+        let name = (service, backend);
+        // A result of a check that has been stopped since may still come.
+        let Some(health) = self.health.get_mut(&name).filter(|_| is_checked) else {
+            return;
+        };
+        let is_first = health.status == health::unknown();
+        if health.is_up != event.up || is_first {
+            let (service, _) = &name;
+            let error = event.status.error.as_deref().unwrap_or_default();
+            if event.up {
+                tracing::info!(%service, %backend, "the backend is up");
+            } else {
+                tracing::warn!(%service, %backend, error, "the backend is down");
+            }
+        }
+        if health.is_up != event.up {
+            self.overdue = Some(Duration::ZERO);
+        }
+        *health = Health {
+            is_up: event.up,
+            status: event.status,
+        };
+    }
+
+    /// Takes what a sweep found.
+    pub(super) fn swept(&mut self, swept: Swept) {
+        let report = match swept.result {
+            Ok(report) => report,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "the flow tables cannot be swept");
+                return;
+            }
+        };
+        self.ledger.expired(&report);
+        let pools = self.plane.pools_in_use();
+        let released = self.reconciler.release(
+            swept.began,
+            |backend| report.named.contains(&backend),
+            |pool| pools.contains(&pool),
+        );
+        if let Err(error) = self.ledger.close(&released, &mut self.plane) {
+            tracing::error!(error = chain(&error), "counters of what is gone are lost");
+        }
+        if released != reconcile::Released::default() {
+            self.overdue = Some(Duration::ZERO);
+        }
+    }
+
+    /// What the next sweep is to do.
+    pub(super) fn sweep(&self, now: Duration) -> Order {
+        let ids = self.reconciler.ids();
+        let mut lifetimes = HashMap::new();
+        for spec in self.desired.services() {
+            let name: Arc<str> = spec.name.as_str().into();
+            let of_service = Lifetimes::new(spec.protocol, &spec.timeouts);
+            for backend in &spec.backends {
+                let id = ids.backends.get(&(Arc::clone(&name), backend.address));
+                lifetimes.extend(id.map(|id| (id, of_service)));
+            }
+        }
+        Order {
+            now,
+            tick: tick(now),
+            lifetimes,
+            gone: ids.backends.resting().collect(),
+        }
+    }
+
+    /// Moves the flow clock on.
+    pub(super) fn tick(&mut self, now: Duration) {
+        if let Err(error) = self.plane.set_clock(tick(now)) {
+            tracing::error!(error = chain(&error), "the flow clock stands still");
+        }
+    }
+
+    /// Brings the datapath in line with the rest, if it is not, and tries again later
+    /// where it refuses.
+    pub(super) fn reconcile_if_needed(&mut self, now: Duration) {
+        if self.overdue.is_some_and(|since| since <= now)
+            && let Err(error) = self.reconcile(now)
+        {
+            tracing::error!(
+                error = chain(&error),
+                "the datapath is not as it should be; trying again"
+            );
+            self.overdue = Some(now + RETRY);
+        }
+    }
+
+    fn reconcile(&mut self, now: Duration) -> Result<(), reconcile::Error<datapath::Error>> {
+        let world = World {
+            desired: &self.desired,
+            is_up: &|spec, backend| {
+                let name = (spec.name.clone(), backend.address);
+                self.health.get(&name).is_some_and(|health| health.is_up)
+            },
+            next_hop: &|address| self.hops.get(&address),
+            interfaces: &self.interfaces,
+        };
+        let result = self.reconciler.reconcile(&mut self.plane, &world, now);
+        // Also of a change that was made in part: packets may have been counted.
+        self.ledger.open(self.reconciler.image());
+        let steps = result?;
+        if steps != 0 {
+            tracing::debug!(steps, "the datapath is as it should be");
+        }
+        self.overdue = None;
+        Ok(())
+    }
+
+    /// The health of every wanted backend: as it is known, or as it is assumed until the
+    /// first check. A backend that served without a check goes on until one fails.
+    fn expected_health(&self, before: &Desired) -> HashMap<Name, Health> {
+        let mut expected = HashMap::new();
+        for spec in self.desired.services() {
+            let was_checked = before
+                .service(&spec.name)
+                .is_some_and(|before| before.health.is_some());
+            for backend in &spec.backends {
+                let name = (spec.name.clone(), backend.address);
+                let known = self.health.get(&name).cloned();
+                let health = match (&spec.health, known) {
+                    (None, _) => Health {
+                        is_up: true,
+                        status: HealthStatus {
+                            last: "none".to_owned(),
+                            error: None,
+                            streak: 0,
+                        },
+                    },
+                    (Some(_), Some(known)) if was_checked => known,
+                    (Some(_), known) => Health {
+                        is_up: known.is_some_and(|known| known.is_up),
+                        status: health::unknown(),
+                    },
+                };
+                expected.insert(name, health);
+            }
+        }
+        expected
+    }
+
+    /// The health of a wanted backend.
+    pub(super) fn health_of(&self, service: &str, backend: VirtualAddress) -> Option<&Health> {
+        self.health.get(&(service.to_owned(), backend))
+    }
+
+    /// The next hop of an address.
+    pub(super) fn hop(&self, address: IpAddr) -> Option<&NextHop> {
+        self.hops.get(&address)
+    }
+
+    /// Indices of the attached interfaces.
+    pub(super) fn ifindexes(&self) -> Vec<u32> {
+        self.attached
+            .iter()
+            .map(|attached| attached.ifindex)
+            .collect()
+    }
+
+    fn is_attached(&self, ifindex: u32) -> bool {
+        self.attached
+            .iter()
+            .any(|attached| attached.ifindex == ifindex)
+    }
+}
+
+/// The flow clock at a time.
+fn tick(now: Duration) -> u32 {
+    // It wraps after 13 years, and whoever compares ticks knows that.
+    (now.as_millis() / u128::from(CLOCK_TICK_MS)) as u32
+}

@@ -1,0 +1,209 @@
+//! The daemon: brings together what is wanted, what is, and the datapath.
+//!
+//! One task owns everything and takes one event after the other: a request, the result of
+//! a health check, another next hop, the end of a sweep, time. What follows from an event
+//! is [`Balancer`]'s to say; here is where events come from and where the answers go.
+//!
+//! ```text
+//!  API ---- requests ---+
+//!  health - results ----+                    +-- reconcile --> datapath
+//!  netlink - next hops -+--> Balancer -------+-- health: what to check
+//!  sweep -- what it saw-+                    +-- netlink: what to watch
+//!  clock ---------------+                    +-- sweep: what is gone
+//! ```
+
+mod balancer;
+mod ledger;
+mod status;
+mod sweeping;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use lb_common::CLOCK_TICK_MS;
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+
+use self::{
+    balancer::{Attached, Balancer},
+    sweeping::Sweeping,
+};
+use crate::{
+    config::{Config, DatapathLog, XdpMode},
+    datapath::{self, Datapath, LogLevel, Options, ProgramLog},
+    health::Checks,
+    neighbour::{self, Interface, Neighbours},
+    state::{Reason, Request},
+};
+
+/// Events of one source that may wait; their senders wait when there are more.
+const EVENTS: usize = 1_024;
+
+/// Runs the balancer that `config` describes, and answers requests, until `shutdown`
+/// comes. Nothing stays behind in the kernel.
+///
+/// # Errors
+///
+/// Where it cannot start: see [`datapath::Error`]. Once it runs it goes on.
+pub async fn run(
+    config: Config,
+    mut requests: mpsc::Receiver<Request>,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let interfaces = neighbour::interfaces().context("reading the interfaces of this host")?;
+    let indices: Vec<u32> = config
+        .interfaces
+        .iter()
+        .map(|name| index_of(&interfaces, name))
+        .collect::<Result<_, _>>()
+        .map_err(explained)?;
+    let mut datapath = Datapath::load(&Options {
+        max_flows: config.limits.flows,
+        log: log_level(config.datapath_log),
+    })
+    .map_err(explained)?;
+    if config.datapath_log != DatapathLog::Off
+        && let Some(log) = datapath.take_log()
+    {
+        tokio::spawn(forward(log));
+    }
+    let mut sweeping = Sweeping::start(datapath.flow_tables().map_err(explained)?)
+        .context("starting the thread that sweeps the flow tables")?;
+
+    let (hop_sender, mut hops) = mpsc::channel(EVENTS);
+    let (result_sender, mut results) = mpsc::channel(EVENTS);
+    let neighbours = Neighbours::start(hop_sender).context("listening to the kernel's routes")?;
+    let mut checks = Checks::new(result_sender);
+
+    let mut attached = Vec::new();
+    for (name, ifindex) in config.interfaces.iter().zip(indices) {
+        let mode = datapath
+            .attach(name, xdp_mode(config.xdp_mode))
+            .map_err(explained)?;
+        tracing::info!(interface = %name, mode = mode.as_str(), "attached");
+        attached.push(Attached {
+            ifindex,
+            name: name.clone(),
+            mode,
+        });
+    }
+    let mut balancer = Balancer::new(datapath, attached, config.desired());
+    for interface in interfaces {
+        balancer.neighbour(neighbour::Event::Interface(interface));
+    }
+    neighbours.watch(balancer.addresses());
+    checks.set(balancer.targets());
+
+    let mut clock = interval(Duration::from_millis(CLOCK_TICK_MS.into()));
+    clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut shutdown = pin!(shutdown);
+    loop {
+        balancer.reconcile_if_needed(start.elapsed());
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            Some(event) = hops.recv() => {
+                balancer.neighbour(event);
+                // What came meanwhile is brought to the datapath together.
+                while let Ok(event) = hops.try_recv() {
+                    balancer.neighbour(event);
+                }
+            }
+            Some(event) = results.recv() => {
+                balancer.health(event);
+                while let Ok(event) = results.try_recv() {
+                    balancer.health(event);
+                }
+            }
+            Some(swept) = sweeping.ended() => balancer.swept(swept),
+            _ = clock.tick() => {
+                let now = start.elapsed();
+                balancer.tick(now);
+                if sweeping.is_due(now) {
+                    sweeping.order(balancer.sweep(now));
+                }
+            }
+            request = requests.recv() => match request {
+                Some(Request::Status(answer)) => drop(answer.send(balancer.status())),
+                Some(Request::Services(answer)) => drop(answer.send(balancer.services())),
+                Some(Request::Change(change, answer)) => {
+                    let result = balancer.change(change, start.elapsed());
+                    if result.is_ok() {
+                        neighbours.watch(balancer.addresses());
+                        checks.set(balancer.targets());
+                    }
+                    drop(answer.send(result));
+                }
+                // Nobody can ask anything any more.
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// The index of the interface of this name.
+fn index_of(interfaces: &[Interface], name: &str) -> datapath::Result<u32> {
+    let interface = interfaces.iter().find(|interface| interface.name == name);
+    interface
+        .map(|interface| interface.ifindex)
+        .ok_or_else(|| datapath::Error::NoInterface {
+            name: name.to_owned(),
+        })
+}
+
+/// An error of the datapath with what a user can do about it.
+fn explained(error: datapath::Error) -> anyhow::Error {
+    let Some(hint) = error.hint() else {
+        return error.into();
+    };
+    let reason = Reason::new(error.to_string(), hint);
+    match std::error::Error::source(&error) {
+        Some(source) => anyhow::anyhow!(chain(source)).context(reason),
+        None => reason.into(),
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
+
+/// Writes what the XDP program logs to the daemon's log.
+async fn forward(log: ProgramLog) {
+    if let Err(error) = log.forward().await {
+        tracing::warn!(%error, "the log of the XDP program cannot be read");
+    }
+}
+
+fn log_level(level: DatapathLog) -> LogLevel {
+    match level {
+        DatapathLog::Off => LogLevel::Off,
+        DatapathLog::Error => LogLevel::Error,
+        DatapathLog::Warn => LogLevel::Warn,
+        DatapathLog::Info => LogLevel::Info,
+        DatapathLog::Debug => LogLevel::Debug,
+        DatapathLog::Trace => LogLevel::Trace,
+    }
+}
+
+fn xdp_mode(mode: XdpMode) -> datapath::XdpMode {
+    match mode {
+        XdpMode::Auto => datapath::XdpMode::Auto,
+        XdpMode::Native => datapath::XdpMode::Native,
+        XdpMode::Generic => datapath::XdpMode::Generic,
+    }
+}

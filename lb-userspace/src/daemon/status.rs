@@ -1,0 +1,142 @@
+//! What is, in the form that people and programs see.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use lb_common::{counters::Direction, drop_reason::DropReason};
+
+use super::{
+    balancer::{Balancer, Plane},
+    ledger::{Drops, Figures, Reading},
+};
+use crate::state::{
+    BackendSpec, BackendState, BackendStatus, DropStatus, InterfaceStatus, NextHopStatus,
+    ServiceSpec, ServiceStatus, Status,
+};
+
+pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading) -> Status {
+    let drops = |reason: &DropReason| {
+        let packets = reading.drops.get(&(*reason as u16));
+        (
+            reason.name().to_owned(),
+            packets.copied().unwrap_or_default(),
+        )
+    };
+    let interfaces = balancer.attached.iter().map(|attached| InterfaceStatus {
+        name: attached.name.clone(),
+        mode: attached.mode.as_str().to_owned(),
+    });
+    let services = balancer.desired.services();
+    Status {
+        services: services
+            .map(|spec| service(balancer, reading, spec))
+            .collect(),
+        drops: DropReason::ALL
+            .iter()
+            .map(drops)
+            .collect::<BTreeMap<_, _>>(),
+        interfaces: interfaces.collect(),
+    }
+}
+
+fn service<P: Plane>(
+    balancer: &Balancer<P>,
+    reading: &Reading,
+    spec: &ServiceSpec,
+) -> ServiceStatus {
+    let name: Arc<str> = spec.name.as_str().into();
+    let ids = balancer.reconciler.ids();
+    let figures = ids
+        .services
+        .get(&name)
+        .and_then(|id| reading.services.get(&id).cloned())
+        .unwrap_or_default();
+    let backends = spec.backends.iter().map(|backend| {
+        let id = ids.backends.get(&(Arc::clone(&name), backend.address));
+        let figures = id.and_then(|id| reading.backends.get(&id).cloned());
+        self::backend(balancer, spec, backend, &figures.unwrap_or_default())
+    });
+    ServiceStatus {
+        name: spec.name.clone(),
+        address: spec.address.to_string(),
+        protocol: spec.protocol,
+        mode: spec.mode,
+        scheduler: spec.scheduler,
+        packets: figures.counters.packets,
+        bytes: figures.counters.bytes,
+        reply_packets: figures.counters.reply_packets,
+        reply_bytes: figures.counters.reply_bytes,
+        new_flows: figures.counters.new_flows,
+        ended_flows: ended(&figures),
+        active_flows: active(&figures),
+        drops: drops(&figures.drops),
+        backends: backends.collect(),
+    }
+}
+
+fn backend<P: Plane>(
+    balancer: &Balancer<P>,
+    spec: &ServiceSpec,
+    backend: &BackendSpec,
+    figures: &Figures,
+) -> BackendStatus {
+    let health = balancer.health_of(&spec.name, backend.address);
+    let state = match health {
+        Some(health) if !health.is_up => BackendState::Down,
+        _ if backend.weight == 0 => BackendState::Draining,
+        _ => BackendState::Up,
+    };
+    let next_hop = balancer.hop(backend.address.ip).map_or_else(
+        || NextHopStatus {
+            // It is being looked up.
+            state: "no-route".to_owned(),
+            address: None,
+            interface: None,
+            mac: None,
+        },
+        |hop| hop.status(&balancer.ifindexes()),
+    );
+    BackendStatus {
+        address: backend.address.to_string(),
+        weight: backend.weight,
+        state,
+        health: health.map_or_else(crate::health::unknown, |health| health.status.clone()),
+        next_hop,
+        packets: figures.counters.packets,
+        bytes: figures.counters.bytes,
+        reply_packets: figures.counters.reply_packets,
+        reply_bytes: figures.counters.reply_bytes,
+        new_flows: figures.counters.new_flows,
+        ended_flows: ended(figures),
+        active_flows: active(figures),
+        drops: drops(&figures.drops),
+    }
+}
+
+fn ended(figures: &Figures) -> u64 {
+    figures.counters.ended_flows + figures.expired
+}
+
+/// Per-CPU counters are not read in one moment: the end of a flow may be seen before its
+/// begin.
+fn active(figures: &Figures) -> u64 {
+    figures.counters.new_flows.saturating_sub(ended(figures))
+}
+
+fn drops(drops: &Drops) -> Vec<DropStatus> {
+    drops
+        .iter()
+        .map(|((reason, direction), packets)| DropStatus {
+            reason: DropReason::from_number(*reason).map_or_else(
+                || format!("reason-{reason}"),
+                |reason| reason.name().to_owned(),
+            ),
+            direction: if *direction == Direction::Forward as u16 {
+                "forward"
+            } else {
+                "reply"
+            }
+            .to_owned(),
+            packets: *packets,
+        })
+        .collect()
+}

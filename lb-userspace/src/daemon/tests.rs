@@ -1,0 +1,476 @@
+//! The balancer on tables in memory, by a clock of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    io,
+    time::Duration,
+};
+
+use lb_common::{
+    addr::LinkPath,
+    backend::BackendState as Entry,
+    counters::{Counters, Direction, DropKey},
+    drop_reason::DropReason,
+};
+
+use super::{
+    balancer::{Attached, Balancer, Plane},
+    ledger::Meters,
+    sweeping::Swept,
+};
+use crate::{
+    datapath::{self, AttachedMode},
+    flows::Report,
+    health,
+    neighbour::{self, Interface, NextHop, NextHopState},
+    reconcile::{Image, Op, Tables},
+    state::{
+        BackendSpec, BackendState, Change, Desired, HealthSpec, HealthStatus, Mode, Probe,
+        Protocol, Refusal, Scheduler, ServiceSpec, Status, Timeouts, VirtualAddress,
+    },
+};
+
+const ETH0: u32 = 2;
+
+/// A datapath in memory.
+#[derive(Default)]
+struct Memory {
+    image: Image,
+    counters: HashMap<u32, Counters>,
+    drops: BTreeMap<DropKey, u64>,
+    ports_in_use: HashSet<u32>,
+    /// Refuses every step.
+    refuses: bool,
+}
+
+impl Tables for Memory {
+    type Error = datapath::Error;
+
+    fn apply(&mut self, op: &Op) -> datapath::Result<()> {
+        if self.refuses {
+            return Err(datapath::Error::Query {
+                interface: "eth0".into(),
+                source: io::Error::other("out of order"),
+            });
+        }
+        let Ok(()) = self.image.apply(op);
+        Ok(())
+    }
+}
+
+impl Meters for Memory {
+    fn counters(&self, backend: u32) -> datapath::Result<Counters> {
+        Ok(self.counters.get(&backend).copied().unwrap_or_default())
+    }
+
+    fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>> {
+        Ok(self.drops.clone())
+    }
+
+    fn clear_counters(&mut self, backend: u32) -> datapath::Result<()> {
+        self.counters.remove(&backend);
+        Ok(())
+    }
+
+    fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()> {
+        self.drops.remove(&key);
+        Ok(())
+    }
+}
+
+impl Plane for Memory {
+    fn set_clock(&mut self, _tick: u32) -> datapath::Result<()> {
+        Ok(())
+    }
+
+    fn pools_in_use(&self) -> HashSet<u32> {
+        self.ports_in_use.clone()
+    }
+}
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn address(byte: u8) -> VirtualAddress {
+    VirtualAddress {
+        ip: [10, 0, 0, byte].into(),
+        port: Some(8_080),
+    }
+}
+
+fn backend(byte: u8) -> BackendSpec {
+    BackendSpec {
+        address: address(byte),
+        weight: 100,
+    }
+}
+
+fn tcp_check() -> HealthSpec {
+    HealthSpec {
+        probe: Probe::Tcp,
+        interval: at(2),
+        timeout: at(1),
+        rise: 2,
+        fall: 3,
+        port: None,
+    }
+}
+
+fn web(health: Option<HealthSpec>, backends: &[u8]) -> ServiceSpec {
+    ServiceSpec {
+        name: "web".into(),
+        address: "192.0.2.10:80".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        mode: Mode::FullNat,
+        scheduler: Scheduler::Maglev,
+        source: None,
+        source_ports: 1_024..=32_767,
+        timeouts: Timeouts::default(),
+        health,
+        backends: backends.iter().copied().map(backend).collect(),
+    }
+}
+
+fn hop(byte: u8) -> NextHop {
+    NextHop {
+        state: NextHopState::Resolved,
+        address: Some(address(byte).ip),
+        ifindex: ETH0,
+        interface: Some("eth0".into()),
+        path: Some(LinkPath::new(ETH0, [2, 0, 0, 0, 0, byte], [2; 6])),
+        mtu: 1_500,
+        source: Some([10, 0, 0, 1].into()),
+    }
+}
+
+/// A balancer of one service on eth0, whose next hops are all known.
+fn balancer(spec: ServiceSpec) -> Balancer<Memory> {
+    let attached = Attached {
+        ifindex: ETH0,
+        name: "eth0".into(),
+        mode: AttachedMode::Native,
+    };
+    let desired = Desired::new([spec]).unwrap();
+    let mut balancer = Balancer::new(Memory::default(), vec![attached], desired);
+    balancer.neighbour(neighbour::Event::Interface(Interface {
+        ifindex: ETH0,
+        name: "eth0".into(),
+        mac: Some([2; 6]),
+        mtu: 1_500,
+        up: true,
+    }));
+    for byte in 1..=20 {
+        resolve(&mut balancer, byte, hop(byte));
+    }
+    balancer.reconcile_if_needed(at(0));
+    balancer
+}
+
+fn resolve(balancer: &mut Balancer<Memory>, byte: u8, hop: NextHop) {
+    balancer.neighbour(neighbour::Event::NextHop {
+        address: address(byte).ip,
+        hop,
+    });
+}
+
+fn check(balancer: &mut Balancer<Memory>, byte: u8, up: bool) {
+    balancer.health(health::Event {
+        service: "web".into(),
+        backend: address(byte),
+        up,
+        changed: true,
+        status: HealthStatus {
+            last: if up { "ok" } else { "failing" }.into(),
+            error: None,
+            streak: 1,
+        },
+    });
+    balancer.reconcile_if_needed(at(0));
+}
+
+/// Ids of the backends that get new flows.
+fn ring(balancer: &Balancer<Memory>) -> Vec<u32> {
+    let rings = &balancer.plane.image.rings;
+    assert_eq!(rings.len(), 1);
+    let members = rings.values().flat_map(|ring| &ring.members);
+    members.map(|member| member.id).collect()
+}
+
+fn state(balancer: &Balancer<Memory>, index: usize) -> BackendState {
+    balancer.status().services[0].backends[index].state
+}
+
+/// A sweep that begins at `began` and finds entries of these backends.
+fn sweep(balancer: &mut Balancer<Memory>, began: Duration, named: &[u32], ended: &[(u32, u64)]) {
+    balancer.swept(Swept {
+        began,
+        result: Ok(Report {
+            named: named.iter().copied().collect(),
+            ended: ended.iter().copied().collect(),
+            ..Report::default()
+        }),
+    });
+    balancer.reconcile_if_needed(began);
+}
+
+fn new_flows(count: u64) -> Counters {
+    Counters {
+        new_flows: count,
+        packets: 10 * count,
+        ..Counters::default()
+    }
+}
+
+fn add(byte: u8) -> Change {
+    Change::AddBackend {
+        service: "web".into(),
+        backend: backend(byte),
+    }
+}
+
+fn remove(byte: u8) -> Change {
+    Change::RemoveBackend {
+        service: "web".into(),
+        address: address(byte),
+    }
+}
+
+#[test]
+fn a_checked_backend_serves_after_its_first_good_check() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11, 12]));
+    assert_eq!(ring(&balancer), [0_u32; 0]);
+    let status = &balancer.status().services[0].backends[0];
+    assert_eq!(status.state, BackendState::Down);
+    assert_eq!(status.health, health::unknown());
+    check(&mut balancer, 11, true);
+    assert_eq!(ring(&balancer), [1]);
+    check(&mut balancer, 11, false);
+    assert_eq!(ring(&balancer), [0_u32; 0]);
+    assert_eq!(balancer.plane.image.backends[&1].state, Entry::Down as u8);
+    assert_eq!(balancer.targets().len(), 2);
+}
+
+#[test]
+fn without_a_check_a_backend_serves_at_once() {
+    let balancer = balancer(web(None, &[11]));
+    assert_eq!(ring(&balancer), [1]);
+    assert_eq!(state(&balancer, 0), BackendState::Up);
+    assert_eq!(balancer.targets(), []);
+}
+
+#[test]
+fn the_check_goes_to_its_own_port() {
+    let mut spec = tcp_check();
+    spec.port = Some(9_000);
+    let balancer = balancer(web(Some(spec), &[11]));
+    assert_eq!(
+        balancer.targets()[0].address,
+        "10.0.0.11:9000".parse().unwrap()
+    );
+}
+
+#[test]
+fn a_backend_that_served_unchecked_goes_on_until_a_check_fails() {
+    let mut balancer = balancer(web(None, &[11]));
+    let checked = web(Some(tcp_check()), &[11, 12]);
+    balancer
+        .change(Change::SetService(Box::new(checked)), at(1))
+        .unwrap();
+    assert_eq!(ring(&balancer), [1], "but the new one waits");
+    check(&mut balancer, 11, false);
+    assert_eq!(ring(&balancer), [0_u32; 0]);
+}
+
+#[test]
+fn late_results_of_checks_are_ignored() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11]));
+    check(&mut balancer, 11, true);
+    let unchecked = web(None, &[11]);
+    balancer
+        .change(Change::SetService(Box::new(unchecked)), at(1))
+        .unwrap();
+    check(&mut balancer, 11, false);
+    check(&mut balancer, 19, true);
+    assert_eq!(ring(&balancer), [1]);
+}
+
+#[test]
+fn a_backend_without_a_next_hop_waits() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    let lost = NextHop {
+        state: NextHopState::NoNeighbour,
+        path: None,
+        ..hop(12)
+    };
+    resolve(&mut balancer, 12, lost);
+    balancer.reconcile_if_needed(at(1));
+    assert_eq!(ring(&balancer), [1]);
+    let status = balancer.status();
+    assert_eq!(
+        status.services[0].backends[1].next_hop.state,
+        "no-neighbour"
+    );
+    resolve(&mut balancer, 12, hop(12));
+    balancer.reconcile_if_needed(at(2));
+    assert_eq!(ring(&balancer), [1, 2]);
+}
+
+#[test]
+fn weight_zero_drains() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    let change = Change::SetBackend {
+        service: "web".into(),
+        backend: BackendSpec {
+            weight: 0,
+            ..backend(11)
+        },
+    };
+    balancer.change(change, at(1)).unwrap();
+    assert_eq!(ring(&balancer), [2]);
+    assert_eq!(state(&balancer, 0), BackendState::Draining);
+    assert_eq!(balancer.plane.image.backends[&1].state, Entry::Up as u8);
+}
+
+#[test]
+fn a_change_that_the_datapath_refuses_is_not_made() {
+    let mut balancer = balancer(web(None, &[11]));
+    balancer.plane.refuses = true;
+    let refusal = balancer.change(add(12), at(1)).unwrap_err();
+    assert!(
+        matches!(&refusal, Refusal::Failed(why) if why.contains("out of order")),
+        "{refusal:?}"
+    );
+    assert_eq!(balancer.services()[0].backends.len(), 1);
+
+    // Later the datapath is brought to what is wanted, which is as before.
+    balancer.plane.refuses = false;
+    balancer.reconcile_if_needed(at(10));
+    assert_eq!(ring(&balancer), [1]);
+    balancer.change(add(12), at(11)).unwrap();
+    assert_eq!(ring(&balancer).len(), 2);
+}
+
+#[test]
+fn what_was_missed_is_made_up_for() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    balancer.plane.refuses = true;
+    resolve(
+        &mut balancer,
+        12,
+        NextHop {
+            path: None,
+            ..hop(12)
+        },
+    );
+    balancer.reconcile_if_needed(at(1));
+    balancer.plane.refuses = false;
+    balancer.reconcile_if_needed(at(1));
+    assert_eq!(ring(&balancer), [1, 2], "not at once");
+    balancer.reconcile_if_needed(at(2));
+    assert_eq!(ring(&balancer), [1]);
+}
+
+#[test]
+fn a_service_keeps_the_figures_of_backends_that_it_lost() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    balancer.plane.counters = HashMap::from([(1, new_flows(5)), (2, new_flows(7))]);
+    let key = |backend| DropKey {
+        service: 1,
+        backend,
+        reason: DropReason::TooBig as u16,
+        direction: Direction::Reply as u16,
+        reserved: 0,
+    };
+    balancer.plane.drops = BTreeMap::from([(key(1), 3), (key(2), 4)]);
+    let figures = |status: &Status| {
+        let service = &status.services[0];
+        let drops = service.drops.iter().map(|drop| drop.packets).sum::<u64>();
+        let all_drops = status.drops["too-big"];
+        (
+            (service.packets, service.new_flows, service.active_flows),
+            (drops, all_drops),
+        )
+    };
+    assert_eq!(figures(&balancer.status()), ((120, 12, 12), (7, 7)));
+    sweep(&mut balancer, at(1), &[1, 2], &[(1, 2)]);
+    assert_eq!(figures(&balancer.status()), ((120, 12, 10), (7, 7)));
+
+    balancer.change(remove(11), at(2)).unwrap();
+    assert_eq!(balancer.sweep(at(2)).gone, HashSet::from([1]));
+    assert_eq!(figures(&balancer.status()), ((120, 12, 10), (7, 7)));
+    // The sweep takes its flows away; then the id rests no more.
+    sweep(&mut balancer, at(3), &[1, 2], &[(1, 3)]);
+    assert_eq!(figures(&balancer.status()), ((120, 12, 7), (7, 7)));
+    sweep(&mut balancer, at(4), &[2], &[]);
+    assert_eq!(figures(&balancer.status()), ((120, 12, 7), (7, 7)));
+    assert_eq!(balancer.plane.counters.keys().collect::<Vec<_>>(), [&2]);
+    assert_eq!(balancer.plane.drops.len(), 1);
+
+    // Who has the id next begins at zero.
+    balancer.change(add(13), at(5)).unwrap();
+    resolve(&mut balancer, 13, hop(13));
+    balancer.reconcile_if_needed(at(5));
+    assert_eq!(ring(&balancer), [2, 1]);
+    let status = balancer.status();
+    assert_eq!(status.services[0].backends[1].new_flows, 0);
+    assert_eq!(figures(&status), ((120, 12, 7), (7, 7)));
+}
+
+#[test]
+fn another_service_of_the_same_name_begins_at_zero() {
+    let mut balancer = balancer(web(None, &[11]));
+    balancer.plane.counters = HashMap::from([(1, new_flows(5))]);
+    balancer
+        .change(Change::RemoveService("web".into()), at(1))
+        .unwrap();
+    balancer
+        .change(Change::AddService(Box::new(web(None, &[11]))), at(2))
+        .unwrap();
+    assert_eq!(balancer.status().services[0].new_flows, 0);
+    sweep(&mut balancer, at(3), &[], &[]);
+    assert_eq!(balancer.status().services[0].new_flows, 0);
+}
+
+#[test]
+fn a_port_pool_stays_while_a_port_of_it_is_in_use() {
+    let mut balancer = balancer(web(None, &[11]));
+    balancer.plane.ports_in_use.insert(1);
+    balancer.change(remove(11), at(1)).unwrap();
+    sweep(&mut balancer, at(2), &[], &[]);
+    assert_eq!(balancer.plane.image.pools, BTreeSet::from([1]));
+    balancer.plane.ports_in_use.clear();
+    sweep(&mut balancer, at(3), &[], &[]);
+    assert_eq!(balancer.plane.image.pools, BTreeSet::new());
+}
+
+#[test]
+fn a_sweep_knows_every_backend_in_service() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    let order = balancer.sweep(at(60));
+    let ids: BTreeSet<u32> = order.lifetimes.keys().copied().collect();
+    assert_eq!(ids, BTreeSet::from([1, 2]));
+    assert_eq!((order.tick, order.gone), (600, HashSet::new()));
+    balancer.change(remove(12), at(61)).unwrap();
+    assert!(!balancer.sweep(at(62)).lifetimes.contains_key(&2));
+}
+
+#[test]
+fn an_interface_that_goes_takes_its_paths_along() {
+    let mut balancer = balancer(web(None, &[11]));
+    balancer.neighbour(neighbour::Event::InterfaceGone(ETH0));
+    balancer.reconcile_if_needed(at(1));
+    assert_eq!(balancer.plane.image.interfaces, BTreeMap::new());
+    assert_eq!(ring(&balancer), [0_u32; 0]);
+    assert_eq!(balancer.plane.image.backends[&1].path, LinkPath::default());
+}
+
+#[test]
+fn every_reason_is_shown_also_what_never_happened() {
+    let balancer = balancer(web(None, &[11]));
+    let status = balancer.status();
+    assert_eq!(status.drops.len(), DropReason::ALL.len());
+    assert!(status.drops.values().all(|packets| *packets == 0));
+    assert_eq!(status.interfaces[0].name, "eth0");
+    assert_eq!(status.interfaces[0].mode, "native");
+}

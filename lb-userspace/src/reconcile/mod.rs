@@ -1,0 +1,286 @@
+//! From what is wanted to what the datapath holds: computes the [`Image`] of the tables,
+//! and brings the datapath there by the steps that differ.
+//!
+//! Pure but for [`Tables::apply`]: the same inputs give the same image. Computing it takes
+//! a few milliseconds for ten thousand backends; system calls, and rings, which are what
+//! costs, are made only for what has changed.
+
+mod ids;
+mod image;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use lb_common::{
+    Runtime,
+    backend::{Backend, BackendState, Interface},
+    service::{self, Service},
+};
+
+pub use self::{
+    ids::{BackendName, Exhausted, Ids, Numbers, PoolName},
+    image::{Image, Op, Ring, Tables, diff},
+};
+use crate::{
+    datapath::{self, Datapath, Frontend, words},
+    neighbour::NextHop,
+    scheduler::{self, Member},
+    state::{BackendSpec, Desired, Mode, ServiceSpec},
+};
+
+/// All that the content of the tables follows from.
+pub struct World<'a> {
+    /// What is wanted.
+    pub desired: &'a Desired,
+    /// Whether a backend's health allows new flows.
+    pub is_up: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
+    /// How packets to an address leave; `None` where that is not known yet.
+    pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
+    /// The interfaces that the program is attached to, by index.
+    pub interfaces: &'a BTreeMap<u32, Interface>,
+}
+
+/// Why the datapath is not as it was wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error<E> {
+    /// There are no more ids.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// The tables refused a step.
+    #[error(transparent)]
+    Tables(E),
+}
+
+/// What the datapath holds, and under which ids.
+#[derive(Clone, Debug, Default)]
+pub struct Reconciler {
+    ids: Ids,
+    image: Image,
+}
+
+impl Reconciler {
+    /// Ids of what is wanted, and of what was.
+    #[must_use]
+    pub fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// What the tables hold.
+    #[must_use]
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Brings `tables` to what follows from `world`. Returns how many steps it took.
+    ///
+    /// # Errors
+    ///
+    /// Where an id is missing, nothing has been done. Where the tables refuse a step,
+    /// those before it have been, and another call begins from there; everything that was
+    /// known before has the id that it had.
+    pub fn reconcile<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        world: &World<'_>,
+        now: Duration,
+    ) -> Result<usize, Error<T::Error>> {
+        let before = self.ids.clone();
+        let result = self.bring(tables, world, now);
+        match result {
+            Ok(_) => self.ids.recycle(),
+            Err(_) => self.ids.restore(before, now),
+        }
+        result
+    }
+
+    fn bring<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        world: &World<'_>,
+        now: Duration,
+    ) -> Result<usize, Error<T::Error>> {
+        let wanted = wanted(world, &mut self.ids, now)?;
+        let ops = diff(&self.image, &wanted);
+        for op in &ops {
+            tables.apply(op).map_err(Error::Tables)?;
+            let Ok(()) = self.image.apply(op);
+        }
+        Ok(ops.len())
+    }
+
+    /// Takes what a sweep of the flow tables, begun at `seen_at`, found of ids that rest,
+    /// and returns those whose rest has ended: they are used again after the next
+    /// [`Self::reconcile`].
+    pub fn release(
+        &mut self,
+        seen_at: Duration,
+        backend_in_use: impl Fn(u32) -> bool,
+        pool_in_use: impl Fn(u32) -> bool,
+    ) -> Released {
+        Released {
+            backends: self.ids.backends.release(seen_at, backend_in_use),
+            // No entry names a service: it rests for the packets that were on their way.
+            services: self.ids.services.release(seen_at, |_| false),
+            pools: self.ids.pools.release(seen_at, pool_in_use),
+        }
+    }
+}
+
+/// Ids that nothing uses any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Of services.
+    pub services: Vec<u32>,
+    /// Of backends.
+    pub backends: Vec<u32>,
+    /// Of port pools.
+    pub pools: Vec<u32>,
+}
+
+/// The content of the tables that follows from `world`, with new ids for what is new. The
+/// ids of what is gone rest from `now` on.
+fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exhausted> {
+    let mut image = Image {
+        interfaces: world.interfaces.clone(),
+        ..Image::default()
+    };
+    for spec in world.desired.services() {
+        let name: Arc<str> = spec.name.as_str().into();
+        let service = ids.services.get_or_new(&name)?;
+        let mut members = Vec::with_capacity(spec.backends.len());
+        for backend_spec in &spec.backends {
+            let backend_name = (Arc::clone(&name), backend_spec.address);
+            let id = ids.backends.get_or_new(&backend_name)?;
+            let is_up = (world.is_up)(spec, backend_spec);
+            let (mut entry, pool) = backend(world, spec, backend_spec);
+            entry.service = service;
+            entry.state = if is_up {
+                BackendState::Up
+            } else {
+                BackendState::Down
+            } as u8;
+            if let Some(pool) = pool {
+                entry.port_pool = ids.pools.get_or_revive(&pool)?;
+                image.pools.insert(entry.port_pool);
+            }
+            image.backends.insert(id, entry);
+            // A backend whose next hop is not resolved would take flows and drop them.
+            if is_up && entry.path.ifindex != 0 && backend_spec.weight != 0 {
+                members.push(Member {
+                    address: backend_spec.address,
+                    weight: backend_spec.weight,
+                    id,
+                });
+            }
+        }
+        image.rings.insert(
+            service,
+            Ring {
+                scheduler: spec.scheduler,
+                members,
+            },
+        );
+        let frontend = frontend(spec);
+        image.vips.insert(frontend.vip());
+        if frontend.port.is_none() {
+            image.flags |= Runtime::ANY_PORT;
+        }
+        let mode = match spec.mode {
+            Mode::FullNat => service::Mode::FullNat,
+            Mode::Nat => service::Mode::Nat,
+        };
+        image.services.insert(
+            frontend,
+            Service {
+                id: service,
+                mode: mode as u8,
+                ..Service::default()
+            },
+        );
+    }
+    ids.services.retire(now, |id| image.rings.contains_key(&id));
+    ids.backends
+        .retire(now, |id| image.backends.contains_key(&id));
+    ids.pools.retire(now, |id| image.pools.contains(&id));
+    // Flows still have ports of these.
+    image.pools.extend(ids.pools.resting());
+    Ok(image)
+}
+
+/// What clients of a service send to.
+fn frontend(spec: &ServiceSpec) -> Frontend {
+    Frontend {
+        address: spec.address.ip,
+        port: spec.address.port,
+        protocol: spec.protocol.number(),
+    }
+}
+
+/// The entry of a backend, without ids and state, and the pool that it takes its source
+/// ports from.
+fn backend(
+    world: &World<'_>,
+    spec: &ServiceSpec,
+    backend: &BackendSpec,
+) -> (Backend, Option<PoolName>) {
+    let hop = (world.next_hop)(backend.address.ip);
+    let source = match spec.mode {
+        Mode::FullNat => spec.source.or_else(|| hop?.source),
+        Mode::Nat => None,
+    };
+    // Without a source address full NAT cannot forward, whatever the route says.
+    let can_forward = spec.mode == Mode::Nat || source.is_some();
+    let path = hop
+        .and_then(|hop| hop.path)
+        .filter(|path| can_forward && world.interfaces.contains_key(&path.ifindex));
+    let entry = Backend {
+        path: path.unwrap_or_default(),
+        mtu: path.and(hop).map_or(0, |hop| hop.mtu),
+        port: backend.address.port.unwrap_or_default().to_be(),
+        address: words(backend.address.ip),
+        source: source.map(words).unwrap_or_default(),
+        first_port: *spec.source_ports.start(),
+        last_port: *spec.source_ports.end(),
+        ..Backend::default()
+    };
+    let pool = source.map(|source| PoolName {
+        source,
+        backend: backend.address,
+        protocol: spec.protocol.number(),
+    });
+    (entry, pool)
+}
+
+/// Rings that are filled and written together. Each takes a quarter of a megabyte until
+/// then, and each write waits for the packets that are on their way.
+const RINGS_AT_A_TIME: usize = 64;
+
+impl Tables for Datapath {
+    type Error = datapath::Error;
+
+    fn apply(&mut self, op: &Op) -> datapath::Result<()> {
+        match op {
+            Op::SetInterface(ifindex, interface) => self.set_interface(*ifindex, *interface),
+            Op::RemoveInterface(ifindex) => self.remove_interface(*ifindex),
+            Op::SetFlags(flags) => self.set_runtime(Runtime {
+                flags: *flags,
+                ..self.runtime()
+            }),
+            Op::CreatePools(ids) => self.create_port_pools(ids),
+            Op::RemovePools(ids) => self.remove_port_pools(ids),
+            Op::SetBackend(id, backend) => self.set_backend(*id, *backend),
+            Op::RemoveBackend(id) => self.set_backend(*id, Backend::default()),
+            Op::SetRings(rings) => rings.chunks(RINGS_AT_A_TIME).try_for_each(|rings| {
+                let fill = |ring: &Ring| scheduler::ring(ring.scheduler, &ring.members).into();
+                let rings: Vec<_> = rings.iter().map(|(id, ring)| (*id, fill(ring))).collect();
+                self.set_rings(&rings)
+            }),
+            Op::RemoveRings(services) => self.remove_rings(services),
+            Op::SetVip(frontend) => self.set_vip(*frontend),
+            Op::RemoveVip(frontend) => self.remove_vip(*frontend),
+            Op::SetService(frontend, service) => self.set_service(*frontend, *service),
+            Op::RemoveService(frontend) => self.remove_service(*frontend),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! How new flows are spread over backends: fills the ring of a service.
+
+mod maglev;
+
+use crate::state::{Scheduler, VirtualAddress};
+
+/// A backend as a scheduler sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Member {
+    /// What names it on every balancer alike.
+    pub address: VirtualAddress,
+    /// Share of new flows in proportion to the sum of weights; 0 for none.
+    pub weight: u32,
+    /// Id that this balancer's datapath knows it by.
+    pub id: u32,
+}
+
+/// The ring of a service with these backends: [`RING_SIZE`](lb_common::ring::RING_SIZE)
+/// ids, all [`NO_BACKEND`](lb_common::ring::NO_BACKEND) where no backend takes flows. It
+/// depends on nothing else, not on the order of `members` either, so that two balancers
+/// with the same configuration send a flow to the same backend.
+#[must_use]
+pub fn ring(scheduler: Scheduler, members: &[Member]) -> Vec<u32> {
+    match scheduler {
+        Scheduler::Maglev => maglev::ring(members),
+    }
+}
