@@ -51,7 +51,7 @@ drop_reasons! {
     IpChecksum = 3, "ip-checksum";
     /// The packet is a fragment, which this version does not forward.
     Fragment = 4, "fragment";
-    /// The IPv6 extension headers are truncated, too many, or route the packet onward.
+    /// The IPv6 extension headers are truncated, too many, misplaced, or route the packet onward.
     Ipv6Extension = 5, "ipv6-extension";
     /// The TCP or UDP header is truncated, or its length field is wrong.
     TransportHeader = 6, "transport-header";

@@ -85,9 +85,29 @@ impl Bench {
     ///
     /// When all have run, if any failed, with what was wrong with each.
     pub fn run_all(&mut self, table: &str, cases: &[Case]) {
+        self.report(table, cases, Self::run);
+    }
+
+    /// Like [`Self::run_all`], for cases that all begin where `before` ended, and leave
+    /// that as it is.
+    ///
+    /// # Panics
+    ///
+    /// Like [`Self::run_all`].
+    pub fn run_all_after(&mut self, before: &Case, table: &str, cases: &[Case]) {
+        self.run(before).expect("what comes before");
+        self.report(table, cases, Self::resume);
+    }
+
+    fn report(
+        &mut self,
+        table: &str,
+        cases: &[Case],
+        run: impl Fn(&mut Self, &Case) -> Result<()>,
+    ) {
         let failures: Vec<String> = cases
             .iter()
-            .filter_map(|case| self.run(case).err())
+            .filter_map(|case| run(self, case).err())
             .map(|error| format!("{error:#}"))
             .collect();
         // Past the test runner, which shows the output of failed tests alone.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use lb_common::{
@@ -141,6 +141,12 @@ impl World {
     /// A service of every [`Kind`] with two backends, of which the ring knows the first.
     #[must_use]
     pub fn standard() -> Self {
+        // Made once: a ring has many slots.
+        static STANDARD: LazyLock<World> = LazyLock::new(World::make_standard);
+        STANDARD.clone()
+    }
+
+    fn make_standard() -> Self {
         let mut world = Self {
             interfaces: INTERFACES.map(|(_, ifindex)| (ifindex, MTU)).into(),
             clock: 1,

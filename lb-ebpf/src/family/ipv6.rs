@@ -210,6 +210,10 @@ extern "C" fn ipv6_walk(ctx: *mut xdp_md, ip: u64, next: u32) -> u64 {
         if next != HOP_BY_HOP && next != ROUTING && next != FRAGMENT && next != DESTINATION {
             return Outcome::FOREIGN.0;
         }
+        // Only as the first of all (RFC 8200, section 4.1).
+        if next == HOP_BY_HOP && headers != Ipv6Hdr::LEN {
+            break;
+        }
         let mut buffer = Extension::default();
         let Some(extension) = copy(&ctx, ip + headers, &mut buffer, size_of::<Extension>()) else {
             break;

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use etherparse::{
     EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, ether_type, ip_number,
 };
-use lb_tests::{BACKEND_IF, CLIENT_IF, Case, Extension, Flow, Kind, Link, OTHER_IF, Packet, Tag};
-
-use crate::run;
+use lb_tests::{
+    BACKEND_IF, Bench, CLIENT_IF, Case, Extension, Flow, Kind, Link, OTHER_IF, Packet, Tag,
+    in_network_namespace,
+};
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// Addresses that are no service's.
@@ -31,16 +32,11 @@ pub(crate) fn cases() -> Vec<Case> {
     frames
         .into_iter()
         .map(|(name, frame)| {
-            // With a flow to every service there, so that there is something to confuse
-            // it with.
-            let mut case = Case::new(name);
-            for kind in Kind::ALL {
-                case = case.established(&Flow::first(kind));
-            }
-            for ifindex in [CLIENT_IF, BACKEND_IF, OTHER_IF] {
-                case = case.pass(format!("by interface {ifindex}"), ifindex, frame.clone());
-            }
-            case
+            [CLIENT_IF, BACKEND_IF, OTHER_IF]
+                .into_iter()
+                .fold(Case::new(name), |case, ifindex| {
+                    case.pass(format!("by interface {ifindex}"), ifindex, frame.clone())
+                })
         })
         .collect()
 }
@@ -543,5 +539,8 @@ fn broken() -> Frames {
 
 #[test]
 fn foreign() {
-    run("foreign", &cases());
+    // A flow to every service, so that there is something to confuse frames with.
+    let flows = Kind::ALL.map(Flow::first);
+    let established = flows.iter().fold(Case::new("flows"), Case::established);
+    in_network_namespace(|| Bench::new().run_all_after(&established, "foreign", &cases()));
 }

@@ -257,7 +257,11 @@ fn extensions(kind: Kind) -> Vec<Case> {
         .collect();
 
     let seven = vec![Destination(6); 7];
-    let refused: [(&str, &[Extension]); 4] = [
+    let refused: [(&str, &[Extension]); 5] = [
+        (
+            "hop-by-hop options that do not come first",
+            &[Destination(6), HopByHop(6)],
+        ),
         ("seven extension headers", &seven),
         ("a routing header that leads on", &[Routing(1)]),
         (
