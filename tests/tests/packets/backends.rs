@@ -65,7 +65,7 @@ fn no_backend(kind: Kind) -> Case {
         })
         .refuse("opening", &flow, &flow.opening(), DropReason::NoBackend)
         .then("a backend", move |world| {
-            world.set_ring(kind, kind.backend())
+            world.set_ring(kind, kind.backend());
         })
         .established(&flow)
 }
@@ -76,7 +76,7 @@ fn absent_in_ring(kind: Kind) -> Case {
         .given(|world| world.set_state(kind.backend(), BackendState::Absent))
         .refuse("opening", &flow, &flow.opening(), DropReason::NoBackend)
         .then("an id beyond all", move |world| {
-            world.set_ring(kind, u32::MAX)
+            world.set_ring(kind, u32::MAX);
         })
         .refuse("opening", &flow, &flow.opening(), DropReason::NoBackend)
 }

@@ -34,6 +34,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// A frame that is broken, and what is expected of it.
+#[derive(Clone, Copy)]
 enum Broken {
     /// Not even the addresses could be read.
     Unreadable,
