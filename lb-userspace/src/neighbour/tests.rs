@@ -339,11 +339,6 @@ fn a_route_that_moves_takes_the_next_hop_with_it() {
         });
         assert_eq!(macs(&hop), ([2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]));
 
-        ip("route add 198.51.100.0/24 via 192.0.0.2 table 7");
-        ip("rule add to 198.51.100.9 table 7");
-        watch.hop("198.51.100.9", |hop| hop.ifindex == index("out0"));
-
-        ip("rule del to 198.51.100.9 table 7");
         ip("route del 198.51.100.0/24");
         watch.state("198.51.100.9", NextHopState::NoRoute);
     });
@@ -359,11 +354,41 @@ fn a_next_hop_object_that_changes_is_followed() {
         ip("route add 198.51.100.0/24 nhid 5");
         let mut watch = Watch::start(&["198.51.100.9"]);
         watch.resolved("198.51.100.9");
-        ip("nexthop replace id 5 via 192.0.1.2 dev out1");
-        watch.hop("198.51.100.9", |hop| {
-            hop.state == NextHopState::Resolved && hop.ifindex == index("out1")
-        });
+        flip(
+            &mut watch,
+            "nexthop replace id 5 via 192.0.1.2 dev out1",
+            "nexthop replace id 5 via 192.0.0.2 dev out0",
+        );
     });
+}
+
+#[test]
+fn a_rule_that_comes_and_goes_is_followed() {
+    with_peer(|peer| {
+        peer.link(1);
+        ip("route add 198.51.100.0/24 via 192.0.0.2");
+        ip("route add 198.51.100.0/24 via 192.0.1.2 table 7");
+        let mut watch = Watch::start(&["198.51.100.9"]);
+        watch.resolved("198.51.100.9");
+        flip(
+            &mut watch,
+            "rule add to 198.51.100.9 table 7",
+            "rule del to 198.51.100.9 table 7",
+        );
+    });
+}
+
+/// Changes the way to `198.51.100.9` from `out0` to `out1` and back, so often that what
+/// the making of the links still has the watcher ask again cannot hide a change missed.
+fn flip(watch: &mut Watch, there: &str, back: &str) {
+    for _ in 0..5 {
+        for (words, device) in [(there, "out1"), (back, "out0")] {
+            ip(words);
+            watch.hop("198.51.100.9", |hop| {
+                hop.state == NextHopState::Resolved && hop.ifindex == index(device)
+            });
+        }
+    }
 }
 
 #[test]
