@@ -57,8 +57,10 @@ pub trait Family: Sized {
     /// What stands behind the IP headers.
     fn payload(ctx: &XdpContext, link: &Link, ip: *mut Self::Header) -> Result<Payload, Unparsed>;
 
-    /// The tuple of a packet with these ports, network byte order.
-    fn tuple(ip: *mut Self::Header, protocol: u8, ports: (u16, u16)) -> Self::Tuple;
+    /// The tuple of a packet with these ports, a word as it lies in the frame. Put
+    /// together of whole words: the hash reads it soon after, and a load that spans
+    /// two stores waits for both.
+    fn tuple(ip: *mut Self::Header, protocol: u8, ports: u32) -> Self::Tuple;
 
     /// Whether the IP header agrees with the frame and itself. Returns the length
     /// of the IP packet in bytes.

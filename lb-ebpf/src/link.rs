@@ -10,7 +10,7 @@ use network_types::{
     vlan::VlanHdr,
 };
 
-use crate::{maps::DEVICES, packet::at};
+use crate::{maps::DEVICES, packet::at, words};
 
 /// The TPID and the VLAN identifier of a tag: what makes the VLAN.
 const VLAN: u32 = u32::from_be(0xffff_0fff);
@@ -27,8 +27,8 @@ pub struct Link {
     tags: [u32; MAX_VLAN_TAGS],
     /// Index of the interface that the frame came in by.
     ifindex: u32,
-    /// Ethernet addresses of the way back.
-    macs_back: [u32; 3],
+    /// Ethernet destination and source address, as in [`LinkPath`].
+    macs: [u32; 3],
 }
 
 impl Link {
@@ -39,8 +39,7 @@ impl Link {
     pub fn parse(ctx: &XdpContext) -> Option<Self> {
         let eth: *const EthHdr = at(ctx, 0)?;
         // SAFETY: `at` checked the bounds.
-        let (macs, ether_type) =
-            unsafe { (eth.cast::<[u32; 3]>().read_unaligned(), (*eth).ether_type) };
+        let (macs, ether_type) = unsafe { (words::load(eth.cast::<u32>()), (*eth).ether_type) };
         // The first bit on the wire, which is the lowest of the first byte.
         const GROUP: u32 = u32::from_be(1 << 24);
         if macs[0] & GROUP != 0 {
@@ -52,7 +51,7 @@ impl Link {
             tags: [0; MAX_VLAN_TAGS],
             // SAFETY: the context is valid while the program runs.
             ifindex: unsafe { (*ctx.ctx).ingress_ifindex },
-            macs_back: reverse_macs(macs),
+            macs,
         };
         if is_vlan(link.ether_type) {
             link.pop_tag(ctx, 0)?;
@@ -87,7 +86,7 @@ impl Link {
     pub fn way_back(&self) -> LinkPath {
         LinkPath {
             ifindex: self.ifindex,
-            macs: self.macs_back,
+            macs: reverse_macs(self.macs),
             tags: [self.tags[0] & VLAN, self.tags[1] & VLAN],
         }
     }
@@ -95,10 +94,11 @@ impl Link {
     /// Whether `path` is the way back to where the frame came from.
     #[inline(always)]
     pub fn came_from(&self, path: &LinkPath) -> bool {
+        let macs = reverse_macs(self.macs);
         path.ifindex == self.ifindex
-            && path.macs[0] == self.macs_back[0]
-            && path.macs[1] == self.macs_back[1]
-            && path.macs[2] == self.macs_back[2]
+            && path.macs[0] == macs[0]
+            && path.macs[1] == macs[1]
+            && path.macs[2] == macs[2]
             && path.tags[0] == self.tags[0] & VLAN
             && path.tags[1] == self.tags[1] & VLAN
     }
@@ -113,7 +113,7 @@ impl Link {
         }
         let macs: *mut [u32; 3] = at(ctx, 0).ok_or(DropReason::NoHeadroom)?;
         // SAFETY: `at` checked the bounds.
-        unsafe { macs.write_unaligned(path.macs) };
+        unsafe { words::store(macs.cast(), path.macs) };
         if path.ifindex == self.ifindex {
             return Ok(XDP_TX);
         }

@@ -24,6 +24,7 @@ mod packet;
 mod ports;
 mod service;
 mod verdict;
+mod words;
 
 use aya_ebpf::{bindings::xdp_action::XDP_PASS, macros::xdp, programs::XdpContext};
 use family::{Family, Ipv4, Ipv6};

@@ -138,13 +138,12 @@ impl Transport {
         }
     }
 
-    /// Source and destination port, network byte order.
+    /// Source and destination port, a word as it lies in the frame.
     #[inline(always)]
-    fn ports(&self) -> (u16, u16) {
+    fn ports(&self) -> u32 {
         // SAFETY: the bounds were checked when the header was parsed; both headers
         // begin with the ports.
-        let [src, dst] = unsafe { self.ports.read_unaligned() };
-        (src, dst)
+        unsafe { self.ports.cast::<u32>().read_unaligned() }
     }
 
     /// Writes other ports (network byte order) and keeps the checksum as right or

@@ -1,5 +1,7 @@
 //! IPv4 (RFC 791).
 
+use core::mem::{offset_of, transmute};
+
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     checksum,
@@ -65,15 +67,15 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
-    fn tuple(ip: *mut Ipv4Hdr, protocol: u8, (src_port, dst_port): (u16, u16)) -> FlowKey4 {
-        // SAFETY: the bounds were checked when the header was parsed.
-        let header = unsafe { &*ip };
-        FlowKey4 {
-            src: u32::from_ne_bytes(header.src_addr),
-            dst: u32::from_ne_bytes(header.dst_addr),
-            src_port,
-            dst_port,
-            protocol: u32::from(protocol),
+    fn tuple(ip: *mut Ipv4Hdr, protocol: u8, ports: u32) -> FlowKey4 {
+        // SAFETY: the bounds were checked when the header was parsed, of which the
+        // addresses are the last eight bytes; a key is two words of plain integers,
+        // the addresses and then ports and protocol.
+        unsafe {
+            let field = ip.byte_add(offset_of!(Ipv4Hdr, src_addr)).cast::<u64>();
+            let addresses = field.read_unaligned();
+            let transport: u64 = transmute([ports, u32::from(protocol)]);
+            transmute([addresses, transport])
         }
     }
 
@@ -106,8 +108,12 @@ impl Family for Ipv4 {
         let new = u16::from_ne_bytes([ip.ttl, ip.proto]);
         let delta = checksum::fold(u64::from(address_delta) + checksum::replace16(old, new));
         ip.check = checksum::update(u16::from_ne_bytes(ip.check), delta).to_ne_bytes();
-        ip.src_addr = to.src.to_ne_bytes();
-        ip.dst_addr = to.dst.to_ne_bytes();
+        // SAFETY: as above; keys and headers have both addresses in this order.
+        unsafe {
+            let addresses = (&raw const *to).cast::<u64>().read();
+            let field = packet.ip.byte_add(offset_of!(Ipv4Hdr, src_addr));
+            field.cast::<u64>().write_unaligned(addresses);
+        }
     }
 
     #[inline(always)]

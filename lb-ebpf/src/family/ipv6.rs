@@ -1,6 +1,6 @@
 //! IPv6 (RFC 8200).
 
-use core::mem::transmute;
+use core::mem::{offset_of, transmute};
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
@@ -15,6 +15,7 @@ use crate::{
     link::Link,
     maps::{DRAFT_V6, FLOWS_V6, REPLIES_V6, SERVICES_V6, VIPS_V6},
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy},
+    words,
 };
 
 /// Extension headers that are followed; a real packet has one or two.
@@ -70,7 +71,7 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn destination(ip: *mut Ipv6Hdr) -> Self::Address {
         // SAFETY: the bounds were checked when the header was parsed.
-        words(unsafe { (*ip).dst_addr })
+        unsafe { words::load((&raw const (*ip).dst_addr).cast()) }
     }
 
     #[inline(always)]
@@ -87,15 +88,14 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn tuple(ip: *mut Ipv6Hdr, protocol: u8, (src_port, dst_port): (u16, u16)) -> FlowKey6 {
-        // SAFETY: the bounds were checked when the header was parsed.
-        let header = unsafe { &*ip };
-        FlowKey6 {
-            src: words(header.src_addr),
-            dst: words(header.dst_addr),
-            src_port,
-            dst_port,
-            protocol: u32::from(protocol),
+    fn tuple(ip: *mut Ipv6Hdr, protocol: u8, ports: u32) -> FlowKey6 {
+        // SAFETY: the bounds were checked when the header was parsed, of which the
+        // addresses are the last 32 bytes; a key is five words of plain integers, the
+        // addresses and then ports and protocol.
+        unsafe {
+            let [a, b, c, d] = words::load(addresses(ip));
+            let transport: u64 = transmute([ports, u32::from(protocol)]);
+            transmute([a, b, c, d, transport])
         }
     }
 
@@ -118,12 +118,13 @@ impl Family for Ipv6 {
 
     #[inline(always)]
     fn rewrite(packet: &Packet<'_, Self>, to: &FlowKey6, _address_delta: u16) {
-        // SAFETY: the bounds were checked when the header was parsed, and no
-        // other reference to the header lives.
-        let ip = unsafe { &mut *packet.ip };
-        ip.hop_limit -= 1;
-        ip.src_addr = bytes(to.src);
-        ip.dst_addr = bytes(to.dst);
+        // SAFETY: the bounds were checked when the header was parsed; keys and headers
+        // have both addresses in this order.
+        unsafe {
+            (*packet.ip).hop_limit -= 1;
+            let to: [u64; ADDRESS_WORDS] = words::load((&raw const *to).cast());
+            words::store(addresses(packet.ip), to);
+        }
     }
 
     #[inline(always)]
@@ -290,16 +291,11 @@ impl Outcome {
     }
 }
 
-/// An address as words.
-#[inline(always)]
-const fn words(address: [u8; 16]) -> [u32; 4] {
-    // SAFETY: both are 16 bytes of plain integers.
-    unsafe { transmute(address) }
-}
+/// Words of both addresses.
+const ADDRESS_WORDS: usize = 4;
 
-/// The bytes of an address.
+/// Both addresses, the source first: the last [`ADDRESS_WORDS`] of the header.
 #[inline(always)]
-const fn bytes(address: [u32; 4]) -> [u8; 16] {
-    // SAFETY: both are 16 bytes of plain integers.
-    unsafe { transmute(address) }
+fn addresses(ip: *mut Ipv6Hdr) -> *mut u64 {
+    ip.wrapping_byte_add(offset_of!(Ipv6Hdr, src_addr)).cast()
 }

@@ -1,7 +1,10 @@
 //! The balancer that is measured: 64 services and 200 backends, of which one service
 //! gets the packets.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
@@ -81,6 +84,11 @@ impl Balancer {
         datapath.set_interface(IFINDEX, Interface { mtu: MTU })?;
         let pools: Vec<u32> = (1..=BACKENDS).collect();
         datapath.create_port_pools(&pools)?;
+        // In one step: each costs a wait for the programs that run.
+        let rings: Vec<_> = (1..=SERVICES)
+            .map(|number| (number, ring_of(number)))
+            .collect();
+        datapath.set_rings(&rings)?;
         for number in 1..=SERVICES {
             set_service::<V>(&mut datapath, number, mode, protocol)?;
         }
@@ -129,8 +137,6 @@ fn set_service<V: Ip>(
     for id in backends_of(number) {
         datapath.set_backend(id, backend::<V>(id, number, mode))?;
     }
-    let slots = (0..RING_SIZE).map(|slot| backend_of_slot(number, slot));
-    datapath.set_rings(&[(number, slots.collect())])?;
     let frontend = Frontend {
         address: V::service(number),
         port: Some(SERVICE_PORT),
@@ -177,7 +183,14 @@ fn backends_of(service: u32) -> std::ops::Range<u32> {
     first..first + IDLE_BACKENDS
 }
 
-/// The ring of a service: its backends in turn.
+/// The ring of a service.
+fn ring_of(service: u32) -> Arc<[u32]> {
+    (0..RING_SIZE)
+        .map(|slot| backend_of_slot(service, slot))
+        .collect()
+}
+
+/// The slots of a ring have the backends in turn.
 fn backend_of_slot(service: u32, slot: u32) -> u32 {
     let ids = backends_of(service);
     ids.start + slot % (ids.end - ids.start)

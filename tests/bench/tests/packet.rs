@@ -1,0 +1,50 @@
+//! That the benchmark runs. What it measures here means nothing; that every packet
+//! became what it should, it checks by itself.
+
+use lb_bench::{Row, Scenario, Size};
+
+#[test]
+fn every_row_runs_with_correct_verdicts() {
+    let size = Size {
+        flows: &[1, 64],
+        rounds: 1,
+        packets: 256,
+        new_flows: 64,
+        room: 1_024,
+    };
+    let mut rows: Vec<Row> = Vec::new();
+    lb_bench::packet(&size, &[], |row, figures| {
+        assert!(figures.floor_ns > 0.0, "{row}: {figures:?}");
+        rows.push(*row);
+        Ok(())
+    })
+    .unwrap_or_else(|error| panic!("{error:?}"));
+
+    let count = |scenario| rows.iter().filter(|row| row.scenario == scenario).count();
+    // Modes, families, protocols, and numbers of flows.
+    const OURS: usize = 2 * 2 * 2 * 2;
+    assert_eq!(count(Scenario::Tracked), OURS);
+    assert_eq!(count(Scenario::Reply), OURS);
+    assert_eq!(count(Scenario::New), OURS);
+    // Either family with either number of flows, and ARP.
+    assert_eq!(count(Scenario::NotOurs), 2 * 2 + 1);
+}
+
+#[test]
+fn a_filter_leaves_the_rows_that_it_names() {
+    let mut names = Vec::new();
+    let filter = ["reply/nat/ipv6/udp/1".to_owned()];
+    lb_bench::packet(
+        &Size {
+            flows: &[1],
+            ..Size::QUICK
+        },
+        &filter,
+        |row, _| {
+            names.push(row.to_string());
+            Ok(())
+        },
+    )
+    .unwrap_or_else(|error| panic!("{error:?}"));
+    assert_eq!(names, filter);
+}
