@@ -143,13 +143,14 @@ fn fail(
                 .is_ok_and(|backend| backend.state == "down")
         })
     })?;
+    let taken_out = seconds(begin);
     let reports: Vec<_> = background.into_iter().map(Background::finish).collect();
     let answered: u64 = reports.iter().map(|report| report.requests).sum();
     let failed: usize = reports.iter().map(|report| report.errors.len()).sum();
     say(format_args!(
         "    taken out after {} (at most {} s by its settings); until then {failed} of {} \
          requests met the dead server",
-        seconds(begin),
+        taken_out,
         (interval_ms * u64::from(fall) + timeout_ms) as f64 / 1_000.0,
         answered + failed as u64,
     ))?;
