@@ -29,7 +29,8 @@ fn build() -> Paths {
         // All packages with their tests, as in `cargo test --workspace`, so that
         // dependencies have the same features and are not compiled again.
         .args(["build", "--quiet", "--profile", profile])
-        .args(["--bins", "--tests", "--workspace", "--exclude", "lb-ebpf"])
+        .args(["--bins", "--tests", "--workspace"])
+        .args(["--exclude", "lb-ebpf", "--exclude", "lb-bench-driver"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .expect("cannot run cargo to build `lb` and `lab-server`");
