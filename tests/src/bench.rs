@@ -36,6 +36,8 @@ pub struct Bench {
     datapath: Datapath,
     tables: FlowTables,
     world: World,
+    /// The flow clock: a tick for each packet, so that what it touches shows.
+    clock: u32,
     /// Port pools that are there.
     pools: BTreeSet<u32>,
     /// Those from which nobody has taken a port yet: the next one is the first.
@@ -73,6 +75,7 @@ impl Bench {
             datapath,
             tables,
             world: World::default(),
+            clock: 0,
             pools: BTreeSet::new(),
             fresh_pools: BTreeSet::new(),
             last: None,
@@ -240,14 +243,14 @@ impl Bench {
         for (frontend, service) in changed(&old.services, &world.services) {
             self.datapath.set_service(*frontend, *service)?;
         }
-        let flags = if world.any_port() {
-            Runtime::ANY_PORT
-        } else {
-            0
-        };
-        let clock = world.clock;
-        self.datapath.set_runtime(Runtime { clock, flags })?;
-        Ok(())
+        self.set_runtime()
+    }
+
+    fn set_runtime(&mut self) -> Result<()> {
+        let any_port = self.world.any_port();
+        let flags = if any_port { Runtime::ANY_PORT } else { 0 };
+        let clock = self.clock;
+        Ok(self.datapath.set_runtime(Runtime { clock, flags })?)
     }
 
     /// Runs the program on a frame.
@@ -288,6 +291,8 @@ impl Bench {
             Some(last) => last,
             None => Snapshot::take(&self.datapath, &mut self.tables)?,
         };
+        self.clock += 1;
+        self.set_runtime()?;
         let run = self.send(ifindex, frame)?;
         let after = Snapshot::take(&self.datapath, &mut self.tables)?;
         self.enter(&world)?;
@@ -313,8 +318,10 @@ impl Bench {
             Outcome::Dropped => {}
         }
         lines.extend(after.compare(&before, change));
-        if *outcome == Outcome::Passed {
-            lines.extend(after.compare_flows(&before));
+        match outcome {
+            Outcome::Sent(..) => lines.extend(after.compare_spoken(self.clock, change)),
+            Outcome::Passed => lines.extend(after.compare_flows(&before)),
+            Outcome::Dropped => {}
         }
         if !lines.is_empty() {
             bail!("\n  {}", lines.join("\n  "));

@@ -180,6 +180,19 @@ impl Snapshot {
         lines
     }
 
+    /// Whether a packet that was forwarded at this tick has left its time in the entry of
+    /// its direction, or in both of a flow that it began, and in no other.
+    pub(crate) fn compare_spoken(&self, clock: u32, expected: &Change) -> Option<String> {
+        let entries = self.flows.values().chain(self.replies.values());
+        let spoken = entries.filter(|entry| entry.entry.last_seen == clock);
+        let spoken = spoken.count() as u64;
+        let began: u64 = expected.counters.values().map(|c| c.new_flows).sum();
+        (spoken != 1 + began).then(|| {
+            let expected = 1 + began;
+            format!("entries that have spoken: expected {expected}, got {spoken}")
+        })
+    }
+
     /// Whether the flow tables and the ports are as they were `before`, to the byte.
     pub(crate) fn compare_flows(&self, before: &Self) -> Vec<String> {
         let mut lines = Vec::new();

@@ -133,8 +133,6 @@ pub struct World {
     pub rings: BTreeMap<u32, Arc<[u32]>>,
     /// MTUs of the interfaces that packets may leave by, by index.
     pub interfaces: BTreeMap<u32, u32>,
-    /// The flow clock.
-    pub clock: u32,
 }
 
 impl World {
@@ -149,7 +147,6 @@ impl World {
     fn make_standard() -> Self {
         let mut world = Self {
             interfaces: INTERFACES.map(|(_, ifindex)| (ifindex, MTU)).into(),
-            clock: 1,
             ..Self::default()
         };
         for kind in Kind::ALL {

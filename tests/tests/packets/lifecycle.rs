@@ -30,7 +30,6 @@ fn goes_on(kind: Kind) -> Case {
         .reply("acceptance", &flow, &flow.acceptance())
         .reply("acceptance, sent again", &flow, &flow.acceptance())
         .forward("request", &flow, &flow.request())
-        .then("time passes", |world| world.clock += 7)
         .reply("reply", &flow, &flow.reply())
         .forward("another request", &flow, &flow.request())
         .reply("another reply", &flow, &flow.reply())

@@ -9,7 +9,7 @@ mod many_flows;
 mod ports;
 mod rewriting;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io::Write as _};
 
 use lb_tests::{Bench, Case, in_network_namespace};
 
@@ -39,4 +39,11 @@ fn there_are_enough_cases() {
     let unique: BTreeSet<_> = names.iter().collect();
     assert_eq!(unique.len(), names.len(), "two cases have the same name");
     assert!(unique.len() >= 100, "{} cases", unique.len());
+    // Past the test runner, which shows the output of failed tests alone.
+    let _unseen = writeln!(
+        std::io::stderr(),
+        "{} cases and {} of foreign packets in all",
+        unique.len(),
+        foreign.len()
+    );
 }
