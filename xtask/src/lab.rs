@@ -1,11 +1,9 @@
 //! The tasks around the lab: a demonstration in one of its own, and one that stays.
 
-use std::env;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lb_lab::{Paths, demo as demonstration, standing};
 
-use crate::project::{cargo, execute, require_root, step};
+use crate::project::{cargo, execute, require_root, step, target_dir};
 
 const NEEDS_ROOT: &str = "the lab is made of network namespaces and runs a BPF program";
 
@@ -46,14 +44,9 @@ fn build() -> Result<Paths> {
     programs()
 }
 
-/// Where the programs are once they are compiled: beside this one, by profile.
+/// Where the programs are once they are compiled.
 fn programs() -> Result<Paths> {
-    let own = env::current_exe().context("cannot find the path of this program")?;
-    let release = own
-        .ancestors()
-        .nth(2)
-        .with_context(|| format!("{} is not in cargo's target folder", own.display()))?
-        .join("release");
+    let release = target_dir()?.join("release");
     Ok(Paths {
         lb: release.join("lb"),
         server: release.join("lab-server"),

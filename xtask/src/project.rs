@@ -17,6 +17,19 @@ pub(crate) fn root() -> PathBuf {
         .into()
 }
 
+/// The folder that cargo compiles this project in.
+///
+/// # Errors
+/// If this program was not compiled there.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    // This program is TARGET_DIR/PROFILE/xtask.
+    let own = env::current_exe().context("cannot find the path of this program")?;
+    let parent = own.ancestors().nth(2);
+    Ok(parent
+        .with_context(|| format!("{} is not in a target folder", own.display()))?
+        .into())
+}
+
 /// The cargo that runs this, in the project's folder.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

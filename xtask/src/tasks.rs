@@ -1,4 +1,7 @@
 //! The tasks that are runs of cargo. The machine is set up when they begin.
+//!
+//! Cargo takes the workspace's `default-members`: all packages but the eBPF
+//! programs, which the build scripts of those that load them compile.
 
 use std::{
     ffi::OsString,
@@ -7,36 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ebpf_build::{Program, Target, Toolchain};
+use ebpf_build::{Builder, Program, Target};
 
-use crate::project::{cargo, execute, require_root, root, step};
-
-/// The crates of the host. The eBPF programs compile for their own target only, and
-/// are compiled by the build scripts of lb-userspace and lb-bench.
-const HOST_CRATES: [&str; 5] = [
-    "--workspace",
-    "--exclude",
-    "lb-ebpf",
-    "--exclude",
-    "lb-bench-driver",
-];
-
-/// Where the eBPF program is compiled by itself; its builds within lb-userspace
-/// have folders of their own.
-const EBPF_TARGET: &str = "target/ebpf";
+use crate::project::{cargo, execute, require_root, root, step, target_dir};
 
 /// Compiles the eBPF program and prints where the object is.
 pub(crate) fn build_ebpf() -> Result<()> {
-    let project = root();
-    let toolchain = Toolchain::load(&project)?;
-    let target_dir = project.join(EBPF_TARGET);
-    let built = ebpf_build::build(
-        Program::LB,
-        &project,
-        &toolchain,
-        &Target::host(),
-        &target_dir,
-    )?;
+    let built = ebpf_builder()?.build(Program::LB)?;
     eprint!("{}", built.warnings);
     let bytes = fs::metadata(&built.object)
         .with_context(|| format!("cannot read {}", built.object.display()))?
@@ -49,12 +29,7 @@ pub(crate) fn build_ebpf() -> Result<()> {
 pub(crate) fn test(arguments: &[OsString]) -> Result<()> {
     require_root("the tests load BPF programs and make network namespaces")?;
     step("tests", || {
-        execute(
-            cargo()
-                .args(["test", "--no-fail-fast"])
-                .args(HOST_CRATES)
-                .args(arguments),
-        )
+        execute(cargo().args(["test", "--no-fail-fast"]).args(arguments))
     })
 }
 
@@ -66,19 +41,13 @@ pub(crate) fn lint() -> Result<()> {
             execute(cargo().args(["fmt", "--all", "--check"]))
         }),
         step("clippy", || {
-            execute(cargo().arg("clippy").args(HOST_CRATES).args([
-                "--all-targets",
-                "--",
-                "--deny",
-                "warnings",
-            ]))
+            execute(cargo().args(["clippy", "--all-targets", "--", "--deny", "warnings"]))
         }),
         step("clippy of the eBPF programs", lint_ebpf),
         step("documentation", || {
             execute(
                 cargo()
                     .args(["doc", "--no-deps"])
-                    .args(HOST_CRATES)
                     .env("RUSTDOCFLAGS", "--deny warnings"),
             )
         }),
@@ -89,13 +58,17 @@ pub(crate) fn lint() -> Result<()> {
 /// The clippy of stable Rust has no `core` for BPF, and on the host the program's
 /// inline assembly does not compile: it is the eBPF compiler's own.
 fn lint_ebpf() -> Result<()> {
-    let project = root();
-    let toolchain = Toolchain::load(&project)?;
-    let target_dir = project.join(EBPF_TARGET);
+    let builder = ebpf_builder()?;
     for program in Program::ALL {
-        ebpf_build::lint(program, &project, &toolchain, &Target::host(), &target_dir)?;
+        builder.lint(program)?;
     }
     Ok(())
+}
+
+/// Shares what is compiled with the build scripts.
+fn ebpf_builder() -> Result<Builder> {
+    let target_dir = target_dir()?.join("ebpf");
+    Ok(Builder::new(&root(), Target::host(), &target_dir)?)
 }
 
 /// Runs the benchmark; `arguments` are its own.

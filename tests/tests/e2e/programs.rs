@@ -26,12 +26,11 @@ fn build() -> Paths {
         None => panic!("{} is not in cargo's target directory", test.display()),
     };
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        // All packages with their tests, as in `cargo test --workspace`, so that
+        // All packages with their tests, as in a `cargo test` of everything, so that
         // dependencies have the same features and are not compiled again.
-        .args(["build", "--quiet", "--profile", profile])
-        .args(["--bins", "--tests", "--workspace"])
-        .args(["--exclude", "lb-ebpf", "--exclude", "lb-bench-driver"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--quiet", "--bins", "--tests"])
+        .args(["--profile", profile])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .status()
         .expect("cannot run cargo to build `lb` and `lab-server`");
     assert!(

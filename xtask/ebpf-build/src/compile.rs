@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Core, Error, Toolchain, clippy, linker};
+use crate::{Core, Error, Program, Toolchain, clippy, linker};
 
 /// The machine that the program will run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,28 +44,13 @@ impl Target {
     }
 }
 
-/// A package of the workspace that compiles to an eBPF object, and its binary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Program {
-    package: &'static str,
-    bin: &'static str,
-}
-
-impl Program {
-    /// The datapath.
-    pub const LB: Self = Self {
-        package: "lb-ebpf",
-        bin: "lb",
-    };
-
-    /// The driver of the benchmark.
-    pub const BENCH_DRIVER: Self = Self {
-        package: "lb-bench-driver",
-        bin: "driver",
-    };
-
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::LB, Self::BENCH_DRIVER];
+/// What a compilation of an eBPF program needs to know besides the program.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    project: PathBuf,
+    toolchain: Toolchain,
+    target: Target,
+    target_dir: PathBuf,
 }
 
 /// A compiled program.
@@ -77,91 +62,93 @@ pub struct Built {
     pub warnings: String,
 }
 
-/// Compiles a program of the workspace at `project`, with intermediate files
-/// under `target_dir`.
-///
-/// # Errors
-/// If cargo cannot be started, or the program does not compile.
-pub fn build(
-    program: Program,
-    project: &Path,
-    toolchain: &Toolchain,
-    target: &Target,
-    target_dir: &Path,
-) -> Result<Built, Error> {
-    let mut cargo = Command::new(cargo(toolchain));
-    cargo.arg("build");
-    let warnings = run(cargo, program, project, toolchain, target, target_dir, &[])?;
-    Ok(Built {
-        object: target_dir
-            .join(target.triple())
-            .join("ebpf")
-            .join(program.bin),
-        warnings,
-    })
-}
+impl Builder {
+    /// For the workspace at `project`, with the toolchain that was set up there,
+    /// and with intermediate files under `target_dir`.
+    ///
+    /// # Errors
+    /// As [`Toolchain::load`].
+    pub fn new(project: &Path, target: Target, target_dir: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            project: project.into(),
+            toolchain: Toolchain::load(project)?,
+            target,
+            target_dir: target_dir.into(),
+        })
+    }
 
-/// Runs the compiler's own clippy over a program; every warning is an error.
-///
-/// # Errors
-/// If clippy cannot be started, or finds something.
-pub fn lint(
-    program: Program,
-    project: &Path,
-    toolchain: &Toolchain,
-    target: &Target,
-    target_dir: &Path,
-) -> Result<(), Error> {
-    let mut command = Command::new(clippy(&toolchain.rustc));
-    command.arg("clippy").env("CARGO", cargo(toolchain));
-    let deny = ["--", "--deny", "warnings"];
-    run(
-        command, program, project, toolchain, target, target_dir, &deny,
-    )?;
-    Ok(())
-}
+    /// Compiles `program`.
+    ///
+    /// # Errors
+    /// If cargo cannot be started, or the program does not compile.
+    pub fn build(&self, program: Program) -> Result<Built, Error> {
+        let mut cargo = Command::new(cargo(&self.toolchain));
+        cargo.arg("build");
+        Ok(Built {
+            warnings: self.run(cargo, program, &[])?,
+            object: self
+                .target_dir
+                .join(self.target.triple())
+                .join("ebpf")
+                .join(program.bin),
+        })
+    }
 
-/// Completes the command line and the environment of `cargo`, runs it, and
-/// returns what the compiler had to say.
-fn run(
-    mut cargo: Command,
-    program: Program,
-    project: &Path,
-    toolchain: &Toolchain,
-    target: &Target,
-    target_dir: &Path,
-    last_arguments: &[&str],
-) -> Result<String, Error> {
-    for (key, _) in env::vars_os() {
-        if !is_kept(&key.to_string_lossy()) {
-            cargo.env_remove(key);
+    /// Runs the compiler's own clippy over `program`; every warning is an error.
+    ///
+    /// # Errors
+    /// If clippy cannot be started, or finds something.
+    pub fn lint(&self, program: Program) -> Result<(), Error> {
+        let mut cargo_clippy = Command::new(clippy(&self.toolchain.rustc));
+        cargo_clippy
+            .arg("clippy")
+            .env("CARGO", cargo(&self.toolchain));
+        self.run(cargo_clippy, program, &["--", "--deny", "warnings"])?;
+        Ok(())
+    }
+
+    /// Completes the command line and the environment of `cargo`, runs it, and
+    /// returns what the compiler had to say.
+    fn run(
+        &self,
+        mut cargo: Command,
+        program: Program,
+        last_arguments: &[&str],
+    ) -> Result<String, Error> {
+        for (key, _) in env::vars_os() {
+            if !is_kept(&key.to_string_lossy()) {
+                cargo.env_remove(key);
+            }
         }
-    }
-    cargo
-        .current_dir(project)
-        .env("RUSTC", &toolchain.rustc)
-        // aya-ebpf and the program use unstable features (inline assembly for
-        // BPF, for one). This makes a stable compiler admit them.
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(project, target))
-        .args(["--package", program.package, "--bin", program.bin])
-        .args(["--profile", "ebpf", "--locked", "--quiet"])
-        .args(["--target", target.triple()])
-        .arg("--target-dir")
-        .arg(target_dir);
-    if toolchain.core == Core::Source {
-        cargo.args(["-Z", "build-std=core"]);
-    }
-    cargo.args(last_arguments);
+        cargo
+            .current_dir(&self.project)
+            .env("RUSTC", &self.toolchain.rustc)
+            // aya-ebpf and the programs use unstable features (inline assembly for
+            // BPF, for one). This makes a stable compiler admit them.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env(
+                "CARGO_ENCODED_RUSTFLAGS",
+                rustflags(&self.project, &self.target),
+            )
+            .args(["--package", program.package, "--bin", program.bin])
+            .args(["--profile", "ebpf", "--locked", "--quiet"])
+            .args(["--target", self.target.triple()])
+            .arg("--target-dir")
+            .arg(&self.target_dir);
+        if self.toolchain.core == Core::Source {
+            cargo.args(["-Z", "build-std=core"]);
+        }
+        cargo.args(last_arguments);
 
-    let output = cargo
-        .output()
-        .map_err(|cause| Error::Spawn(cargo.get_program().into(), cause))?;
-    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
-    if output.status.success() {
-        Ok(messages)
-    } else {
-        Err(Error::Refused(messages))
+        let output = cargo
+            .output()
+            .map_err(|cause| Error::Spawn(cargo.get_program().into(), cause))?;
+        let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() {
+            Ok(messages)
+        } else {
+            Err(Error::Refused(program.package, messages))
+        }
     }
 }
 

@@ -3,14 +3,17 @@
 //!
 //! It needs a compiler with a `core` for the BPF target, which stable Rust does
 //! not bring, and `bpf-linker`. `cargo xtask setup` finds or installs both and
-//! writes down what it took, see [`Toolchain`]; the build script of
-//! `lb-userspace` and of `lb-bench`, and `cargo xtask build-ebpf`, read it and call
-//! [`build`].
+//! writes down what it took, see [`Toolchain`]. The packages that load a program
+//! call [`build_script`] in theirs.
 
 mod compile;
+mod program;
+mod script;
 mod toolchain;
 
-pub use compile::{Built, Program, Target, build, lint};
+pub use compile::{Builder, Built, Target};
+pub use program::Program;
+pub use script::build_script;
 pub use toolchain::{Core, Toolchain, clippy, decision, directory, linker};
 
 use std::{fmt, io, path::PathBuf};
@@ -26,8 +29,9 @@ pub enum Error {
     Unreadable(PathBuf, String),
     /// A program could not be started: its name, and the cause.
     Spawn(PathBuf, io::Error),
-    /// The compiler or the linker refused the program: what they said.
-    Refused(String),
+    /// The compiler, clippy or the linker refused a program: its package, and what
+    /// they said.
+    Refused(&'static str, String),
 }
 
 impl fmt::Display for Error {
@@ -45,13 +49,11 @@ impl fmt::Display for Error {
             Self::Spawn(program, cause) => {
                 write!(f, "cannot start {}: {cause}\n{HINT}", program.display())
             }
-            Self::Refused(output) => {
-                write!(
-                    f,
-                    "the eBPF program does not compile:\n{}",
-                    output.trim_end()
-                )
-            }
+            Self::Refused(package, output) => write!(
+                f,
+                "{package} does not compile for BPF without complaint:\n{}",
+                output.trim_end()
+            ),
         }
     }
 }
