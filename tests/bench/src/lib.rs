@@ -42,8 +42,8 @@ pub struct Arguments {
     /// mean little.
     #[arg(long)]
     quick: bool,
-    /// Measure only the rows whose name contains this, as in `tracked/full-nat/ipv4`.
-    /// May be repeated.
+    /// Measure only the rows whose name contains these words, as in `full-nat/ipv4/tcp/1`
+    /// of `tracked/full-nat/ipv4/tcp/1`. May be repeated.
     #[arg(long, value_name = "FILTER")]
     rows: Vec<String>,
 }

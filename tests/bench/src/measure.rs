@@ -230,12 +230,12 @@ impl<V: Ip> Bench<V> {
     fn arriving(&self, kind: Kind, flow: Option<u32>) -> Result<[u8; FRAME]> {
         match kind {
             Kind::Arp => Ok(frame::arp(FROM_CLIENT)),
-            Kind::Client(_) | Kind::Foreign => self.from_client(kind, flow).bytes(),
-            Kind::Backend(flags) => self.from_backend(flags, flow).bytes(),
+            Kind::Client(_) | Kind::Foreign => self.client_packet(kind, flow).bytes(),
+            Kind::Backend(flags) => self.backend_packet(flags, flow).bytes(),
         }
     }
 
-    fn from_client(&self, kind: Kind, flow: Option<u32>) -> Frame {
+    fn client_packet(&self, kind: Kind, flow: Option<u32>) -> Frame {
         let (src, identification, balance) = match flow {
             None => ((V::CLIENTS, 0).into(), 0, 0),
             Some(flow) => {
@@ -263,7 +263,7 @@ impl<V: Ip> Bench<V> {
         }
     }
 
-    fn from_backend(&self, flags: Flags, flow: Option<u32>) -> Frame {
+    fn backend_packet(&self, flags: Flags, flow: Option<u32>) -> Frame {
         let nowhere = (V::UNSPECIFIED, 0).into();
         let none = Ends {
             src: nowhere,
@@ -294,8 +294,8 @@ impl<V: Ip> Bench<V> {
             Kind::Arp | Kind::Foreign => {
                 return Ok((XDP_PASS, self.arriving(kind, Some(flow))?));
             }
-            Kind::Client(_) => self.from_client(kind, Some(flow)),
-            Kind::Backend(flags) => self.from_backend(flags, Some(flow)),
+            Kind::Client(_) => self.client_packet(kind, Some(flow)),
+            Kind::Backend(flags) => self.backend_packet(flags, Some(flow)),
         };
         let ends = Ends {
             src: arrived.src,

@@ -52,11 +52,13 @@ pub(crate) struct Group {
     pub(crate) rows: Vec<Row>,
 }
 
-/// The rows for these numbers of flows whose name contains any of `filters`, or all.
+/// The rows for these numbers of flows whose name contains any of `filters`, of whole
+/// words, or all.
 pub(crate) fn groups(flows: &[u32], filters: &[String]) -> Vec<Group> {
     let wanted = |row: &Row| {
-        let name = row.to_string();
-        filters.is_empty() || filters.iter().any(|filter| name.contains(filter))
+        let name = format!("/{row}/");
+        let names_it = |filter: &String| name.contains(&format!("/{filter}/"));
+        filters.is_empty() || filters.iter().any(names_it)
     };
     let mut groups = Vec::new();
     for mode in [Mode::FullNat, Mode::Nat] {

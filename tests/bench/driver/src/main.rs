@@ -6,6 +6,7 @@
 //! would make it do.
 #![no_std]
 #![no_main]
+#![expect(missing_docs, reason = "the macro `xdp` makes functions without")]
 
 #[cfg(target_endian = "big")]
 compile_error!("the driver puts fields of headers together for little-endian machines");
