@@ -2,7 +2,7 @@
 //! datapath may be any [`Tables`] with [`Meters`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -43,8 +43,8 @@ pub(super) struct Attached {
 pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
     /// Writes the flow clock.
     fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
-    /// Ids of the port pools that have a port in use.
-    fn pools_in_use(&self) -> HashSet<u32>;
+    /// Whether a port of this pool is in use.
+    fn is_pool_in_use(&self, pool: u32) -> bool;
 }
 
 impl Plane for Datapath {
@@ -54,12 +54,8 @@ impl Plane for Datapath {
         self.set_runtime(runtime)
     }
 
-    fn pools_in_use(&self) -> HashSet<u32> {
-        let pools = self.ports().used().into_iter();
-        pools
-            .filter(|(_, used)| used.iter().any(|word| *word != 0))
-            .map(|(id, _)| id)
-            .collect()
+    fn is_pool_in_use(&self, pool: u32) -> bool {
+        self.ports().is_in_use(pool)
     }
 }
 
@@ -261,11 +257,10 @@ impl<P: Plane> Balancer<P> {
             }
         };
         self.ledger.expired(&report);
-        let pools = self.plane.pools_in_use();
         let released = self.reconciler.release(
             swept.began,
             |backend| report.named.contains(&backend),
-            |pool| pools.contains(&pool),
+            |pool| self.plane.is_pool_in_use(pool),
         );
         if let Err(error) = self.ledger.close(&released, &mut self.plane) {
             tracing::error!(error = chain(&error), "counters of what is gone are lost");

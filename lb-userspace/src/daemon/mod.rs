@@ -160,13 +160,9 @@ fn index_of(interfaces: &[Interface], name: &str) -> datapath::Result<u32> {
 
 /// An error of the datapath with what a user can do about it.
 fn explained(error: datapath::Error) -> anyhow::Error {
-    let Some(hint) = error.hint() else {
-        return error.into();
-    };
-    let reason = Reason::new(error.to_string(), hint);
-    match std::error::Error::source(&error) {
-        Some(source) => anyhow::anyhow!(chain(source)).context(reason),
-        None => reason.into(),
+    match error.hint() {
+        Some(hint) => Reason::new(chain(&error), hint).into(),
+        None => error.into(),
     }
 }
 

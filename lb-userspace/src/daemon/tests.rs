@@ -38,7 +38,7 @@ struct Memory {
     image: Image,
     counters: HashMap<u32, Counters>,
     drops: BTreeMap<DropKey, u64>,
-    ports_in_use: HashSet<u32>,
+    pools_in_use: HashSet<u32>,
     /// Refuses every step.
     refuses: bool,
 }
@@ -83,8 +83,8 @@ impl Plane for Memory {
         Ok(())
     }
 
-    fn pools_in_use(&self) -> HashSet<u32> {
-        self.ports_in_use.clone()
+    fn is_pool_in_use(&self, pool: u32) -> bool {
+        self.pools_in_use.contains(&pool)
     }
 }
 
@@ -435,11 +435,11 @@ fn another_service_of_the_same_name_begins_at_zero() {
 #[test]
 fn a_port_pool_stays_while_a_port_of_it_is_in_use() {
     let mut balancer = balancer(web(None, &[11]));
-    balancer.plane.ports_in_use.insert(1);
+    balancer.plane.pools_in_use.insert(1);
     balancer.change(remove(11), at(1)).unwrap();
     sweep(&mut balancer, at(2), &[], &[]);
     assert_eq!(balancer.plane.image.pools, BTreeSet::from([1]));
-    balancer.plane.ports_in_use.clear();
+    balancer.plane.pools_in_use.clear();
     sweep(&mut balancer, at(3), &[], &[]);
     assert_eq!(balancer.plane.image.pools, BTreeSet::new());
 }

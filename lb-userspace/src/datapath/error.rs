@@ -8,6 +8,7 @@ use aya::{
     programs::ProgramError,
     util::KernelVersion,
 };
+use lb_common::flow::{Flow4, Flow6, FlowKey4, FlowKey6};
 
 use super::attach::AttachedMode;
 
@@ -43,7 +44,7 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel had no memory for the maps.
+    /// There is no memory for the maps.
     #[error(
         "not enough memory for flow tables of {max_flows} entries, which take about {mebibytes} \
          MiB"
@@ -53,8 +54,8 @@ pub enum Error {
         max_flows: u32,
         /// What the flow tables take.
         mebibytes: u64,
-        /// The kernel's answer.
-        source: io::Error,
+        /// The kernel's answer, where it was asked.
+        source: Option<io::Error>,
     },
     /// The verifier refused the program.
     #[error("the kernel's verifier refused the program")]
@@ -198,8 +199,8 @@ pub(super) fn loading(source: EbpfError, max_flows: u32) -> Error {
         Some(libc::ENOMEM | libc::E2BIG) => {
             return Error::Memory {
                 max_flows,
-                mebibytes: flow_table_bytes(max_flows) >> 20,
-                source: io_error,
+                mebibytes: flow_table_mebibytes(max_flows),
+                source: Some(io_error),
             };
         }
         _ => {}
@@ -268,26 +269,64 @@ fn too_old() -> Option<String> {
     Some(release.release().to_string_lossy().into_owned())
 }
 
+/// Refuses flow tables that are larger than what memory is free. The kernel takes all of
+/// it before it says no, and other processes would pay for that.
+pub(super) fn check_memory(max_flows: u32) -> Result<()> {
+    let mebibytes = flow_table_mebibytes(max_flows);
+    // Where it cannot be read, the kernel will tell.
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| available_mebibytes(&text));
+    match available {
+        Some(available) if mebibytes > available => Err(Error::Memory {
+            max_flows,
+            mebibytes,
+            source: None,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// `MemAvailable` of proc_meminfo(5).
+fn available_mebibytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes >> 10)
+}
+
 /// Memory that the four flow tables take: an entry's header of 48 bytes, its key and
 /// value, and 16 bytes for each bucket, of which there is a power of two.
-fn flow_table_bytes(max_flows: u32) -> u64 {
+fn flow_table_mebibytes(max_flows: u32) -> u64 {
     const HEADER: u64 = 48;
     const BUCKET: u64 = 16;
     let entries = u64::from(max_flows);
     let entry = |key: usize, value: usize| HEADER + (key + value) as u64;
-    let v4 = entry(
-        size_of::<lb_common::flow::FlowKey4>(),
-        size_of::<lb_common::flow::Flow4>(),
-    );
-    let v6 = entry(
-        size_of::<lb_common::flow::FlowKey6>(),
-        size_of::<lb_common::flow::Flow6>(),
-    );
-    2 * (entries * (v4 + v6) + 2 * BUCKET * entries.next_power_of_two())
+    let v4 = entry(size_of::<FlowKey4>(), size_of::<Flow4>());
+    let v6 = entry(size_of::<FlowKey6>(), size_of::<Flow6>());
+    (2 * (entries * (v4 + v6) + 2 * BUCKET * entries.next_power_of_two())) >> 20
 }
 
 impl From<XdpMapError> for Error {
     fn from(source: XdpMapError) -> Self {
         map_error("writing", lb_common::map_name::DEVICES)(source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_as_the_kernel_writes_it() {
+        let meminfo = "MemTotal:       24675328 kB\nMemAvailable:    2097152 kB\n";
+        assert_eq!(available_mebibytes(meminfo), Some(2_048));
+        assert_eq!(available_mebibytes("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn a_million_flows_take_seven_hundred_mebibytes() {
+        assert_eq!(flow_table_mebibytes(1 << 20), 672);
     }
 }

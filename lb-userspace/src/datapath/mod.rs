@@ -135,6 +135,7 @@ impl Datapath {
     ///
     /// See [`Error`]: missing privileges, an old kernel, no memory.
     pub fn load(options: &Options) -> Result<Self> {
+        error::check_memory(options.max_flows)?;
         let failed = |error| error::loading(error, options.max_flows);
         let log = options.log as u8;
         let mut loader = EbpfLoader::new();

@@ -55,6 +55,16 @@ impl PortPools {
             .collect()
     }
 
+    /// Whether any port of a pool is in use.
+    #[must_use]
+    pub fn is_in_use(&self, id: u32) -> bool {
+        let in_use = |word: &AtomicU64| word.load(Ordering::Relaxed) != 0;
+        let pools = self.read();
+        pools
+            .get(&id)
+            .is_some_and(|used| used.get().iter().any(in_use))
+    }
+
     // The table is whole also when a thread has panicked while it held the lock.
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<u32, Used>> {

@@ -113,6 +113,7 @@ fn a_flow_takes_a_port_that_the_daemon_sees_and_frees() {
         let run = datapath.test_run(&syn(port), LO).unwrap();
         assert_eq!(run.verdict, Verdict::Tx, "{port}");
     }
+    assert!(datapath.ports().is_in_use(1));
     let used = datapath.ports().used().remove(&1).unwrap();
     assert_eq!(used[20_000 / 64] >> (20_000 % 64), 0b11);
     let run = datapath.test_run(&syn(40_002), LO).unwrap();

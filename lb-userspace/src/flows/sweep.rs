@@ -233,10 +233,12 @@ fn without_flow(used: &Ports, by_flows: &Ports) -> Ports {
 fn common<'a>(a: &'a Ports, b: &'a Ports) -> impl Iterator<Item = (u32, u16)> + 'a {
     a.iter().flat_map(|(pool, a)| {
         let b = b.get(pool).into_iter().flatten();
-        let words = a.iter().zip(b).enumerate();
-        words.flat_map(move |(index, (a, b))| {
+        let words = a.iter().zip(b).map(|(a, b)| a & b).enumerate();
+        // Nearly all are zero.
+        let words = words.filter(|(_, word)| *word != 0);
+        words.flat_map(move |(index, word)| {
             (0..64)
-                .filter(move |bit| a & b & (1 << bit) != 0)
+                .filter(move |bit| word & (1 << bit) != 0)
                 .map(move |bit| (*pool, (index * 64 + bit) as u16))
         })
     })

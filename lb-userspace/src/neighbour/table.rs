@@ -140,10 +140,9 @@ impl Table {
             Input::Neighbour(key, neighbour) => {
                 self.neighbour(key, neighbour, now, &mut actions);
             }
-            Input::Time => {}
+            Input::Time => self.provoke_where_due(now, &mut actions),
         }
         self.refresh_if_due(now, &mut actions);
-        self.provoke_where_due(now, &mut actions);
         actions
     }
 
@@ -194,7 +193,8 @@ impl Table {
             return;
         };
         let neighbour = next_hop(address, &route);
-        if watched.route.replace(route) != watched.route {
+        let before = watched.route.replace(route);
+        if before.is_some() && before != watched.route {
             self.forget_unused_neighbours();
         }
         if let Some(key) = neighbour {
@@ -207,7 +207,7 @@ impl Table {
                 Entry::default()
             });
         }
-        self.tell_hops(|at, _| at == address, actions);
+        self.tell_hop(address, actions);
     }
 
     fn neighbour(
@@ -222,10 +222,17 @@ impl Table {
         };
         entry.provoking.note(entry.neighbour, neighbour, now);
         entry.neighbour = Some(neighbour);
-        self.tell_hops(
-            |address, route| next_hop(address, route) == Some(key),
-            actions,
-        );
+        if entry.provoking.fire(now) {
+            actions.push(Action::Provoke(key));
+        }
+        let reached_by = |(address, watched): (&IpAddr, &Watched)| {
+            let route = watched.route.as_ref()?;
+            (next_hop(*address, route) == Some(key)).then_some(*address)
+        };
+        let concerned: Vec<IpAddr> = self.watched.iter().filter_map(reached_by).collect();
+        for address in concerned {
+            self.tell_hop(address, actions);
+        }
     }
 
     fn all_links(&mut self, links: Vec<Link>, now: Instant, actions: &mut Vec<Action>) {
@@ -261,7 +268,11 @@ impl Table {
             Some(link) => self.links.insert(ifindex, link),
             None => self.links.remove(&ifindex),
         };
-        self.tell_hops(|_, _| true, actions);
+        self.provoke_where_due(now, actions);
+        let addresses: Vec<IpAddr> = self.watched.keys().copied().collect();
+        for address in addresses {
+            self.tell_hop(address, actions);
+        }
     }
 
     fn forget_unused_neighbours(&mut self) {
@@ -273,25 +284,18 @@ impl Table {
         self.neighbours.retain(|key, _| used.contains(key));
     }
 
-    /// Tells the next hops that changed, of the addresses that `concerned` picks.
-    fn tell_hops(&mut self, concerned: impl Fn(IpAddr, &Route) -> bool, actions: &mut Vec<Action>) {
-        for (address, watched) in &mut self.watched {
-            let Some(route) = watched.route.as_ref() else {
-                continue;
-            };
-            if !concerned(*address, route) {
-                continue;
-            }
-            let hop = hop(*address, route, &self.links, &self.neighbours);
-            if hop.is_some() && hop != watched.told {
-                watched.told.clone_from(&hop);
-                actions.extend(hop.map(|hop| {
-                    Action::Tell(Event::NextHop {
-                        address: *address,
-                        hop,
-                    })
-                }));
-            }
+    /// Tells the next hop of a watched address, if it has changed.
+    fn tell_hop(&mut self, address: IpAddr, actions: &mut Vec<Action>) {
+        let Some(watched) = self.watched.get_mut(&address) else {
+            return;
+        };
+        let Some(route) = watched.route.as_ref() else {
+            return;
+        };
+        let hop = hop(address, route, &self.links, &self.neighbours);
+        if hop.is_some() && hop != watched.told {
+            watched.told.clone_from(&hop);
+            actions.extend(hop.map(|hop| Action::Tell(Event::NextHop { address, hop })));
         }
     }
 }
