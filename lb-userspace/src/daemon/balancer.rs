@@ -261,6 +261,7 @@ impl<P: Plane> Balancer<P> {
             swept.began,
             |backend| report.named.contains(&backend),
             |pool| self.plane.is_pool_in_use(pool),
+            |service| self.ledger.counts_for(service),
         );
         if let Err(error) = self.ledger.close(&released, &mut self.plane) {
             tracing::error!(error = chain(&error), "counters of what is gone are lost");

@@ -100,6 +100,13 @@ impl Ledger {
         }
     }
 
+    /// Whether any backend of a service still has an account.
+    pub(super) fn counts_for(&self, service: u32) -> bool {
+        self.accounts
+            .values()
+            .any(|account| account.service == service)
+    }
+
     /// Takes the flows that a sweep ended.
     pub(super) fn expired(&mut self, report: &Report) {
         for (backend, flows) in &report.ended {

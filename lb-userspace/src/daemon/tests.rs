@@ -352,6 +352,16 @@ fn a_change_that_the_datapath_refuses_is_not_made() {
 }
 
 #[test]
+fn a_refused_change_leaves_the_health_as_it_was() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11]));
+    check(&mut balancer, 11, false);
+    balancer.plane.refuses = true;
+    let unchecked = Change::SetService(Box::new(web(None, &[11])));
+    balancer.change(unchecked, at(1)).unwrap_err();
+    assert_eq!(state(&balancer, 0), BackendState::Down);
+}
+
+#[test]
 fn what_was_missed_is_made_up_for() {
     let mut balancer = balancer(web(None, &[11, 12]));
     balancer.plane.refuses = true;
@@ -428,8 +438,26 @@ fn another_service_of_the_same_name_begins_at_zero() {
         .change(Change::AddService(Box::new(web(None, &[11]))), at(2))
         .unwrap();
     assert_eq!(balancer.status().services[0].new_flows, 0);
-    sweep(&mut balancer, at(3), &[], &[]);
-    assert_eq!(balancer.status().services[0].new_flows, 0);
+
+    // Nor does one that has its id: not before all its flows are gone,
+    let add = |name: &str, byte| {
+        let mut spec = web(None, &[]);
+        spec.name = name.into();
+        spec.address.ip = [192, 0, 2, byte].into();
+        Change::AddService(Box::new(spec))
+    };
+    sweep(&mut balancer, at(3), &[1], &[]);
+    balancer.change(add("a", 20), at(3)).unwrap();
+    // when its figures are forgotten.
+    sweep(&mut balancer, at(4), &[], &[]);
+    sweep(&mut balancer, at(5), &[], &[]);
+    balancer.change(add("b", 21), at(5)).unwrap();
+    let services = &balancer.plane.image.services;
+    let ids: Vec<u32> = services.values().map(|service| service.id).collect();
+    assert_eq!(ids, [2, 3, 1], "web, a, b");
+    for service in balancer.status().services {
+        assert_eq!(service.new_flows, 0, "{}", service.name);
+    }
 }
 
 #[test]

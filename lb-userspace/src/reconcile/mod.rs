@@ -111,17 +111,18 @@ impl Reconciler {
 
     /// Takes what a sweep of the flow tables, begun at `seen_at`, found of ids that rest,
     /// and returns those whose rest has ended: they are used again after the next
-    /// [`Self::reconcile`].
+    /// [`Self::reconcile`]. No entry names a service, but figures may still be kept under
+    /// its id.
     pub fn release(
         &mut self,
         seen_at: Duration,
         backend_in_use: impl Fn(u32) -> bool,
         pool_in_use: impl Fn(u32) -> bool,
+        service_in_use: impl Fn(u32) -> bool,
     ) -> Released {
         Released {
             backends: self.ids.backends.release(seen_at, backend_in_use),
-            // No entry names a service: it rests for the packets that were on their way.
-            services: self.ids.services.release(seen_at, |_| false),
+            services: self.ids.services.release(seen_at, service_in_use),
             pools: self.ids.pools.release(seen_at, pool_in_use),
         }
     }

@@ -324,7 +324,7 @@ fn a_removed_backend_rests_until_no_flow_names_it() {
     let image = reconcile(&mut reconciler, &web(&[]), at(12));
     assert_eq!(image.pools, BTreeSet::from([1]));
 
-    let released = reconciler.release(at(20), |id| id == 2, |_| false);
+    let released = reconciler.release(at(20), |id| id == 2, |_| false, |_| false);
     assert_eq!(released.backends, [1]);
     assert_eq!(released.pools, [1]);
     let image = reconcile(&mut reconciler, &web(&[1]), at(21));
@@ -459,7 +459,7 @@ proptest! {
                 now += at(1);
                 // Flows use every third id.
                 let in_use = |id: u32| id.is_multiple_of(3);
-                for id in reconciler.release(now, in_use, in_use).backends {
+                for id in reconciler.release(now, in_use, in_use, in_use).backends {
                     prop_assert!(!in_use(id));
                     prop_assert!(!tables.image.backends.contains_key(&id));
                 }
