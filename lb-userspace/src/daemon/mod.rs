@@ -2,7 +2,7 @@
 //!
 //! One task owns everything and takes one event after the other: a request, the result of
 //! a health check, another next hop, the end of a sweep, time. What follows from an event
-//! is [`Balancer`]'s to say; here is where events come from and where the answers go.
+//! is `Balancer`'s to say; here is where events come from and where the answers go.
 //!
 //! ```text
 //!  API ---- requests ---+
