@@ -80,3 +80,34 @@ drop_reasons! {
     /// The kernel could not make room for another Ethernet header.
     NoHeadroom = 18, "no-headroom";
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{format, string::String};
+
+    use super::*;
+
+    #[test]
+    fn numbers_and_names_lead_back_to_the_reason() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(DropReason::from_number(*reason as u16), Some(*reason));
+            let others = &DropReason::ALL[index + 1..];
+            assert!(others.iter().all(|other| other.name() != reason.name()));
+        }
+        assert_eq!(DropReason::from_number(0), None);
+    }
+
+    #[test]
+    fn the_readme_has_the_same_list() {
+        let row =
+            |reason: &DropReason| format!("| `{}` | {} |\n", reason.name(), reason.description());
+        let table: String = DropReason::ALL.iter().map(row).collect();
+        let readme = include_str!("../../README.md");
+        assert!(
+            readme.contains(&table),
+            "README.md should have these rows:\n{table}"
+        );
+    }
+}
