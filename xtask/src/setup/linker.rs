@@ -42,13 +42,19 @@ pub(crate) fn install(project: &Path, llvm: &Llvm) -> Result<()> {
         "compiling bpf-linker {RELEASE} for {}; this takes a minute or two",
         llvm.soname
     ));
+    let root = ebpf_build::directory(project);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths(env::split_paths(&path).chain([root.join("bin")]))
+        .context("the project's path has a colon in it")?;
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["install", "bpf-linker", "--locked", "--force"])
         .args(["--version", &format!("={RELEASE}")])
         .args(["--no-default-features", "--features"])
         .arg(format!("llvm-{major}"))
         .arg("--root")
-        .arg(ebpf_build::directory(project))
+        .arg(&root)
+        // Else cargo advises to put that folder on the path.
+        .env("PATH", path)
         .env("LLVM_PREFIX", llvm_prefix(project, llvm)?)
         // Its own release profile keeps debug information: 40 MB of it.
         .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
