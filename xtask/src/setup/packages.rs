@@ -14,12 +14,15 @@ use super::say;
 /// with them.
 pub(crate) const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
 
-/// The programs that the lab calls, each with the package that has it.
-const TOOLS: [(&str, &str); 4] = [
+/// The programs that the tests and the lab call, or a user in the lab's shell, each
+/// with the package that has it.
+const TOOLS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("ethtool", "ethtool"),
     ("tcpdump", "tcpdump"),
+    ("sysctl", "procps"),
+    ("curl", "curl"),
 ];
 
 /// The packages of the programs that are not there.
@@ -113,7 +116,7 @@ mod tests {
     fn a_package_with_two_of_the_programs_is_named_once() {
         assert_eq!(
             packages_without(|_| false),
-            ["iproute2", "ethtool", "tcpdump"]
+            ["iproute2", "ethtool", "tcpdump", "procps", "curl"]
         );
         assert_eq!(
             packages_without(|program| program != "bridge"),
