@@ -21,6 +21,18 @@ pub enum BackendState {
     Down = 2,
 }
 
+/// The outer header of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Outer {
+    /// No tunnel: the mode does not wrap packets.
+    None = 0,
+    /// IPv4.
+    Ipv4 = 1,
+    /// IPv6.
+    Ipv6 = 2,
+}
+
 /// An entry of `BACKENDS`. The hot fields, which every packet reads, stand first.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -29,19 +41,22 @@ pub enum BackendState {
 pub struct Backend {
     /// The way to the backend; `ifindex` 0 while its neighbour is unresolved.
     pub path: LinkPath,
-    /// Largest IP packet that the path takes, in bytes; 0 for no limit.
+    /// Largest IP packet from a client that fits the path, in bytes, the outer headers of
+    /// a tunnel taken off; 0 for no limit.
     pub mtu: u32,
     /// Id of the service that the backend belongs to.
     pub service: u32,
     /// A [`BackendState`].
     pub state: u8,
-    /// Reserved, zero.
-    pub reserved: u8,
-    /// Port, network byte order; 0 keeps the packet's own.
+    /// An [`Outer`].
+    pub outer: u8,
+    /// Port, network byte order; 0 keeps the packet's own. GUE: the UDP port of the
+    /// tunnel. Zero in the other modes that do not translate.
     pub port: u16,
     /// Address, network byte order; an IPv4 address fills the first word.
     pub address: [u32; 4],
-    /// Source address of full NAT, like `address`. Zero in the other modes.
+    /// Source address of full NAT or of the outer header, like `address`. Zero in the
+    /// other modes.
     pub source: [u32; 4],
     /// Id of the port pool of full NAT; 0 in the other modes.
     pub port_pool: u32,
@@ -49,8 +64,9 @@ pub struct Backend {
     pub first_port: u16,
     /// Last port of that range, host byte order.
     pub last_port: u16,
-    /// Reserved, zero.
-    pub reserved_end: u32,
+    /// Tunnels: bits of the outer source address that the flow's hash replaces, a mask of
+    /// its last 32 bits, network byte order. Zero in the other modes.
+    pub source_mask: u32,
 }
 
 /// What the datapath knows of an interface that it may send by.

@@ -49,8 +49,6 @@ drop_reasons! {
     IpLength = 2, "ip-length";
     /// The IPv4 header checksum is wrong.
     IpChecksum = 3, "ip-checksum";
-    /// The packet is a fragment, which this version does not forward.
-    Fragment = 4, "fragment";
     /// The IPv6 extension headers are truncated, too many, misplaced, or route the packet onward.
     Ipv6Extension = 5, "ipv6-extension";
     /// The TCP or UDP header is truncated, or its length field is wrong.
@@ -77,8 +75,22 @@ drop_reasons! {
     TooBig = 16, "too-big";
     /// The frame would leave by an interface that the balancer does not use.
     NoInterface = 17, "no-interface";
-    /// The kernel could not make room for another Ethernet header.
+    /// The kernel could not make room for another header.
     NoHeadroom = 18, "no-headroom";
+    /// No service has this port, and other ports of the address are to be dropped.
+    NoService = 19, "no-service";
+    /// The source address is the destination's, or no client's address at all.
+    MartianSource = 20, "martian-source";
+    /// The client is the backend itself, which would get its own packet back.
+    Hairpin = 21, "hairpin";
+    /// The first fragment of the packet has not been seen.
+    FragmentFirstMissing = 22, "fragment-first-missing";
+    /// The first fragment is too short for the transport header.
+    FragmentTiny = 23, "fragment-tiny";
+    /// The fragment overlaps the first one.
+    FragmentOverlap = 24, "fragment-overlap";
+    /// The ICMP error is truncated, or quotes less than the ports of a packet.
+    IcmpHeader = 25, "icmp-header";
 }
 
 #[cfg(test)]

@@ -19,13 +19,14 @@ pub mod checksum;
 pub mod counters;
 pub mod drop_reason;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
 pub mod ports;
 pub mod ring;
 pub mod service;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {
@@ -35,12 +36,23 @@ pub mod map_name {
     pub const SERVICES_V4: &str = "SERVICES_V4";
     /// [`ServiceKey6`](crate::service::ServiceKey6) to [`Service`](crate::service::Service).
     pub const SERVICES_V6: &str = "SERVICES_V6";
-    /// [`ServiceKey4`](crate::service::ServiceKey4) with port 0, for every address and
-    /// protocol of a service, to a `u32` that is not read: tells whether a packet whose
-    /// ports cannot be read is addressed to a service.
+    /// IPv4 address (`u32`, network byte order) to [`Vip`](crate::service::Vip).
     pub const VIPS_V4: &str = "VIPS_V4";
-    /// The same for IPv6, by [`ServiceKey6`](crate::service::ServiceKey6).
+    /// IPv6 address (`[u32; 4]`, network byte order) to [`Vip`](crate::service::Vip).
     pub const VIPS_V6: &str = "VIPS_V6";
+    /// IPv4 prefix to [`Vip`](crate::service::Vip), longest match.
+    pub const PREFIXES_V4: &str = "PREFIXES_V4";
+    /// IPv6 prefix to [`Vip`](crate::service::Vip), longest match.
+    pub const PREFIXES_V6: &str = "PREFIXES_V6";
+    /// [`PortKey`](crate::service::PortKey) to [`Service`](crate::service::Service), longest
+    /// match.
+    pub const PORTS: &str = "PORTS";
+    /// [`FragmentKey4`](crate::fragment::FragmentKey4) to
+    /// [`Fragment`](crate::fragment::Fragment).
+    pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
+    /// [`FragmentKey6`](crate::fragment::FragmentKey6) to
+    /// [`Fragment`](crate::fragment::Fragment).
+    pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Service id to its ring, an array of [`RING_SIZE`](crate::ring::RING_SIZE) backend ids.
     pub const RINGS: &str = "RINGS";
     /// Backend id to [`Backend`](crate::backend::Backend).
@@ -85,14 +97,16 @@ pub struct Runtime {
     /// The flow clock, in units of [`CLOCK_TICK_MS`]. It runs only while a daemon
     /// does, so that no flow grows old while nobody could have seen it speak.
     pub clock: u32,
-    /// A set of [`Runtime::ANY_PORT`] and nothing else yet.
+    /// A set of the constants of this type.
     pub flags: u32,
 }
 
 impl Runtime {
-    /// At least one service takes every port, so a lookup that missed the exact
-    /// port is worth a second one.
-    pub const ANY_PORT: u32 = 1;
+    /// At least one service has several ports, or an address whose other ports are
+    /// dropped, so a lookup that missed the exact port is worth a second one.
+    pub const WIDE: u32 = 1;
+    /// At least one service has a prefix as its address. Comes with [`Self::WIDE`].
+    pub const PREFIXES: u32 = 1 << 1;
 }
 
 /// Length of one tick of [`Runtime::clock`], in milliseconds.

@@ -5,13 +5,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Number of services unless the daemon sets another.
 pub const MAX_SERVICES: u32 = 4_096;
 
-/// Key of `SERVICES_V4`. A lookup tries the exact port, then port 0.
+/// Key of `SERVICES_V4`: services on one address and one port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(8))]
 pub struct ServiceKey4 {
     /// Service address, network byte order.
     pub address: u32,
-    /// Port, network byte order; 0 for any.
+    /// Port, network byte order.
     pub port: u16,
     /// IP protocol number: 6 or 17.
     pub protocol: u16,
@@ -23,7 +23,7 @@ pub struct ServiceKey4 {
 pub struct ServiceKey6 {
     /// Service address, network byte order.
     pub address: [u32; 4],
-    /// Port, network byte order; 0 for any.
+    /// Port, network byte order.
     pub port: u16,
     /// IP protocol number: 6 or 17.
     pub protocol: u16,
@@ -40,9 +40,25 @@ pub enum Mode {
     Nat = 1,
     /// Destination and source, ports too: backends need no set-up.
     FullNat = 2,
+    /// The Ethernet addresses: backends have the service address themselves.
+    Dsr = 3,
+    /// Wrapped in an IP packet (RFC 2003, RFC 2473, RFC 4213).
+    Ipip = 4,
+    /// Wrapped in a UDP datagram (draft-ietf-intarea-gue).
+    Gue = 5,
 }
 
-/// Value of `SERVICES_V4` and `SERVICES_V6`.
+impl Mode {
+    /// Whether packets are translated, so that every flow has entries and replies come
+    /// back this way.
+    #[inline(always)]
+    #[must_use]
+    pub const fn translates(mode: u8) -> bool {
+        mode == Self::Nat as u8 || mode == Self::FullNat as u8
+    }
+}
+
+/// Value of `SERVICES_V4`, `SERVICES_V6` and `PORTS`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -53,9 +69,77 @@ pub struct Service {
     /// A [`Mode`].
     pub mode: u8,
     /// Reserved, zero.
-    pub reserved: [u8; 3],
+    pub reserved: u8,
+    /// Largest MSS option of a SYN that passes, in bytes; 0 leaves all as they are.
+    pub max_segment_size: u16,
 }
+
+/// Value of `VIPS_V4`, `VIPS_V6`, `PREFIXES_V4` and `PREFIXES_V6`: what holds for an
+/// address or a prefix whatever the port.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Vip {
+    /// Names it in the keys of `PORTS`; 0 where all its services are in `SERVICES_*`.
+    pub id: u32,
+    /// A set of the constants of this type.
+    pub flags: u32,
+}
+
+impl Vip {
+    /// It has a TCP service.
+    pub const TCP: u32 = 1;
+    /// It has a UDP service.
+    pub const UDP: u32 = 1 << 1;
+    /// TCP and UDP packets to ports without a service are dropped.
+    pub const DROP_OTHER_PORTS: u32 = 1 << 2;
+    /// ICMP echo requests are answered.
+    pub const ECHO: u32 = 1 << 3;
+}
+
+/// Key of `PORTS` (a longest-prefix match): the ports of services that have several, or
+/// whose address is a prefix. A range of ports is the few prefixes of port numbers that
+/// make it up; every port is the prefix of length 0.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct PortKey {
+    /// [`Vip::id`], as it lies in memory: matched whole.
+    pub vip: u32,
+    /// IP protocol number: 6 or 17. Matched whole.
+    pub protocol: u16,
+    /// Port, network byte order.
+    pub port: u16,
+}
+
+impl PortKey {
+    /// Bits of a key before the port: the length of the prefix that is every port.
+    pub const ANY_PORT: u32 = 48;
+    /// Bits of a whole key: the length of the prefix that is one port.
+    pub const ONE_PORT: u32 = 64;
+}
+
+/// Entries of `PREFIXES_V4` and `PREFIXES_V6` unless the daemon sets another number.
+pub const MAX_PREFIXES: u32 = 4_096;
+
+/// Entries of `PORTS` unless the daemon sets another number. A range takes at most 30.
+pub const MAX_PORT_PREFIXES: u32 = 131_072;
 
 const _: () = assert!(size_of::<ServiceKey4>() == 8);
 const _: () = assert!(size_of::<ServiceKey6>() == 24);
 const _: () = assert!(size_of::<Service>() == 8);
+const _: () = assert!(size_of::<Vip>() == 8);
+const _: () = assert!(size_of::<PortKey>() == 8);
