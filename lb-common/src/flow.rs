@@ -77,6 +77,10 @@ pub trait Tuple: Copy + Eq {
     #[must_use]
     fn reversed(self) -> Self;
 
+    /// Becomes the tuple of a packet the other way than `of`. Without a copy between, for
+    /// which the datapath's stack has no room.
+    fn reverse_of(&mut self, of: &Self);
+
     /// The hash that chooses the slot of the ring. The same on every host.
     #[must_use]
     fn hash(&self) -> u32;
@@ -152,6 +156,15 @@ macro_rules! flow_types {
                     dst_port: self.src_port,
                     ..self
                 }
+            }
+
+            #[inline(always)]
+            fn reverse_of(&mut self, of: &Self) {
+                self.src = of.dst;
+                self.dst = of.src;
+                self.src_port = of.dst_port;
+                self.dst_port = of.src_port;
+                self.protocol = of.protocol;
             }
 
             #[inline(always)]

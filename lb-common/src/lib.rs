@@ -24,6 +24,7 @@ pub mod hash;
 pub mod ports;
 pub mod ring;
 pub mod service;
+pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
 pub const SCHEMA_VERSION: u32 = 2;
@@ -75,6 +76,12 @@ pub mod map_name {
     pub const DEVICES: &str = "DEVICES";
     /// Interface index (`u32`) to [`Interface`](crate::backend::Interface).
     pub const INTERFACES: &str = "INTERFACES";
+    /// [`Stage`](crate::stage::Stage) to its program.
+    pub const STAGES: &str = "STAGES";
+    /// One [`Handover`](crate::stage::Handover), per CPU.
+    pub const HANDOVER: &str = "HANDOVER";
+    /// One [`IcmpBudget`](crate::stage::IcmpBudget), per CPU.
+    pub const ICMP_BUDGET: &str = "ICMP_BUDGET";
     /// The XDP program.
     pub const PROGRAM: &str = "lb";
 }

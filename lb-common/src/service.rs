@@ -62,7 +62,7 @@ impl Mode {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Service {
     /// Index of its ring in `RINGS`, and its name in counters. At least 1.
     pub id: u32,
@@ -115,7 +115,7 @@ impl Vip {
     Immutable,
     KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct PortKey {
     /// [`Vip::id`], as it lies in memory: matched whole.
     pub vip: u32,

@@ -3,11 +3,16 @@
 mod ipv4;
 mod ipv6;
 
-use aya_ebpf::{btf_maps::HashMap, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_md,
+    btf_maps::{HashMap, LpmTrie, LruHashMap},
+    programs::XdpContext,
+};
 use lb_common::{
     drop_reason::DropReason,
     flow::{FlowValue, MAX_FLOWS, Tuple},
-    service::{MAX_SERVICES, Service},
+    fragment::{Fragment, MAX_FRAGMENTS},
+    service::{MAX_PREFIXES, MAX_SERVICES, Service, Vip},
 };
 
 pub use self::{ipv4::Ipv4, ipv6::Ipv6};
@@ -18,27 +23,59 @@ use crate::{
 
 /// Services by key.
 pub type Services<K> = HashMap<K, Service, { MAX_SERVICES as usize }>;
-/// Service addresses by key.
-pub type Vips<K> = HashMap<K, u32, { MAX_SERVICES as usize }>;
+/// Service addresses.
+pub type Vips<A> = HashMap<A, Vip, { MAX_SERVICES as usize }>;
+/// Prefixes that are service addresses.
+pub type Prefixes<A> = LpmTrie<A, Vip, { MAX_PREFIXES as usize }>;
+/// First fragments by key.
+pub type Fragments<K> = LruHashMap<K, Fragment, { MAX_FRAGMENTS as usize }>;
 /// A flow table.
 pub type Flows<F> = HashMap<<F as Family>::Tuple, <F as Family>::Flow, { MAX_FLOWS as usize }>;
 
-/// The two entries of a flow that is being made, and the key of the one for
-/// replies.
+/// What is put together for a flow table or a fragment table: the stack has no room.
 #[repr(C)]
-pub struct Draft<F: FlowValue> {
+pub struct Draft<V: FlowValue, K> {
     /// The entry for the client's packets.
-    pub flow: F,
+    pub flow: V,
     /// The entry for replies.
-    pub reply: F,
+    pub reply: V,
     /// The key of the entry for replies.
-    pub reply_key: F::Key,
+    pub reply_key: V::Key,
+    /// The key of a first fragment.
+    pub fragment_key: K,
+    /// Its entry.
+    pub fragment: Fragment,
+}
+
+/// Where a fragment belongs (RFC 791, section 3.2; RFC 8200, section 4.5).
+pub struct Position {
+    /// [`TCP`](crate::packet::TCP) or [`UDP`](crate::packet::UDP).
+    pub protocol: u8,
+    /// Identification, as in the fragment keys.
+    pub identification: u32,
+    /// Where in the packet's payload it begins, in bytes.
+    pub offset: u32,
+    /// Length of the IP headers in bytes, those for the fragment included.
+    pub headers: usize,
+}
+
+/// "Don't fragment" of IPv4, network byte order.
+pub const DONT_FRAGMENT: u16 = u16::from_be(0x4000);
+
+/// What the outer header of a tunnel takes over from a packet.
+pub struct Carried {
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// IPv4 flags and fragment offset, network byte order: only "don't fragment".
+    pub flags: u16,
+    /// IPv4 identification, network byte order.
+    pub identification: u16,
 }
 
 /// An IP version: its header, its tuple and its maps.
 pub trait Family: Sized {
     /// An address, network byte order.
-    type Address: Copy;
+    type Address: Copy + 'static;
     /// The fixed part of the IP header.
     type Header;
     /// Key of the flow tables.
@@ -47,31 +84,119 @@ pub trait Family: Sized {
     type Flow: FlowValue<Key = Self::Tuple> + 'static;
     /// Key of the service tables.
     type ServiceKey: Copy + 'static;
+    /// Key of the fragment table.
+    type FragmentKey: Copy + 'static;
+
+    /// EtherType, network byte order.
+    const ETHER_TYPE: u16;
+    /// Its protocol number inside a tunnel.
+    const PROTOCOL: u8;
+    /// The protocol number of its ICMP.
+    const ICMP: u8;
+    /// Bits of an address.
+    const ADDRESS_BITS: u32;
+    /// Length of the fixed header in bytes.
+    const HEADER: usize;
+
+    /// The IP header that begins at `offset` in the frame, if there is one.
+    fn header_at(ctx: &XdpContext, offset: usize) -> Option<*mut Self::Header>;
 
     /// The IP header of a frame, if there is one.
-    fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Self::Header>;
+    #[inline(always)]
+    fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Self::Header> {
+        Self::header_at(ctx, link.payload)
+    }
+
+    /// The source address.
+    fn source(ip: *mut Self::Header) -> Self::Address;
 
     /// The destination address.
     fn destination(ip: *mut Self::Header) -> Self::Address;
 
-    /// What stands behind the IP headers.
-    fn payload(ctx: &XdpContext, link: &Link, ip: *mut Self::Header) -> Result<Payload, Unparsed>;
+    /// What stands behind the IP headers, of which the first is at `offset` in the frame.
+    fn payload(ctx: &XdpContext, offset: usize, ip: *mut Self::Header)
+    -> Result<Payload, Unparsed>;
+
+    /// Where a fragment belongs.
+    fn position(ctx: &XdpContext, offset: usize, ip: *mut Self::Header) -> Position;
 
     /// The tuple of a packet with these ports, a word as it lies in the frame. Put
     /// together of whole words: the hash reads it soon after, and a load that spans
     /// two stores waits for both.
     fn tuple(ip: *mut Self::Header, protocol: u8, ports: u32) -> Self::Tuple;
 
-    /// Whether the IP header agrees with the frame and itself. Returns the length
-    /// of the IP packet in bytes.
-    fn check(ctx: &XdpContext, packet: &Packet<'_, Self>) -> Result<usize, DropReason>;
+    /// Length of the IP packet in bytes, as its header says.
+    fn length(ip: *mut Self::Header) -> usize;
+
+    /// Whether the checksum of the IP header is right, of which `headers` bytes are in
+    /// the frame. Where there is none, it is.
+    fn checksum_is_right(
+        ctx: &XdpContext,
+        link: &Link,
+        ip: *mut Self::Header,
+        headers: usize,
+    ) -> bool;
 
     /// TTL or hop limit.
-    fn ttl(packet: &Packet<'_, Self>) -> u8;
+    fn ttl(ip: *mut Self::Header) -> u8;
+
+    /// Sets the TTL or hop limit and keeps the header checksum right.
+    fn set_ttl(ip: *mut Self::Header, ttl: u8);
+
+    /// Takes one from the TTL or hop limit.
+    #[inline(always)]
+    fn decrement_ttl(ip: *mut Self::Header) {
+        Self::set_ttl(ip, Self::ttl(ip) - 1);
+    }
+
+    /// Writes the addresses of `to` into the IP header and keeps the header checksum
+    /// right.
+    fn set_addresses(ip: *mut Self::Header, to: &Self::Tuple, address_delta: u16);
 
     /// Writes the addresses of `to` into the IP header, takes one from the TTL or
     /// hop limit and keeps the header checksum right.
-    fn rewrite(packet: &Packet<'_, Self>, to: &Self::Tuple, address_delta: u16);
+    fn rewrite(ip: *mut Self::Header, to: &Self::Tuple, address_delta: u16);
+
+    /// What an outer header takes over.
+    fn carried(ip: *mut Self::Header) -> Carried;
+
+    /// The sum of the packet of `length` bytes, whose transport checksum is right, and
+    /// whose IP headers are `headers` bytes. `None` if the headers alone don't tell it.
+    fn sum(packet: &Packet<'_, Self>, length: u32) -> Option<u64>;
+
+    /// Protocol or next header of the fixed header.
+    fn next(ip: *mut Self::Header) -> u8;
+
+    /// The sum of both addresses of a tuple.
+    fn address_sum(tuple: &Self::Tuple) -> u64;
+
+    /// Writes a header for `payload` bytes of `protocol`, from and to `addresses`, at
+    /// `offset` in the frame.
+    fn write(
+        ctx: &XdpContext,
+        offset: usize,
+        carried: &Carried,
+        payload: usize,
+        protocol: u8,
+        ttl: u8,
+        addresses: (Self::Address, Self::Address),
+    ) -> Result<(), DropReason>;
+
+    /// Wraps a packet of this family, see [`crate::tunnel`].
+    fn wrap(ctx: *mut xdp_md, backend: u32, hash: u32, length: u32, sum: u64) -> u64;
+
+    /// Whether a packet from `src` to `dst` may come from a client.
+    fn is_client(src: Self::Address, dst: Self::Address) -> bool;
+
+    /// Whether two addresses are the same. Word by word: the compiler would call a
+    /// function to compare more than a word.
+    fn same(a: Self::Address, b: Self::Address) -> bool;
+
+    /// The address of a backend entry.
+    fn address(words: &[u32; 4]) -> Self::Address;
+
+    /// Source and destination address of a tuple.
+    fn addresses(tuple: &Self::Tuple) -> (Self::Address, Self::Address);
 
     /// Gives a tuple the source address of a backend entry.
     fn set_src(tuple: &mut Self::Tuple, address: &[u32; 4]);
@@ -86,21 +211,27 @@ pub trait Family: Sized {
     /// Source and destination port of a tuple, network byte order.
     fn ports(tuple: &Self::Tuple) -> (u16, u16);
 
-    /// The key of the service that `tuple` is sent to, or with port 0 of one on
-    /// any port.
-    fn service_key(tuple: &Self::Tuple, port: u16) -> Self::ServiceKey;
+    /// IP protocol number of a tuple.
+    fn protocol(tuple: &Self::Tuple) -> u8;
 
-    /// The key of an address and protocol in the table of service addresses.
-    fn vip_key(address: Self::Address, protocol: u8) -> Self::ServiceKey;
+    /// The key of the service that `tuple` is sent to.
+    fn service_key(tuple: &Self::Tuple) -> Self::ServiceKey;
 
-    /// Services.
+    /// The key of the packet that a fragment is of.
+    fn fragment_key(ip: *mut Self::Header, protocol: u8, identification: u32) -> Self::FragmentKey;
+
+    /// Services on one address and port.
     fn services() -> &'static Services<Self::ServiceKey>;
     /// Service addresses.
-    fn vips() -> &'static Vips<Self::ServiceKey>;
+    fn vips() -> &'static Vips<Self::Address>;
+    /// Prefixes that are service addresses.
+    fn prefixes() -> &'static Prefixes<Self::Address>;
+    /// First fragments.
+    fn fragments() -> &'static Fragments<Self::FragmentKey>;
     /// Flows, client to service.
     fn flows() -> &'static Flows<Self>;
     /// Flows, backend to client.
     fn replies() -> &'static Flows<Self>;
-    /// Where a flow is put together: the stack has no room for it.
-    fn draft() -> Option<*mut Draft<Self::Flow>>;
+    /// Where entries are put together.
+    fn draft() -> Option<*mut Draft<Self::Flow, Self::FragmentKey>>;
 }

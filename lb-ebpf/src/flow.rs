@@ -6,7 +6,6 @@ use lb_common::{
     backend::{Backend, BackendState},
     drop_reason::DropReason,
     flow::{FlowEntry, FlowValue, Tuple, state},
-    ring::{self, NO_BACKEND, RING_SIZE},
     service::{Mode, Service},
 };
 
@@ -14,9 +13,10 @@ use crate::{
     atomic::fetch_or_u32,
     count,
     family::{Draft, Family},
-    maps::{BACKENDS, INTERFACES, RINGS, clock},
+    link::Link,
+    maps::{BACKENDS, INTERFACES, clock},
     packet::{Packet, Transport, tcp},
-    ports,
+    ports, select,
 };
 
 /// Source ports tried for one flow before it is refused. Only a tuple that is
@@ -129,10 +129,16 @@ fn observed(transport: &Transport, fin: u32) -> u32 {
     bits
 }
 
-/// The flow of a packet from a backend.
+/// The flow of packets with `tuple` from a backend.
 #[inline(always)]
-pub fn of_backend<F: Family>(packet: &Packet<'_, F>) -> Option<Flow<F>> {
-    F::replies().get_ptr_mut(&packet.tuple).map(Flow)
+pub fn of_reply<F: Family>(tuple: &F::Tuple) -> Option<Flow<F>> {
+    F::replies().get_ptr_mut(tuple).map(Flow)
+}
+
+/// The flow of packets with `tuple` from a client.
+#[inline(always)]
+pub fn of_tuple<F: Family>(tuple: &F::Tuple) -> Option<Flow<F>> {
+    F::flows().get_ptr_mut(tuple).map(Flow)
 }
 
 /// Notes what a packet from a backend tells of its flow. The entry in `FLOWS_*` is
@@ -145,7 +151,7 @@ pub fn replied<F: Family>(packet: &Packet<'_, F>, reply: Flow<F>) {
         return;
     }
     reply.set(bits);
-    if let Some(flow) = F::flows().get_ptr_mut(reply.to().reversed()).map(Flow::<F>) {
+    if let Some(flow) = of_tuple::<F>(&reply.to().reversed()) {
         flow.advance(bits);
     }
 }
@@ -158,7 +164,7 @@ pub fn of_client<F: Family>(
     service: &Service,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
     let mut refusal = DropReason::NoFlow;
-    if let Some(flow) = F::flows().get_ptr_mut(&packet.tuple).map(Flow::<F>) {
+    if let Some(flow) = of_tuple::<F>(&packet.tuple) {
         if let Some(backend) = BACKENDS.get(flow.backend())
             && goes_on(packet, flow, backend)
         {
@@ -226,10 +232,7 @@ fn turn<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
     // leave by a mixture of both ways, like one that passes a moment earlier
     // leaves by the old one.
     unsafe {
-        if let Some(reply) = F::replies()
-            .get_ptr_mut(flow.to().reversed())
-            .map(Flow::<F>)
-        {
+        if let Some(reply) = of_reply::<F>(&flow.to().reversed()) {
             (*reply.entry()).path = path;
             (*reply.entry()).mtu = mtu;
         }
@@ -275,24 +278,11 @@ fn open<F: Family>(
     packet: &Packet<'_, F>,
     service: &Service,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
-    let slot = ring::slot(packet.tuple.hash(), RING_SIZE);
-    let id = RINGS
-        .get_value(service.id, &slot)
-        .map_or(NO_BACKEND, |id| *id);
-    let backend = BACKENDS.get(id).ok_or((DropReason::NoBackend, 0))?;
-    if id == NO_BACKEND || backend.state == BackendState::Absent as u8 {
-        return Err((DropReason::NoBackend, 0));
-    }
-    if backend.path.ifindex == 0 {
-        return Err((DropReason::NextHopUnresolved, id));
-    }
-    let path = packet.link.way_back();
-    write_entries::<F>(&packet.tuple, service, id, backend, &path)
+    let (id, backend) = select::backend::<F>(&packet.tuple, service)?;
+    write_entries::<F>(&packet.tuple, service, id, backend, packet.link)
         .map_err(|reason| (reason, id))?;
-    let flow = F::flows()
-        .get_ptr_mut(&packet.tuple)
-        .ok_or((DropReason::FlowTableFull, id))?;
-    Ok((Flow(flow), backend))
+    let flow = of_tuple::<F>(&packet.tuple).ok_or((DropReason::FlowTableFull, id))?;
+    Ok((flow, backend))
 }
 
 /// Writes the entry for replies and then the one for the client's packets, so that
@@ -303,7 +293,7 @@ fn write_entries<F: Family>(
     service: &Service,
     id: u32,
     backend: &Backend,
-    path: &LinkPath,
+    link: &Link,
 ) -> Result<(), DropReason> {
     let draft = F::draft().ok_or(DropReason::FlowTableFull)?;
     // SAFETY: the draft belongs to this CPU, and a program does not migrate or
@@ -312,10 +302,11 @@ fn write_entries<F: Family>(
         flow,
         reply,
         reply_key,
+        ..
     } = unsafe { &mut *draft };
     let (flow_entry, to) = flow.parts_mut();
     let (reply_entry, from) = reply.parts_mut();
-    *from = tuple.reversed();
+    from.reverse_of(tuple);
     *to = *tuple;
     let full_nat = service.mode == Mode::FullNat as u8;
     let (src_port, dst_port) = F::ports(tuple);
@@ -325,14 +316,17 @@ fn write_entries<F: Family>(
     if full_nat {
         F::set_src(to, &backend.source);
     }
-    for entry in [&mut *flow_entry, &mut *reply_entry] {
+    let path = link.way_back();
+    let fill = |entry: &mut FlowEntry| {
         entry.backend = id;
         entry.last_seen = clock();
         entry.state = 0;
-        entry.path = *path;
-        entry.mtu = mtu(path);
+        entry.path = path;
+        entry.mtu = mtu(&path);
         entry.port_pool = if full_nat { backend.port_pool } else { 0 };
-    }
+    };
+    fill(flow_entry);
+    fill(reply_entry);
     let mut taken = src_port;
     let mut inserted = Err(EXISTS);
     for attempt in 0..ATTEMPTS {
@@ -347,7 +341,7 @@ fn write_entries<F: Family>(
             taken = other_port(tuple.hash(), attempt);
         }
         F::set_src_port(to, taken);
-        *reply_key = to.reversed();
+        reply_key.reverse_of(to);
         let (entry, from) = reply.parts_mut();
         (entry.address_delta, entry.tuple_delta) = reply_key.deltas(from);
         inserted = F::replies().insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST));

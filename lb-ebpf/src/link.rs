@@ -1,6 +1,12 @@
 //! Ethernet and VLAN tags: reading them, and sending a frame on.
 
-use aya_ebpf::{bindings::xdp_action::XDP_TX, helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use core::hint::black_box;
+
+use aya_ebpf::{
+    bindings::{xdp_action::XDP_TX, xdp_md},
+    helpers::bpf_xdp_adjust_head,
+    programs::XdpContext,
+};
 use lb_common::{
     addr::{LinkPath, MAX_VLAN_TAGS, reverse_macs},
     drop_reason::DropReason,
@@ -103,17 +109,59 @@ impl Link {
             && path.tags[1] == self.tags[1] & VLAN
     }
 
-    /// Gives the frame the Ethernet addresses and VLAN tags of `path` and sends it
-    /// there. The packet pointers taken before are invalid afterwards.
+    /// Makes room for `outer` more bytes in front of the payload, or takes bytes away where
+    /// it is negative, and gives the frame the
+    /// Ethernet addresses and VLAN tags of `path` and the EtherType `ether_type`. Returns
+    /// the offset of what follows the Ethernet header. The packet pointers taken before
+    /// are invalid afterwards.
     #[inline(always)]
-    pub fn transmit(&self, ctx: &XdpContext, path: &LinkPath) -> Result<u32, DropReason> {
-        let tagged = self.tags[0] | path.tags[0] != 0;
-        if tagged {
-            self.retag(ctx, path)?;
-        }
+    pub fn rewrite(
+        &self,
+        ctx: &XdpContext,
+        path: &LinkPath,
+        outer: i32,
+        ether_type: u16,
+    ) -> Result<usize, DropReason> {
+        let offset = if self.tags[0] | path.tags[0] != 0 {
+            let length = retag(
+                ctx.ctx,
+                pair(self.tags),
+                pair(path.tags),
+                u32::from(ether_type),
+                outer as u32,
+            );
+            // The verifier has to see the bound that the compiler knows.
+            black_box(length) as usize & MAX_HEADER.next_power_of_two().wrapping_sub(1)
+        } else if outer != 0 {
+            move_head(ctx, -outer)?;
+            write_ether_type(ctx, EthHdr::LEN, ether_type)?;
+            EthHdr::LEN
+        } else {
+            EthHdr::LEN
+        };
         let macs: *mut [u32; 3] = at(ctx, 0).ok_or(DropReason::NoHeadroom)?;
+        if offset == 0 {
+            return Err(DropReason::NoHeadroom);
+        }
         // SAFETY: `at` checked the bounds.
         unsafe { words::store(macs.cast(), path.macs) };
+        Ok(offset)
+    }
+
+    /// Takes `cut` bytes away in front of the payload, which is then of type `ether_type`.
+    #[inline(always)]
+    pub fn strip(&self, ctx: &XdpContext, cut: i32, ether_type: u16) -> Result<(), DropReason> {
+        let path = LinkPath {
+            ifindex: self.ifindex,
+            macs: self.macs,
+            tags: [self.tags[0] & VLAN, self.tags[1] & VLAN],
+        };
+        self.rewrite(ctx, &path, -cut, ether_type).map(|_| ())
+    }
+
+    /// Sends the frame by the interface of `path`.
+    #[inline(always)]
+    pub fn send(&self, path: &LinkPath) -> Result<u32, DropReason> {
         if path.ifindex == self.ifindex {
             return Ok(XDP_TX);
         }
@@ -121,56 +169,82 @@ impl Link {
             .redirect(path.ifindex, 0)
             .map_err(|_aborted| DropReason::NoInterface)
     }
+}
 
-    /// Makes room for the tags of `path` and writes them with the payload's
-    /// EtherType. A tag keeps the priority that the tag at its place had.
-    #[inline(always)]
-    fn retag(&self, ctx: &XdpContext, path: &LinkPath) -> Result<(), DropReason> {
-        let had = count(&self.tags);
-        let has = count(&path.tags);
-        if had != has {
-            let delta = (had - has) * size_of::<VlanHdr>() as i32;
-            // SAFETY: the context is valid; every packet pointer is taken anew.
-            if unsafe { bpf_xdp_adjust_head(ctx.ctx, delta) } != 0 {
-                return Err(DropReason::NoHeadroom);
-            }
+/// An Ethernet header with two tags.
+const MAX_HEADER: usize = EthHdr::LEN + MAX_VLAN_TAGS * VlanHdr::LEN;
+const TAG: usize = VlanHdr::LEN;
+
+/// Moves the begin of the frame by `delta` bytes, to the front where it is negative.
+#[inline(always)]
+pub fn move_head(ctx: &XdpContext, delta: i32) -> Result<(), DropReason> {
+    // SAFETY: the context is valid; every packet pointer is taken anew.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, delta) } != 0 {
+        return Err(DropReason::NoHeadroom);
+    }
+    Ok(())
+}
+
+/// Writes the EtherType of an Ethernet header of `length` bytes.
+#[inline(always)]
+fn write_ether_type(ctx: &XdpContext, length: usize, ether_type: u16) -> Result<(), DropReason> {
+    let field: *mut u16 = at(ctx, length - size_of::<u16>()).ok_or(DropReason::NoHeadroom)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe { field.write_unaligned(ether_type) };
+    Ok(())
+}
+
+/// Makes room for the VLAN tags `new` instead of `old` and for `outer` bytes behind them,
+/// and writes the tags and the EtherType behind them. A tag keeps the priority that the
+/// tag at its place had. Returns the length of the Ethernet header, 0 if there is no room.
+///
+/// A global function, like `ipv6_walk`: few frames have tags, and the verifier need not
+/// follow what comes before with each number of them.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn retag(ctx: *mut xdp_md, old: u64, new: u64, ether_type: u32, outer: u32) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let (old, new) = (unpair(old), unpair(new));
+    let length = EthHdr::LEN + count(&new) * TAG;
+    let shift = (count(&old) * TAG) as i32 - (count(&new) * TAG) as i32;
+    let shift = shift - outer as i32;
+    let written = || {
+        if shift != 0 {
+            move_head(&ctx, shift)?;
         }
         const TAGS: usize = EthHdr::LEN - size_of::<u16>();
-        const TAG: usize = size_of::<VlanHdr>();
-        let ether_type = match has {
-            0 => TAGS,
-            1 => {
-                self.write_tag(ctx, TAGS, path, 0)?;
-                TAGS + TAG
-            }
-            _ => {
-                self.write_tag(ctx, TAGS, path, 0)?;
-                self.write_tag(ctx, TAGS + TAG, path, 1)?;
-                TAGS + 2 * TAG
-            }
-        };
-        let field: *mut u16 = at(ctx, ether_type).ok_or(DropReason::NoHeadroom)?;
-        // SAFETY: `at` checked the bounds.
-        unsafe { field.write_unaligned(self.ether_type) };
-        Ok(())
+        if new[0] != 0 {
+            write_tag(&ctx, TAGS, new[0], old[0])?;
+        }
+        if new[1] != 0 {
+            write_tag(&ctx, TAGS + TAG, new[1], old[1])?;
+        }
+        write_ether_type(&ctx, length, ether_type as u16)
+    };
+    match written() {
+        Ok(()) => length as u64,
+        Err(_) => 0,
     }
+}
 
-    #[inline(always)]
-    fn write_tag(
-        &self,
-        ctx: &XdpContext,
-        offset: usize,
-        path: &LinkPath,
-        index: usize,
-    ) -> Result<(), DropReason> {
-        let field: *mut u32 = at(ctx, offset).ok_or(DropReason::NoHeadroom)?;
-        let (Some(new), Some(old)) = (path.tags.get(index), self.tags.get(index)) else {
-            return Ok(());
-        };
-        // SAFETY: `at` checked the bounds.
-        unsafe { field.write_unaligned(new | old & PRIORITY) };
-        Ok(())
-    }
+#[inline(always)]
+fn write_tag(ctx: &XdpContext, offset: usize, new: u32, old: u32) -> Result<(), DropReason> {
+    let field: *mut u32 = at(ctx, offset).ok_or(DropReason::NoHeadroom)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe { field.write_unaligned(new | old & PRIORITY) };
+    Ok(())
+}
+
+/// Both tags in a word.
+#[inline(always)]
+const fn pair(tags: [u32; MAX_VLAN_TAGS]) -> u64 {
+    tags[0] as u64 | (tags[1] as u64) << 32
+}
+
+/// Both tags out of it.
+#[inline(always)]
+const fn unpair(tags: u64) -> [u32; MAX_VLAN_TAGS] {
+    [tags as u32, (tags >> 32) as u32]
 }
 
 #[inline(always)]
@@ -181,6 +255,6 @@ fn is_vlan(ether_type: u16) -> bool {
 }
 
 #[inline(always)]
-fn count(tags: &[u32; MAX_VLAN_TAGS]) -> i32 {
-    i32::from(tags[0] != 0) + i32::from(tags[1] != 0)
+fn count(tags: &[u32; MAX_VLAN_TAGS]) -> usize {
+    usize::from(tags[0] != 0) + usize::from(tags[1] != 0)
 }

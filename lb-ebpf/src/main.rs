@@ -18,35 +18,71 @@ mod count;
 mod family;
 mod flow;
 mod forward;
+mod fragment;
+mod icmp;
 mod link;
 mod maps;
+mod mss;
 mod packet;
 mod ports;
+mod select;
 mod service;
+mod stage;
+mod tunnel;
 mod verdict;
 mod words;
 
 use aya_ebpf::{bindings::xdp_action::XDP_PASS, macros::xdp, programs::XdpContext};
 use family::{Family, Ipv4, Ipv6};
-use lb_common::drop_reason::DropReason;
+use lb_common::{drop_reason::DropReason, stage::Stage};
 use link::Link;
-use network_types::eth::EtherType;
 use packet::{Packet, Protocol, Transport, Unparsed};
-use verdict::Refused;
+use verdict::malformed;
+
+/// The path of a frame: each family's own, everything else passes.
+macro_rules! by_family {
+    ($ctx:expr, $($path:ident)::+) => {
+        match Link::parse($ctx) {
+            Some(link) if link.ether_type == Ipv4::ETHER_TYPE => $($path)::+::<Ipv4>($ctx, &link),
+            Some(link) if link.ether_type == Ipv6::ETHER_TYPE => $($path)::+::<Ipv6>($ctx, &link),
+            _ => XDP_PASS,
+        }
+    };
+}
 
 /// The path of a packet.
-#[xdp]
+#[xdp(frags)]
+#[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let Some(link) = Link::parse(&ctx) else {
-        return XDP_PASS;
-    };
-    const IPV4: u16 = EtherType::Ipv4 as u16;
-    const IPV6: u16 = EtherType::Ipv6 as u16;
-    match link.ether_type {
-        IPV4 => ip::<Ipv4>(&ctx, &link),
-        IPV6 => ip::<Ipv6>(&ctx, &link),
-        _ => XDP_PASS,
-    }
+    by_family!(&ctx, ip)
+}
+
+/// The path of a fragment, and what follows of it.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_fragment(ctx: XdpContext) -> u32 {
+    by_family!(&ctx, fragment::path)
+}
+
+/// The path of ICMP.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_icmp(ctx: XdpContext) -> u32 {
+    by_family!(&ctx, icmp::path)
+}
+
+/// The path of ICMP errors about packets that were wrapped.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_icmp_tunnel(ctx: XdpContext) -> u32 {
+    by_family!(&ctx, icmp::tunnel::path)
+}
+
+/// Tells the sender of a packet that it is too big.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_too_big(ctx: XdpContext) -> u32 {
+    by_family!(&ctx, icmp::too_big)
 }
 
 /// The path of an IP packet.
@@ -55,34 +91,24 @@ fn ip<F: Family>(ctx: &XdpContext, link: &Link) -> u32 {
     let Some(ip) = F::header(ctx, link) else {
         return XDP_PASS;
     };
-    let malformed = |reason, protocol| {
-        if service::owns::<F>(F::destination(ip), protocol) {
-            Refused::unknown(reason).drop(ctx)
-        } else {
-            XDP_PASS
-        }
-    };
-    let payload = match F::payload(ctx, link, ip) {
+    let destination = F::destination(ip);
+    let payload = match F::payload(ctx, link.payload, ip) {
         Ok(payload) => payload,
         Err(Unparsed::Foreign) => return XDP_PASS,
-        Err(Unparsed::Malformed(reason, protocol)) => return malformed(reason, protocol),
+        Err(Unparsed::Fragment) => return stage::enter(ctx, Stage::Fragment),
+        Err(Unparsed::Malformed(reason, protocol)) => {
+            return malformed::<F>(ctx, destination, protocol, reason);
+        }
     };
+    if payload.protocol == F::ICMP {
+        return stage::enter(ctx, Stage::Icmp);
+    }
     let Some(transport) = Transport::parse(ctx, link, &payload) else {
         let protocol = Protocol::Known(payload.protocol);
-        return malformed(DropReason::TransportHeader, protocol);
+        return malformed::<F>(ctx, destination, protocol, DropReason::TransportHeader);
     };
     let packet = Packet::<F>::new(link, ip, &payload, transport);
-    let verdict = if let Some(service) = service::find(&packet) {
-        forward::to_backend(ctx, &packet, service)
-    } else if let Some(reply) = flow::of_backend(&packet) {
-        forward::to_client(ctx, &packet, reply)
-    } else {
-        return XDP_PASS;
-    };
-    match verdict {
-        Ok(action) => action,
-        Err(refused) => refused.drop(ctx),
-    }
+    forward::packet(ctx, &packet)
 }
 
 /// Nothing here panics: a panic that the compiler could not rule out would be a

@@ -3,7 +3,10 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, PerCpuArray, PerCpuHashMap},
+    btf_maps::{
+        Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap,
+        ProgramArray,
+    },
     macros::btf_map,
 };
 use lb_common::{
@@ -11,14 +14,22 @@ use lb_common::{
     backend::{Backend, Interface, MAX_BACKENDS},
     counters::{Counters, DropKey, MAX_DROP_KEYS},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
+    fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
     ports::{MAX_PORT_POOLS, PortPool},
     ring::RING_SIZE,
-    service::{MAX_SERVICES, Service, ServiceKey4, ServiceKey6},
+    service::{
+        MAX_PORT_PREFIXES, MAX_PREFIXES, MAX_SERVICES, PortKey, Service, ServiceKey4, ServiceKey6,
+        Vip,
+    },
+    stage::{Handover, IcmpBudget, Stage},
 };
 
 use crate::family::Draft;
 
 const SERVICES: usize = MAX_SERVICES as usize;
+const PREFIXES: usize = MAX_PREFIXES as usize;
+const PORT_PREFIXES: usize = MAX_PORT_PREFIXES as usize;
+const FIRST_FRAGMENTS: usize = MAX_FRAGMENTS as usize;
 const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
 const POOLS: usize = MAX_PORT_POOLS as usize;
@@ -37,13 +48,25 @@ pub static SERVICES_V4: HashMap<ServiceKey4, Service, SERVICES> = HashMap::new()
 #[btf_map]
 pub static SERVICES_V6: HashMap<ServiceKey6, Service, SERVICES> = HashMap::new();
 
-/// Addresses and protocols of the IPv4 services.
+/// IPv4 addresses of services.
 #[btf_map]
-pub static VIPS_V4: HashMap<ServiceKey4, u32, SERVICES> = HashMap::new();
+pub static VIPS_V4: HashMap<u32, Vip, SERVICES> = HashMap::new();
 
-/// Addresses and protocols of the IPv6 services.
+/// IPv6 addresses of services.
 #[btf_map]
-pub static VIPS_V6: HashMap<ServiceKey6, u32, SERVICES> = HashMap::new();
+pub static VIPS_V6: HashMap<[u32; 4], Vip, SERVICES> = HashMap::new();
+
+/// IPv4 prefixes that are addresses of services.
+#[btf_map]
+pub static PREFIXES_V4: LpmTrie<u32, Vip, PREFIXES> = LpmTrie::new();
+
+/// IPv6 prefixes that are addresses of services.
+#[btf_map]
+pub static PREFIXES_V6: LpmTrie<[u32; 4], Vip, PREFIXES> = LpmTrie::new();
+
+/// Services on several ports or on prefixes, by address, protocol and port.
+#[btf_map]
+pub static PORTS: LpmTrie<PortKey, Service, PORT_PREFIXES> = LpmTrie::new();
 
 /// A ring of backend ids, in memory that the daemon writes without a system call for
 /// each slot.
@@ -81,13 +104,21 @@ pub static REPLIES_V4: HashMap<FlowKey4, Flow4, FLOWS> = HashMap::new();
 #[btf_map]
 pub static REPLIES_V6: HashMap<FlowKey6, Flow6, FLOWS> = HashMap::new();
 
-/// Where an IPv4 flow is put together.
+/// First fragments of IPv4 packets.
 #[btf_map]
-pub static DRAFT_V4: PerCpuArray<Draft<Flow4>, 1> = PerCpuArray::new();
+pub static FRAGMENTS_V4: LruHashMap<FragmentKey4, Fragment, FIRST_FRAGMENTS> = LruHashMap::new();
 
-/// Where an IPv6 flow is put together.
+/// First fragments of IPv6 packets.
 #[btf_map]
-pub static DRAFT_V6: PerCpuArray<Draft<Flow6>, 1> = PerCpuArray::new();
+pub static FRAGMENTS_V6: LruHashMap<FragmentKey6, Fragment, FIRST_FRAGMENTS> = LruHashMap::new();
+
+/// Where IPv4 entries are put together.
+#[btf_map]
+pub static DRAFT_V4: PerCpuArray<Draft<Flow4, FragmentKey4>, 1> = PerCpuArray::new();
+
+/// Where IPv6 entries are put together.
+#[btf_map]
+pub static DRAFT_V6: PerCpuArray<Draft<Flow6, FragmentKey6>, 1> = PerCpuArray::new();
 
 /// Counters by backend id.
 #[btf_map]
@@ -104,6 +135,18 @@ pub static DEVICES: DevMapHash<INTERFACE_INDEXES> = DevMapHash::new();
 /// Interfaces that clients may be behind, by index.
 #[btf_map]
 pub static INTERFACES: HashMap<u32, Interface, INTERFACE_INDEXES> = HashMap::new();
+
+/// The programs that the main one calls.
+#[btf_map]
+pub static STAGES: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
+
+/// What one program leaves to the next.
+#[btf_map]
+pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+
+/// How many ICMP errors may still be sent.
+#[btf_map]
+pub static ICMP_BUDGET: PerCpuArray<IcmpBudget, 1> = PerCpuArray::new();
 
 /// The flow clock.
 #[inline(always)]

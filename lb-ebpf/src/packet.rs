@@ -1,12 +1,15 @@
 //! What a parsed packet is, and the checks that only our own packets get.
 
-use core::mem::transmute;
+use core::{hint::black_box, mem::transmute, ptr};
 
-use aya_ebpf::{helpers::bpf_xdp_load_bytes, programs::XdpContext};
+use aya_ebpf::{
+    helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    programs::XdpContext,
+};
 use lb_common::{checksum, drop_reason::DropReason};
 use network_types::{bitfield::BitfieldU16, ip::IpProto, tcp::TcpHdr, udp::UdpHdr};
 
-use crate::{family::Family, link::Link};
+use crate::{family::Family, link::Link, words};
 
 /// A pointer to a `T` at `offset` in the frame, if the frame reaches that far.
 #[inline(always)]
@@ -31,6 +34,8 @@ pub fn copy<'a, T>(
     buffer: &'a mut T,
     length: usize,
 ) -> Option<&'a T> {
+    // The verifier has to see the bounds, also where the compiler knows them.
+    let length = black_box(length);
     if length == 0 || length > size_of::<T>() {
         return None;
     }
@@ -46,10 +51,25 @@ pub fn copy<'a, T>(
     (error == 0).then_some(buffer)
 }
 
-/// Why a packet has no transport header that the datapath reads.
+/// Writes words at `offset` in the frame.
+#[inline(always)]
+pub fn put<const N: usize>(
+    ctx: &XdpContext,
+    offset: usize,
+    words: [u32; N],
+) -> Result<(), DropReason> {
+    let field: *mut [u32; N] = at(ctx, offset).ok_or(DropReason::NoHeadroom)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe { words::store(field.cast(), words) };
+    Ok(())
+}
+
+/// Why a packet has no payload that the datapath reads at once.
 pub enum Unparsed {
     /// It can't be for a service.
     Foreign,
+    /// It is a fragment of a packet of [`TCP`] or [`UDP`], or may be one.
+    Fragment,
     /// It is broken, or of a kind that is not forwarded; it is ours if a service
     /// has its destination and protocol.
     Malformed(DropReason, Protocol),
@@ -57,7 +77,7 @@ pub enum Unparsed {
 
 /// What stands behind the IP headers.
 pub struct Payload {
-    /// [`TCP`] or [`UDP`].
+    /// [`TCP`], [`UDP`], or the ICMP of the family.
     pub protocol: u8,
     /// Length of the IP headers in bytes, options and extension headers included.
     pub headers: usize,
@@ -87,12 +107,25 @@ pub struct Packet<'a, F: Family> {
     pub headers: usize,
     /// Its transport header.
     pub transport: Transport,
+    /// Which part of a whole packet it is.
+    pub part: Part,
     /// Its addresses, ports and protocol.
     pub tuple: F::Tuple,
 }
 
+/// What fragmentation left of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    Whole,
+    /// The begin, with the transport header.
+    First,
+    /// A later part, without.
+    Later,
+}
+
 /// The transport header of a packet. One shape for TCP and UDP, since the verifier
-/// does not follow pointers through an enum.
+/// does not follow pointers through an enum. Of a [`Part::Later`] it is not looked at.
 #[repr(C)]
 pub struct Transport {
     /// Source and destination port.
@@ -138,9 +171,21 @@ impl Transport {
         }
     }
 
+    /// What stands for the header that a later fragment lacks. It begins nothing.
+    #[inline(always)]
+    pub fn absent(protocol: u8) -> Self {
+        Self {
+            is_tcp: protocol == TCP,
+            flags: tcp::ACK,
+            length: 0,
+            ports: ptr::null_mut(),
+            checksum: ptr::null_mut(),
+        }
+    }
+
     /// Source and destination port, a word as it lies in the frame.
     #[inline(always)]
-    fn ports(&self) -> u32 {
+    pub fn ports(&self) -> u32 {
         // SAFETY: the bounds were checked when the header was parsed; both headers
         // begin with the ports.
         unsafe { self.ports.cast::<u32>().read_unaligned() }
@@ -167,16 +212,36 @@ impl Transport {
         }
     }
 
-    /// Whether the header's own length fits the `room` that the IP header leaves
-    /// it, in bytes, and its flags make sense.
+    /// TCP: length of the header in bytes, at least 20 once it has been checked.
     #[inline(always)]
-    fn check(&self, room: u64) -> Result<(), DropReason> {
+    pub fn header_length(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether the checksum covers all the `room` bytes behind the IP headers. Of a
+    /// datagram, zero says that there is none (RFC 768).
+    #[inline(always)]
+    pub fn covers(&self, room: u32) -> bool {
+        // SAFETY: the bounds were checked when the header was parsed.
+        let checksum = unsafe { self.checksum.read_unaligned() };
+        self.is_tcp || checksum != 0 && self.length == u64::from(room)
+    }
+
+    /// Whether the header's own length fits the `room` that the IP header leaves
+    /// it, in bytes, and its flags make sense. The first fragment of a datagram has
+    /// less room than the datagram takes.
+    #[inline(always)]
+    fn check(&self, room: u64, part: Part) -> Result<(), DropReason> {
         let least = if self.is_tcp {
             TcpHdr::LEN
         } else {
             UdpHdr::LEN
         };
-        if self.length < least as u64 || self.length > room {
+        if part == Part::First && (room < least as u64 || self.is_tcp && self.length > room) {
+            return Err(DropReason::FragmentTiny);
+        }
+        let fits = self.length <= room || part == Part::First;
+        if self.length < least as u64 || !fits {
             return Err(DropReason::TransportHeader);
         }
         if self.is_tcp && !tcp::is_plausible(self.flags) {
@@ -212,7 +277,7 @@ pub mod tcp {
 }
 
 impl<'a, F: Family> Packet<'a, F> {
-    /// Puts a packet together from its headers.
+    /// Puts a whole packet together from its headers.
     #[inline(always)]
     pub fn new(
         link: &'a Link,
@@ -220,12 +285,27 @@ impl<'a, F: Family> Packet<'a, F> {
         payload: &Payload,
         transport: Transport,
     ) -> Self {
+        let ports = transport.ports();
+        Self::part(link, ip, payload, transport, ports, Part::Whole)
+    }
+
+    /// Puts a fragment together, of a packet with these ports.
+    #[inline(always)]
+    pub fn part(
+        link: &'a Link,
+        ip: *mut F::Header,
+        payload: &Payload,
+        transport: Transport,
+        ports: u32,
+        part: Part,
+    ) -> Self {
         Self {
             link,
             ip,
             headers: payload.headers,
-            tuple: F::tuple(ip, payload.protocol, transport.ports()),
+            tuple: F::tuple(ip, payload.protocol, ports),
             transport,
+            part,
         }
     }
 
@@ -234,14 +314,44 @@ impl<'a, F: Family> Packet<'a, F> {
     /// are held to this, so that it costs others nothing.
     #[inline(always)]
     pub fn check(&self, ctx: &XdpContext) -> Result<u32, DropReason> {
-        let length = F::check(ctx, self)?;
-        let Some(transport) = length.checked_sub(self.headers) else {
-            return Err(DropReason::IpLength);
-        };
-        self.transport.check(transport as u64)?;
-        if F::ttl(self) <= 1 {
+        let length = check_ip::<F>(ctx, self.link, self.ip, self.headers)?;
+        if self.part != Part::Later {
+            let room = length - self.headers as u32;
+            self.transport.check(u64::from(room), self.part)?;
+        }
+        if F::ttl(self.ip) <= 1 {
             return Err(DropReason::TtlExpired);
         }
-        Ok(length as u32)
+        Ok(length)
     }
+}
+
+/// Whether an IP header with `headers` bytes of headers agrees with the frame and itself.
+/// Returns the length of the IP packet in bytes.
+#[inline(always)]
+pub fn check_ip<F: Family>(
+    ctx: &XdpContext,
+    link: &Link,
+    ip: *mut F::Header,
+    headers: usize,
+) -> Result<u32, DropReason> {
+    let length = F::length(ip);
+    if length < headers {
+        return Err(DropReason::IpLength);
+    }
+    // Of a frame in several buffers only the first is reached by pointers.
+    if ip as usize + length > ctx.data_end() && link.payload + length > frame_length(ctx) {
+        return Err(DropReason::IpLength);
+    }
+    if !F::checksum_is_right(ctx, link, ip, headers) {
+        return Err(DropReason::IpChecksum);
+    }
+    Ok(length as u32)
+}
+
+/// Length of the frame in bytes, all of its buffers.
+#[inline(always)]
+pub fn frame_length(ctx: &XdpContext) -> usize {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) as usize }
 }

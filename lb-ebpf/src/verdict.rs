@@ -1,13 +1,22 @@
 //! What becomes of a packet of ours that is not forwarded.
 
-use aya_ebpf::{bindings::xdp_action::XDP_DROP, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    programs::XdpContext,
+};
 use aya_log_ebpf::debug;
 use lb_common::{
     counters::{Direction, DropKey},
     drop_reason::DropReason,
 };
 
-use crate::count;
+use crate::{
+    count,
+    family::Family,
+    packet::{Part, Protocol},
+    service,
+    stage::{self, Stage},
+};
 
 /// An XDP action, or why there is none but to drop.
 pub type Verdict = Result<u32, Refused>;
@@ -20,6 +29,33 @@ pub struct Refused {
     service: u32,
     backend: u32,
     direction: Direction,
+    /// What its sender is to be told that it may send at most; 0 for nothing.
+    mtu: u32,
+}
+
+/// Does what has been decided.
+#[inline(always)]
+pub fn conclude(ctx: &XdpContext, verdict: Verdict) -> u32 {
+    match verdict {
+        Ok(action) => action,
+        Err(refused) => refused.drop(ctx),
+    }
+}
+
+/// Drops a packet of which no more could be read than destination and protocol, if a
+/// service has these.
+#[inline(always)]
+pub fn malformed<F: Family>(
+    ctx: &XdpContext,
+    destination: F::Address,
+    protocol: Protocol,
+    reason: DropReason,
+) -> u32 {
+    if service::owns::<F>(destination, protocol) {
+        Refused::unknown(reason).drop(ctx)
+    } else {
+        XDP_PASS
+    }
 }
 
 impl Refused {
@@ -37,6 +73,7 @@ impl Refused {
             service,
             backend,
             direction: Direction::Forward,
+            mtu: 0,
         }
     }
 
@@ -48,27 +85,48 @@ impl Refused {
             service,
             backend,
             direction: Direction::Reply,
+            mtu: 0,
         }
     }
 
-    /// Counts the packet and drops it.
+    /// Has the sender told the size of packets that would pass. No word is sent about
+    /// later fragments (RFC 1122, section 3.2.2).
+    #[inline(always)]
+    pub fn with_mtu(mut self, part: Part, mtu: u32) -> Self {
+        if part != Part::Later {
+            self.mtu = mtu;
+        }
+        self
+    }
+
+    /// Counts the packet and drops it, or sends what it is to its sender.
     #[inline(always)]
     pub fn drop(self, ctx: &XdpContext) -> u32 {
-        debug!(
-            ctx,
-            "drop: reason {} service {} backend {} direction {}",
-            self.reason as u16,
-            self.service,
-            self.backend,
-            self.direction as u16
-        );
-        count::dropped(DropKey {
-            service: self.service,
-            backend: self.backend,
-            reason: self.reason as u16,
-            direction: self.direction as u16,
-            reserved: 0,
-        });
+        let kind = u32::from(self.reason as u16) | u32::from(self.direction as u16) << 16;
+        note(ctx, kind, self.service, self.backend);
+        if self.mtu != 0 {
+            stage::hand_over_mtu(self.mtu);
+            return stage::enter(ctx, Stage::TooBig);
+        }
         XDP_DROP
     }
+}
+
+/// Counts a dropped packet. A call of its own, with arguments that fit registers, since
+/// the stack of the caller is scarce.
+#[inline(never)]
+fn note(ctx: &XdpContext, kind: u32, service: u32, backend: u32) {
+    let reason = kind as u16;
+    let direction = (kind >> 16) as u16;
+    debug!(
+        ctx,
+        "drop: reason {} service {} backend {} direction {}", reason, service, backend, direction
+    );
+    count::dropped(DropKey {
+        service,
+        backend,
+        reason,
+        direction,
+        reserved: 0,
+    });
 }

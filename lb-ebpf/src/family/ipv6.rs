@@ -4,18 +4,25 @@ use core::mem::{offset_of, transmute};
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
+    checksum,
     drop_reason::DropReason,
     flow::{Flow6, FlowKey6},
+    fragment::FragmentKey6,
     service::ServiceKey6,
 };
-use network_types::ip::{IpProto, Ipv6Hdr};
+use network_types::{
+    eth::EtherType,
+    ip::{IpProto, Ipv6Hdr},
+};
 
-use super::{Draft, Family, Flows, Services, Vips};
+use super::{
+    Carried, DONT_FRAGMENT, Draft, Family, Flows, Fragments, Position, Prefixes, Services, Vips,
+};
 use crate::{
     link::Link,
-    maps::{DRAFT_V6, FLOWS_V6, REPLIES_V6, SERVICES_V6, VIPS_V6},
-    packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy},
-    words,
+    maps::{DRAFT_V6, FLOWS_V6, FRAGMENTS_V6, PREFIXES_V6, REPLIES_V6, SERVICES_V6, VIPS_V6},
+    packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
+    tunnel, words,
 };
 
 /// Extension headers that are followed; a real packet has one or two.
@@ -25,10 +32,13 @@ const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 const ROUTING: u8 = IpProto::Ipv6Route as u8;
 const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
 const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
+const ICMP: u8 = IpProto::Ipv6Icmp as u8;
 
 /// Offset and more-fragments flag of a fragment header. Both are zero in an atomic
 /// fragment, which is a whole packet (RFC 8200, section 4.5; RFC 6946).
 const FRAGMENTED: u16 = u16::from_be(0xfff9);
+/// The offset alone, in bytes.
+const FRAGMENT_OFFSET: u16 = 0xfff8;
 
 /// The first eight bytes of an extension header.
 #[repr(C, align(8))]
@@ -39,6 +49,7 @@ struct Extension {
     length: u8,
     /// Fragment header: offset and flags.
     fragment: [u8; 2],
+    /// Fragment header: identification.
     rest: [u8; 4],
 }
 
@@ -59,13 +70,26 @@ impl Family for Ipv6 {
     type Tuple = FlowKey6;
     type Flow = Flow6;
     type ServiceKey = ServiceKey6;
+    type FragmentKey = FragmentKey6;
+
+    const ETHER_TYPE: u16 = EtherType::Ipv6 as u16;
+    const PROTOCOL: u8 = IpProto::Ipv6 as u8;
+    const ICMP: u8 = ICMP;
+    const ADDRESS_BITS: u32 = u128::BITS;
+    const HEADER: usize = Ipv6Hdr::LEN;
 
     #[inline(always)]
-    fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Ipv6Hdr> {
-        let ip: *mut Ipv6Hdr = at(ctx, link.payload)?;
+    fn header_at(ctx: &XdpContext, offset: usize) -> Option<*mut Ipv6Hdr> {
+        let ip: *mut Ipv6Hdr = at(ctx, offset)?;
         // SAFETY: `at` checked the bounds.
         let version = unsafe { (*ip).version() };
         (version == 6).then_some(ip)
+    }
+
+    #[inline(always)]
+    fn source(ip: *mut Ipv6Hdr) -> Self::Address {
+        // SAFETY: the bounds were checked when the header was parsed.
+        unsafe { words::load((&raw const (*ip).src_addr).cast()) }
     }
 
     #[inline(always)]
@@ -75,16 +99,33 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn payload(ctx: &XdpContext, link: &Link, ip: *mut Ipv6Hdr) -> Result<Payload, Unparsed> {
+    fn payload(ctx: &XdpContext, offset: usize, ip: *mut Ipv6Hdr) -> Result<Payload, Unparsed> {
         // SAFETY: the bounds were checked when the header was parsed.
         let protocol = unsafe { (*ip).next_hdr };
-        if protocol == TCP || protocol == UDP {
+        if protocol == TCP || protocol == UDP || protocol == ICMP {
             return Ok(Payload {
                 protocol,
                 headers: Ipv6Hdr::LEN,
             });
         }
-        Outcome(ipv6_walk(ctx.ctx, link.payload as u64, u32::from(protocol))).unpack()
+        Outcome(ipv6_walk(ctx.ctx, offset as u64, u32::from(protocol))).unpack()
+    }
+
+    #[inline(always)]
+    fn position(ctx: &XdpContext, offset: usize, ip: *mut Ipv6Hdr) -> Position {
+        // SAFETY: the bounds were checked when the header was parsed.
+        let next = unsafe { (*ip).next_hdr };
+        let outcome = Outcome(ipv6_walk(ctx.ctx, offset as u64, u32::from(next)));
+        let headers = outcome.headers();
+        let mut header = Extension::default();
+        // The walk has read it.
+        let _there = copy(ctx, offset + headers, &mut header, size_of::<Extension>());
+        Position {
+            protocol: outcome.protocol(),
+            identification: u32::from_ne_bytes(header.rest),
+            offset: u32::from(u16::from_be_bytes(header.fragment) & FRAGMENT_OFFSET),
+            headers: headers + size_of::<Extension>(),
+        }
     }
 
     #[inline(always)]
@@ -100,31 +141,141 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn check(ctx: &XdpContext, packet: &Packet<'_, Self>) -> Result<usize, DropReason> {
+    fn length(ip: *mut Ipv6Hdr) -> usize {
         // SAFETY: the bounds were checked when the header was parsed.
-        let payload = usize::from(u16::from_be_bytes(unsafe { (*packet.ip).payload_len }));
-        let length = Ipv6Hdr::LEN + payload;
-        if packet.ip as usize + length > ctx.data_end() {
-            return Err(DropReason::IpLength);
-        }
-        Ok(length)
+        Ipv6Hdr::LEN + usize::from(u16::from_be_bytes(unsafe { (*ip).payload_len }))
     }
 
     #[inline(always)]
-    fn ttl(packet: &Packet<'_, Self>) -> u8 {
-        // SAFETY: the bounds were checked when the header was parsed.
-        unsafe { (*packet.ip).hop_limit }
+    fn checksum_is_right(
+        _ctx: &XdpContext,
+        _link: &Link,
+        _ip: *mut Ipv6Hdr,
+        _headers: usize,
+    ) -> bool {
+        true
     }
 
     #[inline(always)]
-    fn rewrite(packet: &Packet<'_, Self>, to: &FlowKey6, _address_delta: u16) {
+    fn ttl(ip: *mut Ipv6Hdr) -> u8 {
+        // SAFETY: the bounds were checked when the header was parsed.
+        unsafe { (*ip).hop_limit }
+    }
+
+    #[inline(always)]
+    fn set_ttl(ip: *mut Ipv6Hdr, ttl: u8) {
+        // SAFETY: the bounds were checked when the header was parsed.
+        unsafe { (*ip).hop_limit = ttl };
+    }
+
+    #[inline(always)]
+    fn set_addresses(ip: *mut Ipv6Hdr, to: &FlowKey6, _address_delta: u16) {
         // SAFETY: the bounds were checked when the header was parsed; keys and headers
         // have both addresses in this order.
         unsafe {
-            (*packet.ip).hop_limit -= 1;
             let to: [u64; ADDRESS_WORDS] = words::load((&raw const *to).cast());
-            words::store(addresses(packet.ip), to);
+            words::store(addresses(ip), to);
         }
+    }
+
+    #[inline(always)]
+    fn rewrite(ip: *mut Ipv6Hdr, to: &FlowKey6, address_delta: u16) {
+        Self::decrement_ttl(ip);
+        Self::set_addresses(ip, to, address_delta);
+    }
+
+    #[inline(always)]
+    fn carried(ip: *mut Ipv6Hdr) -> Carried {
+        // SAFETY: the bounds were checked when the header was parsed.
+        let [first, second] = unsafe { ip.cast::<[u8; 2]>().read_unaligned() };
+        Carried {
+            traffic_class: first << 4 | second >> 4,
+            // A router on the way may not fragment IPv6.
+            flags: DONT_FRAGMENT,
+            identification: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn sum(packet: &Packet<'_, Self>, length: u32) -> Option<u64> {
+        if packet.headers != Ipv6Hdr::LEN {
+            return None;
+        }
+        // The segment with its pseudo-header sums up to zero; what the pseudo-header has
+        // and the header has not, or the other way round, remains.
+        // SAFETY: the bounds were checked when the header was parsed.
+        let first: [u32; 2] = unsafe { words::load(packet.ip.cast()) };
+        let segment = (length - Ipv6Hdr::LEN as u32) as u16;
+        let protocol = packet.tuple.protocol as u16;
+        let pseudo = checksum::fold(u64::from(segment.to_be()) + u64::from(protocol.to_be()));
+        Some(u64::from(first[0]) + u64::from(first[1]) + u64::from(!pseudo))
+    }
+
+    #[inline(always)]
+    fn next(ip: *mut Ipv6Hdr) -> u8 {
+        // SAFETY: the bounds were checked when the header was parsed.
+        unsafe { (*ip).next_hdr }
+    }
+
+    #[inline(always)]
+    fn address_sum(tuple: &FlowKey6) -> u64 {
+        let mut sum = 0;
+        for word in tuple.src {
+            sum += u64::from(word);
+        }
+        for word in tuple.dst {
+            sum += u64::from(word);
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn write(
+        ctx: &XdpContext,
+        offset: usize,
+        carried: &Carried,
+        payload: usize,
+        protocol: u8,
+        ttl: u8,
+        (src, dst): (Self::Address, Self::Address),
+    ) -> Result<(), DropReason> {
+        let class = carried.traffic_class;
+        let [length_high, length_low] = (payload as u16).to_be_bytes();
+        let first = u32::from_ne_bytes([0x60 | class >> 4, class << 4, 0, 0]);
+        let second = u32::from_ne_bytes([length_high, length_low, protocol, ttl]);
+        let ([a, b, c, d], [e, f, g, h]) = (src, dst);
+        put(ctx, offset, [first, second, a, b, c, d, e, f, g, h])
+    }
+
+    #[inline(always)]
+    fn wrap(ctx: *mut xdp_md, backend: u32, hash: u32, length: u32, sum: u64) -> u64 {
+        tunnel::wrap_ipv6(ctx, backend, hash, length, sum)
+    }
+
+    #[inline(always)]
+    fn is_client(src: Self::Address, dst: Self::Address) -> bool {
+        const MULTICAST: u32 = u32::from_be(0xff00_0000);
+        const ONE: u32 = u32::from_be(1);
+        const MAPPED: u32 = u32::from_be(0xffff);
+        let [a, b, c, d] = src;
+        // `::`, `::1`, `::ffff:0:0/96`.
+        let special = a | b == 0 && (c == MAPPED || c == 0 && (d == 0 || d == ONE));
+        !Self::same(src, dst) && !special && a & MULTICAST != MULTICAST
+    }
+
+    #[inline(always)]
+    fn same(a: Self::Address, b: Self::Address) -> bool {
+        a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
+    }
+
+    #[inline(always)]
+    fn address(words: &[u32; 4]) -> Self::Address {
+        *words
+    }
+
+    #[inline(always)]
+    fn addresses(tuple: &FlowKey6) -> (Self::Address, Self::Address) {
+        (tuple.src, tuple.dst)
     }
 
     #[inline(always)]
@@ -149,20 +300,27 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn service_key(tuple: &FlowKey6, port: u16) -> ServiceKey6 {
+    fn protocol(tuple: &FlowKey6) -> u8 {
+        tuple.protocol as u8
+    }
+
+    #[inline(always)]
+    fn service_key(tuple: &FlowKey6) -> ServiceKey6 {
         ServiceKey6 {
-            port,
-            ..Self::vip_key(tuple.dst, tuple.protocol as u8)
+            address: tuple.dst,
+            port: tuple.dst_port,
+            protocol: tuple.protocol as u16,
+            reserved: 0,
         }
     }
 
     #[inline(always)]
-    fn vip_key(address: [u32; 4], protocol: u8) -> ServiceKey6 {
-        ServiceKey6 {
-            address,
-            port: 0,
-            protocol: u16::from(protocol),
-            reserved: 0,
+    fn fragment_key(ip: *mut Ipv6Hdr, protocol: u8, identification: u32) -> FragmentKey6 {
+        FragmentKey6 {
+            src: Self::source(ip),
+            dst: Self::destination(ip),
+            identification,
+            protocol: u32::from(protocol),
         }
     }
 
@@ -172,8 +330,18 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn vips() -> &'static Vips<ServiceKey6> {
+    fn vips() -> &'static Vips<Self::Address> {
         &VIPS_V6
+    }
+
+    #[inline(always)]
+    fn prefixes() -> &'static Prefixes<Self::Address> {
+        &PREFIXES_V6
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static Fragments<FragmentKey6> {
+        &FRAGMENTS_V6
     }
 
     #[inline(always)]
@@ -187,7 +355,7 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn draft() -> Option<*mut Draft<Flow6>> {
+    fn draft() -> Option<*mut Draft<Flow6, FragmentKey6>> {
         DRAFT_V6.get_ptr_mut(0)
     }
 }
@@ -205,7 +373,7 @@ extern "C" fn ipv6_walk(ctx: *mut xdp_md, ip: u64, next: u32) -> u64 {
     let ctx = XdpContext::new(ctx);
     let mut headers = Ipv6Hdr::LEN;
     for _ in 0..=MAX_EXTENSIONS {
-        if next == TCP || next == UDP {
+        if next == TCP || next == UDP || next == ICMP {
             return Outcome::payload(next, headers).0;
         }
         if next != HOP_BY_HOP && next != ROUTING && next != FRAGMENT && next != DESTINATION {
@@ -221,7 +389,7 @@ extern "C" fn ipv6_walk(ctx: *mut xdp_md, ip: u64, next: u32) -> u64 {
         };
         if next == FRAGMENT {
             if u16::from_ne_bytes(extension.fragment) & FRAGMENTED != 0 {
-                return fragment(extension.next).0;
+                return fragment(extension.next, headers).0;
             }
             headers += size_of::<Extension>();
         } else {
@@ -234,58 +402,65 @@ extern "C" fn ipv6_walk(ctx: *mut xdp_md, ip: u64, next: u32) -> u64 {
         }
         next = extension.next;
     }
-    Outcome::malformed(DropReason::Ipv6Extension, 0).0
+    Outcome::MALFORMED.0
 }
 
-/// A fragment whose own headers are followed by one of type `next`.
+/// A fragment whose own headers, `headers` bytes, are followed by one of type `next`.
 #[inline(always)]
-const fn fragment(next: u8) -> Outcome {
+const fn fragment(next: u8, headers: usize) -> Outcome {
     match next {
-        TCP | UDP => Outcome::malformed(DropReason::Fragment, next),
-        DESTINATION => Outcome::malformed(DropReason::Fragment, 0),
+        TCP | UDP => Outcome::fragment(next, headers),
+        DESTINATION | ROUTING => Outcome::MALFORMED,
         _ => Outcome::FOREIGN,
     }
 }
 
-/// What a walk found, in a word: from the lowest, 8 bits of protocol (0 for
-/// unknown), 16 of the length of the headers, 16 of the reason to drop.
+/// What a walk found, in a word: from the lowest, 8 bits of protocol, 16 of the length
+/// of the headers (of a fragment those before the fragment header), 8 of kind.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct Outcome(u64);
 
 impl Outcome {
     const FOREIGN: Self = Self(0);
+    const PAYLOAD: u64 = 1;
+    const FRAGMENT: u64 = 2;
+    const MALFORMED: Self = Self(3 << 24);
 
     #[inline(always)]
     const fn payload(protocol: u8, headers: usize) -> Self {
-        Self(protocol as u64 | (headers as u64) << 8)
+        Self(protocol as u64 | (headers as u64) << 8 | Self::PAYLOAD << 24)
     }
 
     #[inline(always)]
-    const fn malformed(reason: DropReason, protocol: u8) -> Self {
-        Self(protocol as u64 | (reason as u64) << 24)
+    const fn fragment(protocol: u8, headers: usize) -> Self {
+        Self(protocol as u64 | (headers as u64) << 8 | Self::FRAGMENT << 24)
     }
 
     #[inline(always)]
-    fn unpack(self) -> Result<Payload, Unparsed> {
-        const IPV6_EXTENSION: u64 = DropReason::Ipv6Extension as u64;
-        let protocol = self.0 as u8;
+    const fn protocol(self) -> u8 {
+        self.0 as u8
+    }
+
+    #[inline(always)]
+    const fn headers(self) -> usize {
         // No chain that the walk follows is longer; the verifier has to see it.
         const LONGEST: usize = 0x3fff;
-        let headers = (self.0 >> 8) as usize & LONGEST;
-        if headers != 0 {
-            return Ok(Payload { protocol, headers });
-        }
-        match (self.0 >> 24, protocol) {
-            (0, _) => Err(Unparsed::Foreign),
-            (IPV6_EXTENSION, _) => Err(Unparsed::Malformed(
+        (self.0 >> 8) as usize & LONGEST
+    }
+
+    #[inline(always)]
+    const fn unpack(self) -> Result<Payload, Unparsed> {
+        match self.0 >> 24 {
+            Self::PAYLOAD => Ok(Payload {
+                protocol: self.protocol(),
+                headers: self.headers(),
+            }),
+            Self::FRAGMENT => Err(Unparsed::Fragment),
+            0 => Err(Unparsed::Foreign),
+            _ => Err(Unparsed::Malformed(
                 DropReason::Ipv6Extension,
                 Protocol::Unknown,
-            )),
-            (_, 0) => Err(Unparsed::Malformed(DropReason::Fragment, Protocol::Unknown)),
-            (_, protocol) => Err(Unparsed::Malformed(
-                DropReason::Fragment,
-                Protocol::Known(protocol),
             )),
         }
     }

@@ -26,7 +26,10 @@ use std::{
 use attach::Attachment;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap},
+    maps::{
+        Array, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap,
+        ProgramArray,
+    },
     programs::{ProgramFd, Xdp},
 };
 use aya_log::EbpfLogger;
@@ -40,6 +43,7 @@ use lb_common::{
     ports::PortPool,
     ring::RING_SIZE,
     service::{Service, ServiceKey4, ServiceKey6},
+    stage::Stage,
 };
 
 pub use self::{
@@ -125,6 +129,12 @@ pub struct Datapath {
     devices: DevMapHash<MapData>,
     interfaces: Table<u32, Interface>,
     log: Option<ProgramLog>,
+    /// The programs that the main one calls, for as long as it is loaded.
+    #[expect(
+        dead_code,
+        reason = "the kernel empties the array when nothing holds it"
+    )]
+    stages: ProgramArray<MapData>,
     attachments: Vec<Attachment>,
 }
 
@@ -145,10 +155,21 @@ impl Datapath {
         }
         let mut ebpf = loader.load(OBJECT).map_err(failed)?;
 
-        let program = program(&mut ebpf)?;
-        program.load().map_err(|error| failed(error.into()))?;
+        program(&mut ebpf, map_name::PROGRAM)?
+            .load()
+            .map_err(|error| failed(error.into()))?;
+        let mut stages: ProgramArray<MapData> = take(&mut ebpf, map_name::STAGES)?;
+        for stage in Stage::ALL {
+            let program = program(&mut ebpf, stage.program())?;
+            program.load().map_err(|error| failed(error.into()))?;
+            let fd = program.fd().map_err(|error| failed(error.into()))?;
+            stages
+                .set(stage as u32, fd, 0)
+                .map_err(map_error("writing", map_name::STAGES))?;
+        }
 
         let mut datapath = Self {
+            stages,
             runtime: take(&mut ebpf, map_name::RUNTIME)?,
             written: Runtime::default(),
             services_v4: take(&mut ebpf, map_name::SERVICES_V4)?,
@@ -193,7 +214,7 @@ impl Datapath {
         let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|_| Error::NoInterface {
             name: interface.to_owned(),
         })?;
-        let program = program(&mut self.ebpf)?;
+        let program = program(&mut self.ebpf, map_name::PROGRAM)?;
         let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
         self.attachments.push(attachment);
         Ok(attached)
@@ -214,7 +235,7 @@ impl Datapath {
         let program = self.ebpf.program(map_name::PROGRAM);
         program
             .and_then(|program| program.fd().ok())
-            .ok_or_else(missing_program)
+            .ok_or_else(|| missing_program(map_name::PROGRAM))
     }
 
     /// What [`Self::set_runtime`] last wrote.
@@ -424,7 +445,7 @@ impl Datapath {
     /// Runs the program on a frame that came in by interface `ifindex`, of which
     /// nothing leaves. The maps are the real ones.
     pub fn test_run(&mut self, frame: &[u8], ifindex: u32) -> Result<TestRun> {
-        test_run::test_run(program(&mut self.ebpf)?, frame, ifindex)
+        test_run::test_run(program(&mut self.ebpf, map_name::PROGRAM)?, frame, ifindex)
     }
 }
 
@@ -436,16 +457,16 @@ const FLOW_TABLES: [&str; 4] = [
     map_name::REPLIES_V6,
 ];
 
-/// The XDP program.
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
-    ebpf.program_mut(map_name::PROGRAM)
+/// An XDP program of the object.
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
-        .ok_or_else(missing_program)
+        .ok_or_else(|| missing_program(name))
 }
 
-fn missing_program() -> Error {
+fn missing_program(name: &str) -> Error {
     Error::WrongObject {
-        what: format!("there is no XDP program `{}`", map_name::PROGRAM),
+        what: format!("there is no XDP program `{name}`"),
     }
 }
 

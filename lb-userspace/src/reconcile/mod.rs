@@ -185,7 +185,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         let frontend = frontend(spec);
         image.vips.insert(frontend.vip());
         if frontend.port.is_none() {
-            image.flags |= Runtime::ANY_PORT;
+            image.flags |= Runtime::WIDE;
         }
         let mode = match spec.mode {
             Mode::FullNat => service::Mode::FullNat,

@@ -1,0 +1,283 @@
+//! Errors about our packets go to whom the packet came from: to the backend that owns
+//! the flow, or to the client. What counts is the packet that the error quotes.
+
+use aya_ebpf::{bindings::xdp_action::XDP_PASS, programs::XdpContext};
+use lb_common::{
+    addr::LinkPath,
+    backend::{Backend, BackendState},
+    checksum,
+    drop_reason::DropReason,
+    flow::Tuple,
+    service::{Mode, Service},
+    stage::Stage,
+};
+use network_types::{tcp::TcpHdr, udp::UdpHdr};
+
+use super::{Icmp, Version, malformed};
+use crate::{
+    count,
+    family::Family,
+    flow::{self, Flow},
+    forward::is_too_big,
+    link::Link,
+    maps::BACKENDS,
+    packet::{TCP, UDP, Unparsed, at, check_ip},
+    select, service, stage, tunnel,
+    verdict::{Refused, Verdict, conclude},
+};
+
+/// The begin of the quoted transport header, which every error has (RFC 792).
+type Quoted = [u16; 4];
+
+/// An error and the packet that it quotes.
+struct Error<'a, F: Family> {
+    link: &'a Link,
+    ip: *mut F::Header,
+    /// Length of the IP headers of the error itself.
+    headers: usize,
+    icmp: *mut Icmp,
+    /// The quoted IP header.
+    quote: *mut F::Header,
+    /// The quoted ports and what follows them.
+    transport: *mut Quoted,
+    /// Offset of these in the frame.
+    offset: usize,
+    /// The quoted tuple.
+    tuple: F::Tuple,
+}
+
+/// The path of an error.
+#[inline(always)]
+pub fn path<F: Version>(
+    ctx: &XdpContext,
+    link: &Link,
+    ip: *mut F::Header,
+    headers: usize,
+    icmp: *mut Icmp,
+) -> u32 {
+    let quoted = link.payload + headers + size_of::<Icmp>();
+    let Some(quote) = F::header_at(ctx, quoted) else {
+        return malformed::<F>(ctx, ip);
+    };
+    // Whoever sent the packet is told of the error.
+    if !F::same(F::source(quote), F::destination(ip)) {
+        return XDP_PASS;
+    }
+    let payload = match F::payload(ctx, quoted, quote) {
+        Ok(payload) => payload,
+        Err(Unparsed::Foreign) => return stage::enter(ctx, Stage::IcmpTunnel),
+        Err(_) => return malformed::<F>(ctx, ip),
+    };
+    if payload.protocol == F::ICMP {
+        return XDP_PASS;
+    }
+    let offset = quoted + payload.headers;
+    let Some(transport) = at::<Quoted>(ctx, offset) else {
+        return malformed::<F>(ctx, ip);
+    };
+    // SAFETY: `at` checked the bounds.
+    let ports = unsafe { transport.cast::<u32>().read_unaligned() };
+    let error = Error::<F> {
+        link,
+        ip,
+        headers,
+        icmp,
+        quote,
+        transport,
+        offset,
+        tuple: F::tuple(quote, payload.protocol, ports),
+    };
+    let sent = error.tuple.reversed();
+    let service = service::find::<F>(&sent);
+    if service.id != 0 {
+        conclude(ctx, to_backend(ctx, &error, &sent, &service))
+    } else if let Some(reply) = flow::of_reply::<F>(&sent) {
+        conclude(ctx, to_client(ctx, &error, reply))
+    } else if payload.protocol == UDP {
+        stage::enter(ctx, Stage::IcmpTunnel)
+    } else {
+        XDP_PASS
+    }
+}
+
+impl<F: Version> Error<'_, F> {
+    /// Whether the error may be sent on. Returns its length in bytes.
+    #[inline(always)]
+    fn check(&self, ctx: &XdpContext) -> Result<u32, DropReason> {
+        let length = check_ip::<F>(ctx, self.link, self.ip, self.headers)?;
+        if F::ttl(self.ip) <= 1 {
+            return Err(DropReason::TtlExpired);
+        }
+        Ok(length)
+    }
+
+    /// Gives the error other addresses and makes it quote another packet, with one hop
+    /// less to go.
+    #[inline(always)]
+    fn rewrite(&self, ctx: &XdpContext, addresses: &F::Tuple, quote: &F::Tuple) {
+        let old = F::tuple(self.ip, F::ICMP, 0);
+        let (outer_delta, _) = old.deltas(addresses);
+        let (address_delta, tuple_delta) = self.tuple.deltas(quote);
+        F::rewrite(self.ip, addresses, outer_delta);
+        F::set_addresses(self.quote, quote, address_delta);
+        let (src_port, dst_port) = F::ports(quote);
+        let (old_src, old_dst) = F::ports(&self.tuple);
+        let mut delta = checksum::replace16(old_src, src_port);
+        delta += checksum::replace16(old_dst, dst_port);
+        // What the header checksum of IPv4 makes up for, the checksum of ICMP does not see.
+        if F::COVERS_ADDRESSES {
+            delta += u64::from(outer_delta) + u64::from(address_delta);
+        }
+        // SAFETY: the bounds were checked when the quote was parsed.
+        unsafe {
+            self.transport
+                .cast::<[u16; 2]>()
+                .write_unaligned([src_port, dst_port]);
+        }
+        delta += self.update_quoted_checksum(ctx, tuple_delta);
+        // SAFETY: as above.
+        unsafe {
+            let field = &raw mut (*self.icmp).checksum;
+            let sum = field.read_unaligned();
+            field.write_unaligned(checksum::update(sum, checksum::fold(delta)));
+        }
+    }
+
+    /// Updates the checksum in the quoted transport header, if the quote reaches that
+    /// far. Returns what that adds to the sum over it.
+    #[inline(always)]
+    fn update_quoted_checksum(&self, ctx: &XdpContext, delta: u16) -> u64 {
+        const OF_TCP: usize = core::mem::offset_of!(TcpHdr, check);
+        const OF_UDP: usize = core::mem::offset_of!(UdpHdr, check);
+        let is_tcp = F::protocol(&self.tuple) == TCP;
+        let offset = self.offset + if is_tcp { OF_TCP } else { OF_UDP };
+        let Some(field) = at::<u16>(ctx, offset) else {
+            return 0;
+        };
+        // SAFETY: `at` checked the bounds.
+        unsafe {
+            let old = field.read_unaligned();
+            // Of a datagram, zero says that there is no checksum (RFC 768).
+            if old == 0 && !is_tcp {
+                return 0;
+            }
+            let mut new = checksum::update(old, delta);
+            if new == 0 && !is_tcp {
+                new = 0xffff;
+            }
+            field.write_unaligned(new);
+            checksum::replace16(old, new)
+        }
+    }
+
+    /// Sends the error by `path`.
+    #[inline(always)]
+    fn send(&self, ctx: &XdpContext, path: &LinkPath) -> Result<u32, DropReason> {
+        self.link.rewrite(ctx, path, 0, self.link.ether_type)?;
+        self.link.send(path)
+    }
+}
+
+/// An error about a packet that a backend sent to a client: for the backend. `sent` is
+/// the tuple of the client's packets.
+#[inline(always)]
+fn to_backend<F: Version>(
+    ctx: &XdpContext,
+    error: &Error<'_, F>,
+    sent: &F::Tuple,
+    service: &Service,
+) -> Verdict {
+    let refused = |(reason, backend)| Refused::forward(reason, service.id, backend);
+    let length = error.check(ctx).map_err(|reason| refused((reason, 0)))?;
+    let (id, action) = if Mode::translates(service.mode) {
+        translated(ctx, error, length, sent, service)
+    } else {
+        whole(ctx, error, length, sent, service)
+    }
+    .map_err(refused)?;
+    count::forwarded(id, u64::from(length));
+    Ok(action)
+}
+
+/// Sends an error, translated, to the backend of its flow. Returns the id of the backend
+/// and the XDP action; an error comes with the id of the backend, 0 for none.
+#[inline(always)]
+fn translated<F: Version>(
+    ctx: &XdpContext,
+    error: &Error<'_, F>,
+    length: u32,
+    sent: &F::Tuple,
+    service: &Service,
+) -> Result<(u32, u32), (DropReason, u32)> {
+    let flow = flow::of_tuple::<F>(sent).ok_or((DropReason::NoFlow, 0))?;
+    let id = flow.backend();
+    let backend = BACKENDS.get(id).ok_or((DropReason::BackendGone, 0))?;
+    if backend.state == BackendState::Absent as u8 {
+        return Err((DropReason::BackendGone, 0));
+    }
+    fits(length, backend).map_err(|reason| (reason, id))?;
+    let mut addresses = F::tuple(error.ip, F::ICMP, 0);
+    F::set_dst(&mut addresses, &backend.address, 0);
+    if service.mode == Mode::FullNat as u8 {
+        F::set_src(&mut addresses, &backend.source);
+    }
+    error.rewrite(ctx, &addresses, &flow.to().reversed());
+    let action = error.send(ctx, &backend.path);
+    action
+        .map(|action| (id, action))
+        .map_err(|reason| (reason, id))
+}
+
+/// Sends an error as it is to a backend that has the service address itself.
+#[inline(always)]
+fn whole<F: Version>(
+    ctx: &XdpContext,
+    error: &Error<'_, F>,
+    length: u32,
+    sent: &F::Tuple,
+    service: &Service,
+) -> Result<(u32, u32), (DropReason, u32)> {
+    let (id, backend) = select::of_ring::<F>(sent, service).ok_or((DropReason::NoBackend, 0))?;
+    fits(length, backend).map_err(|reason| (reason, id))?;
+    F::decrement_ttl(error.ip);
+    let action = if service.mode == Mode::Dsr as u8 {
+        error.send(ctx, &backend.path)
+    } else {
+        let inner = tunnel::Inner::of_length(length);
+        tunnel::send::<F>(ctx, &inner, sent.hash(), service, id)
+    };
+    action
+        .map(|action| (id, action))
+        .map_err(|reason| (reason, id))
+}
+
+/// Whether an error can go to a backend. Nobody is told of one that can't.
+#[inline(always)]
+fn fits(length: u32, backend: &Backend) -> Result<(), DropReason> {
+    if backend.path.ifindex == 0 {
+        return Err(DropReason::NextHopUnresolved);
+    }
+    if is_too_big(length, backend.mtu) {
+        return Err(DropReason::TooBig);
+    }
+    Ok(())
+}
+
+/// An error about a packet that a client sent to a backend: for the client.
+#[inline(always)]
+fn to_client<F: Version>(ctx: &XdpContext, error: &Error<'_, F>, reply: Flow<F>) -> Verdict {
+    let id = reply.backend();
+    let refused = |reason| {
+        let service = BACKENDS.get(id).map_or(0, |backend| backend.service);
+        Refused::reply(reason, service, id)
+    };
+    let length = error.check(ctx).map_err(refused)?;
+    if is_too_big(length, reply.mtu()) {
+        return Err(refused(DropReason::TooBig));
+    }
+    let to = reply.to();
+    error.rewrite(ctx, to, &to.reversed());
+    let action = error.send(ctx, reply.path()).map_err(refused)?;
+    count::replied(id, u64::from(length));
+    Ok(action)
+}

@@ -1,0 +1,153 @@
+//! Tells the sender of a packet that it is too big (RFC 1191, RFC 8201), in its place.
+
+use core::hint::black_box;
+
+use aya_ebpf::{
+    bindings::{xdp_action::XDP_DROP, xdp_md},
+    helpers::{bpf_xdp_adjust_tail, bpf_xdp_load_bytes},
+    programs::XdpContext,
+};
+use lb_common::{
+    checksum,
+    drop_reason::DropReason,
+    flow::Tuple,
+    stage::{ICMP_ERRORS_PER_TICK, IcmpBudget},
+};
+
+use super::{Icmp, TTL, Version};
+use crate::{
+    family::{Carried, DONT_FRAGMENT, Ipv6},
+    link::Link,
+    maps::{ICMP_BUDGET, clock},
+    packet::{at, frame_length},
+    stage,
+};
+
+/// Bytes that are summed at a time.
+const CHUNK: usize = 64;
+
+/// Turns a packet that has been counted as dropped into the error about it, as long as
+/// the budget lasts.
+#[inline(always)]
+pub fn too_big<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
+    let Some(mtu) = stage::handed_over_mtu() else {
+        return XDP_DROP;
+    };
+    let Some(ip) = F::header(ctx, link) else {
+        return XDP_DROP;
+    };
+    if !F::is_client(F::source(ip), F::destination(ip)) || !may_send() {
+        return XDP_DROP;
+    }
+    let length = F::length(ip);
+    let answer = F::tuple(ip, F::ICMP, 0).reversed();
+    make::<F>(ctx, link, length, &answer, mtu).unwrap_or(XDP_DROP)
+}
+
+/// Takes one error from the budget of this tick.
+#[inline(always)]
+fn may_send() -> bool {
+    let Some(budget) = ICMP_BUDGET.get_ptr_mut(0) else {
+        return false;
+    };
+    let tick = clock();
+    // SAFETY: the element belongs to this CPU, and a program does not migrate or
+    // re-enter itself while it runs.
+    let budget = unsafe { &mut *budget };
+    if budget.tick != tick {
+        *budget = IcmpBudget { tick, sent: 0 };
+    }
+    if budget.sent >= ICMP_ERRORS_PER_TICK {
+        return false;
+    }
+    budget.sent += 1;
+    true
+}
+
+/// Makes the error, with the addresses of `answer`, out of a packet whose header says
+/// that it has `length` bytes.
+#[inline(always)]
+fn make<F: Version>(
+    ctx: &XdpContext,
+    link: &Link,
+    length: usize,
+    answer: &F::Tuple,
+    mtu: u32,
+) -> Result<u32, DropReason> {
+    let frame = frame_length(ctx);
+    let quote = frame.saturating_sub(link.payload).min(length).min(F::QUOTE);
+    let excess = frame.saturating_sub(link.payload + quote) as i32;
+    if excess != 0 {
+        // SAFETY: the context is valid; every packet pointer is taken anew.
+        if unsafe { bpf_xdp_adjust_tail(ctx.ctx, -excess) } != 0 {
+            return Err(DropReason::NoHeadroom);
+        }
+    }
+    let path = link.way_back();
+    let headers = F::HEADER + size_of::<Icmp>();
+    let offset = link.rewrite(ctx, &path, headers as i32, link.ether_type)?;
+    let carried = Carried {
+        traffic_class: F::TRAFFIC_CLASS,
+        flags: DONT_FRAGMENT,
+        identification: 0,
+    };
+    let payload = size_of::<Icmp>() + quote;
+    let (src, dst) = F::addresses(answer);
+    F::write(ctx, offset, &carried, payload, F::ICMP, TTL, (src, dst))?;
+    let (kind, code) = F::TOO_BIG;
+    let rest = F::rest(mtu);
+    let mut sum = sum_of(ctx.ctx, (offset + headers) as u64, quote as u64);
+    sum += u64::from(u16::from_ne_bytes([kind, code])) + u64::from(rest);
+    if F::COVERS_ADDRESSES {
+        sum += F::address_sum(answer);
+        sum += u64::from((payload as u16).to_be()) + u64::from(u16::from(F::ICMP).to_be());
+    }
+    let icmp: *mut Icmp = at(ctx, offset + F::HEADER).ok_or(DropReason::NoHeadroom)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe {
+        icmp.write_unaligned(Icmp {
+            kind,
+            code,
+            checksum: !checksum::fold(sum),
+            rest,
+        });
+    }
+    link.send(&path)
+}
+
+/// The one's complement sum of `length` bytes at `offset` in the frame, at most those
+/// that an error quotes.
+///
+/// A global function, like `ipv6_walk`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn sum_of(ctx: *mut xdp_md, offset: u64, length: u64) -> u64 {
+    const CHUNKS: usize = Ipv6::QUOTE.div_ceil(CHUNK);
+    let mut sum = 0;
+    let mut done = 0_u32;
+    let length = length as u32;
+    for _ in 0..CHUNKS {
+        // The verifier has to see the bounds, also where the compiler knows them.
+        let rest = black_box(length.saturating_sub(done));
+        if rest == 0 {
+            break;
+        }
+        let size = if rest < CHUNK as u32 {
+            rest
+        } else {
+            CHUNK as u32
+        };
+        let mut words = [0_u64; CHUNK / size_of::<u64>()];
+        // SAFETY: the buffer holds `size` bytes.
+        let error =
+            unsafe { bpf_xdp_load_bytes(ctx, offset as u32 + done, (&raw mut words).cast(), size) };
+        if error != 0 {
+            break;
+        }
+        for word in words {
+            sum += (word & 0xffff_ffff) + (word >> 32);
+        }
+        done += size;
+    }
+    sum
+}
