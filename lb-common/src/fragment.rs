@@ -14,16 +14,7 @@ macro_rules! fragment_key {
     ($family:literal, $rfc:literal, $key:ident, $address:ty, $size:literal) => {
         #[doc = concat!("What the fragments of an ", $family, " packet have in common (", $rfc, ").")]
         #[derive(
-            Clone,
-            Copy,
-            Debug,
-            PartialEq,
-            Eq,
-            Hash,
-            FromBytes,
-            IntoBytes,
-            Immutable,
-            KnownLayout,
+            Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
         )]
         #[repr(C, align(8))]
         pub struct $key {

@@ -3,11 +3,14 @@
 mod ipv4;
 mod ipv6;
 
-use aya_ebpf::{btf_maps::HashMap, programs::XdpContext};
+use aya_ebpf::{
+    btf_maps::{HashMap, LpmTrie},
+    programs::XdpContext,
+};
 use lb_common::{
     drop_reason::DropReason,
     flow::{FlowValue, MAX_FLOWS, Tuple},
-    service::{MAX_SERVICES, Service},
+    service::{MAX_PREFIXES, MAX_SERVICES, Service, Vip},
 };
 
 pub use self::{ipv4::Ipv4, ipv6::Ipv6};
@@ -18,8 +21,10 @@ use crate::{
 
 /// Services by key.
 pub type Services<K> = HashMap<K, Service, { MAX_SERVICES as usize }>;
-/// Service addresses by key.
-pub type Vips<K> = HashMap<K, u32, { MAX_SERVICES as usize }>;
+/// Service addresses.
+pub type Vips<A> = HashMap<A, Vip, { MAX_SERVICES as usize }>;
+/// Prefixes that are service addresses.
+pub type Prefixes<A> = LpmTrie<A, Vip, { MAX_PREFIXES as usize }>;
 /// A flow table.
 pub type Flows<F> = HashMap<<F as Family>::Tuple, <F as Family>::Flow, { MAX_FLOWS as usize }>;
 
@@ -38,7 +43,7 @@ pub struct Draft<F: FlowValue> {
 /// An IP version: its header, its tuple and its maps.
 pub trait Family: Sized {
     /// An address, network byte order.
-    type Address: Copy;
+    type Address: Copy + 'static;
     /// The fixed part of the IP header.
     type Header;
     /// Key of the flow tables.
@@ -47,6 +52,9 @@ pub trait Family: Sized {
     type Flow: FlowValue<Key = Self::Tuple> + 'static;
     /// Key of the service tables.
     type ServiceKey: Copy + 'static;
+
+    /// Bits of an address.
+    const ADDRESS_BITS: u32;
 
     /// The IP header of a frame, if there is one.
     fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Self::Header>;
@@ -86,17 +94,21 @@ pub trait Family: Sized {
     /// Source and destination port of a tuple, network byte order.
     fn ports(tuple: &Self::Tuple) -> (u16, u16);
 
-    /// The key of the service that `tuple` is sent to, or with port 0 of one on
-    /// any port.
-    fn service_key(tuple: &Self::Tuple, port: u16) -> Self::ServiceKey;
+    /// IP protocol number of a tuple.
+    fn protocol(tuple: &Self::Tuple) -> u8;
 
-    /// The key of an address and protocol in the table of service addresses.
-    fn vip_key(address: Self::Address, protocol: u8) -> Self::ServiceKey;
+    /// Destination address of a tuple.
+    fn service_address(tuple: &Self::Tuple) -> Self::Address;
 
-    /// Services.
+    /// The key of the service that `tuple` is sent to.
+    fn service_key(tuple: &Self::Tuple) -> Self::ServiceKey;
+
+    /// Services on one address and port.
     fn services() -> &'static Services<Self::ServiceKey>;
     /// Service addresses.
-    fn vips() -> &'static Vips<Self::ServiceKey>;
+    fn vips() -> &'static Vips<Self::Address>;
+    /// Prefixes that are service addresses.
+    fn prefixes() -> &'static Prefixes<Self::Address>;
     /// Flows, client to service.
     fn flows() -> &'static Flows<Self>;
     /// Flows, backend to client.

@@ -3,7 +3,9 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, PerCpuArray, PerCpuHashMap},
+    btf_maps::{
+        Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap,
+    },
     macros::btf_map,
 };
 use lb_common::{
@@ -11,14 +13,21 @@ use lb_common::{
     backend::{Backend, Interface, MAX_BACKENDS},
     counters::{Counters, DropKey, MAX_DROP_KEYS},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
+    fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
     ports::{MAX_PORT_POOLS, PortPool},
     ring::RING_SIZE,
-    service::{MAX_SERVICES, Service, ServiceKey4, ServiceKey6},
+    service::{
+        MAX_PORT_PREFIXES, MAX_PREFIXES, MAX_SERVICES, PortKey, Service, ServiceKey4, ServiceKey6,
+        Vip,
+    },
 };
 
 use crate::family::Draft;
 
 const SERVICES: usize = MAX_SERVICES as usize;
+const PREFIXES: usize = MAX_PREFIXES as usize;
+const PORT_PREFIXES: usize = MAX_PORT_PREFIXES as usize;
+const FIRST_FRAGMENTS: usize = MAX_FRAGMENTS as usize;
 const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
 const POOLS: usize = MAX_PORT_POOLS as usize;
@@ -37,13 +46,25 @@ pub static SERVICES_V4: HashMap<ServiceKey4, Service, SERVICES> = HashMap::new()
 #[btf_map]
 pub static SERVICES_V6: HashMap<ServiceKey6, Service, SERVICES> = HashMap::new();
 
-/// Addresses and protocols of the IPv4 services.
+/// IPv4 addresses of services.
 #[btf_map]
-pub static VIPS_V4: HashMap<ServiceKey4, u32, SERVICES> = HashMap::new();
+pub static VIPS_V4: HashMap<u32, Vip, SERVICES> = HashMap::new();
 
-/// Addresses and protocols of the IPv6 services.
+/// IPv6 addresses of services.
 #[btf_map]
-pub static VIPS_V6: HashMap<ServiceKey6, u32, SERVICES> = HashMap::new();
+pub static VIPS_V6: HashMap<[u32; 4], Vip, SERVICES> = HashMap::new();
+
+/// IPv4 prefixes that are addresses of services.
+#[btf_map]
+pub static PREFIXES_V4: LpmTrie<u32, Vip, PREFIXES> = LpmTrie::new();
+
+/// IPv6 prefixes that are addresses of services.
+#[btf_map]
+pub static PREFIXES_V6: LpmTrie<[u32; 4], Vip, PREFIXES> = LpmTrie::new();
+
+/// Services on several ports or on prefixes, by address, protocol and port.
+#[btf_map]
+pub static PORTS: LpmTrie<PortKey, Service, PORT_PREFIXES> = LpmTrie::new();
 
 /// A ring of backend ids, in memory that the daemon writes without a system call for
 /// each slot.
@@ -80,6 +101,14 @@ pub static REPLIES_V4: HashMap<FlowKey4, Flow4, FLOWS> = HashMap::new();
 /// IPv6 flows, backend to client.
 #[btf_map]
 pub static REPLIES_V6: HashMap<FlowKey6, Flow6, FLOWS> = HashMap::new();
+
+/// First fragments of IPv4 packets.
+#[btf_map]
+pub static FRAGMENTS_V4: LruHashMap<FragmentKey4, Fragment, FIRST_FRAGMENTS> = LruHashMap::new();
+
+/// First fragments of IPv6 packets.
+#[btf_map]
+pub static FRAGMENTS_V6: LruHashMap<FragmentKey6, Fragment, FIRST_FRAGMENTS> = LruHashMap::new();
 
 /// Where an IPv4 flow is put together.
 #[btf_map]

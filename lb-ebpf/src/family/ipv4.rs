@@ -11,10 +11,10 @@ use lb_common::{
 };
 use network_types::ip::Ipv4Hdr;
 
-use super::{Draft, Family, Flows, Services, Vips};
+use super::{Draft, Family, Flows, Prefixes, Services, Vips};
 use crate::{
     link::Link,
-    maps::{DRAFT_V4, FLOWS_V4, REPLIES_V4, SERVICES_V4, VIPS_V4},
+    maps::{DRAFT_V4, FLOWS_V4, PREFIXES_V4, REPLIES_V4, SERVICES_V4, VIPS_V4},
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy},
 };
 
@@ -32,6 +32,8 @@ impl Family for Ipv4 {
     type Tuple = FlowKey4;
     type Flow = Flow4;
     type ServiceKey = ServiceKey4;
+
+    const ADDRESS_BITS: u32 = u32::BITS;
 
     #[inline(always)]
     fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Ipv4Hdr> {
@@ -61,7 +63,7 @@ impl Family for Ipv4 {
             return malformed(DropReason::IpHeader);
         }
         if u16::from_ne_bytes(header.frags) & FRAGMENT != 0 {
-            return malformed(DropReason::Fragment);
+            return malformed(DropReason::FragmentFirstMissing);
         }
         Ok(Payload { protocol, headers })
     }
@@ -138,19 +140,21 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
-    fn service_key(tuple: &FlowKey4, port: u16) -> ServiceKey4 {
-        ServiceKey4 {
-            port,
-            ..Self::vip_key(tuple.dst, tuple.protocol as u8)
-        }
+    fn protocol(tuple: &FlowKey4) -> u8 {
+        tuple.protocol as u8
     }
 
     #[inline(always)]
-    fn vip_key(address: u32, protocol: u8) -> ServiceKey4 {
+    fn service_address(tuple: &FlowKey4) -> u32 {
+        tuple.dst
+    }
+
+    #[inline(always)]
+    fn service_key(tuple: &FlowKey4) -> ServiceKey4 {
         ServiceKey4 {
-            address,
-            port: 0,
-            protocol: u16::from(protocol),
+            address: tuple.dst,
+            port: tuple.dst_port,
+            protocol: tuple.protocol as u16,
         }
     }
 
@@ -160,8 +164,13 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
-    fn vips() -> &'static Vips<ServiceKey4> {
+    fn vips() -> &'static Vips<u32> {
         &VIPS_V4
+    }
+
+    #[inline(always)]
+    fn prefixes() -> &'static Prefixes<u32> {
+        &PREFIXES_V4
     }
 
     #[inline(always)]

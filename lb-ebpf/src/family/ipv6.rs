@@ -10,10 +10,10 @@ use lb_common::{
 };
 use network_types::ip::{IpProto, Ipv6Hdr};
 
-use super::{Draft, Family, Flows, Services, Vips};
+use super::{Draft, Family, Flows, Prefixes, Services, Vips};
 use crate::{
     link::Link,
-    maps::{DRAFT_V6, FLOWS_V6, REPLIES_V6, SERVICES_V6, VIPS_V6},
+    maps::{DRAFT_V6, FLOWS_V6, PREFIXES_V6, REPLIES_V6, SERVICES_V6, VIPS_V6},
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy},
     words,
 };
@@ -59,6 +59,8 @@ impl Family for Ipv6 {
     type Tuple = FlowKey6;
     type Flow = Flow6;
     type ServiceKey = ServiceKey6;
+
+    const ADDRESS_BITS: u32 = u128::BITS;
 
     #[inline(always)]
     fn header(ctx: &XdpContext, link: &Link) -> Option<*mut Ipv6Hdr> {
@@ -149,19 +151,21 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn service_key(tuple: &FlowKey6, port: u16) -> ServiceKey6 {
-        ServiceKey6 {
-            port,
-            ..Self::vip_key(tuple.dst, tuple.protocol as u8)
-        }
+    fn protocol(tuple: &FlowKey6) -> u8 {
+        tuple.protocol as u8
     }
 
     #[inline(always)]
-    fn vip_key(address: [u32; 4], protocol: u8) -> ServiceKey6 {
+    fn service_address(tuple: &FlowKey6) -> [u32; 4] {
+        tuple.dst
+    }
+
+    #[inline(always)]
+    fn service_key(tuple: &FlowKey6) -> ServiceKey6 {
         ServiceKey6 {
-            address,
-            port: 0,
-            protocol: u16::from(protocol),
+            address: tuple.dst,
+            port: tuple.dst_port,
+            protocol: tuple.protocol as u16,
             reserved: 0,
         }
     }
@@ -172,8 +176,13 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn vips() -> &'static Vips<ServiceKey6> {
+    fn vips() -> &'static Vips<[u32; 4]> {
         &VIPS_V6
+    }
+
+    #[inline(always)]
+    fn prefixes() -> &'static Prefixes<[u32; 4]> {
+        &PREFIXES_V6
     }
 
     #[inline(always)]
@@ -241,8 +250,8 @@ extern "C" fn ipv6_walk(ctx: *mut xdp_md, ip: u64, next: u32) -> u64 {
 #[inline(always)]
 const fn fragment(next: u8) -> Outcome {
     match next {
-        TCP | UDP => Outcome::malformed(DropReason::Fragment, next),
-        DESTINATION => Outcome::malformed(DropReason::Fragment, 0),
+        TCP | UDP => Outcome::malformed(DropReason::FragmentFirstMissing, next),
+        DESTINATION => Outcome::malformed(DropReason::FragmentFirstMissing, 0),
         _ => Outcome::FOREIGN,
     }
 }
@@ -282,9 +291,12 @@ impl Outcome {
                 DropReason::Ipv6Extension,
                 Protocol::Unknown,
             )),
-            (_, 0) => Err(Unparsed::Malformed(DropReason::Fragment, Protocol::Unknown)),
+            (_, 0) => Err(Unparsed::Malformed(
+                DropReason::FragmentFirstMissing,
+                Protocol::Unknown,
+            )),
             (_, protocol) => Err(Unparsed::Malformed(
-                DropReason::Fragment,
+                DropReason::FragmentFirstMissing,
                 Protocol::Known(protocol),
             )),
         }
