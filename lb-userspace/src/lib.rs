@@ -5,6 +5,7 @@
 //! Dependencies point one way: `cli -> api -> state -> reconcile -> datapath ->
 //! lb-common`. Nothing above [`datapath`] knows what a BPF map is.
 
+pub mod address;
 pub mod api;
 pub mod cli;
 pub mod config;

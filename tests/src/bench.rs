@@ -208,11 +208,11 @@ impl Bench {
     /// Brings the maps from the world that they hold to another.
     pub fn enter(&mut self, world: &World) -> Result<()> {
         let old = std::mem::replace(&mut self.world, world.clone());
-        for frontend in missing(&old.services, &world.services) {
-            self.datapath.remove_service(*frontend)?;
+        for packets in missing(&old.matches(), &world.matches()) {
+            self.datapath.remove_service(*packets)?;
         }
-        for vip in old.vips().difference(&world.vips()) {
-            self.datapath.remove_vip(*vip)?;
+        for address in missing(&old.vips(), &world.vips()) {
+            self.datapath.remove_vip(*address)?;
         }
         for id in missing(&old.backends, &world.backends) {
             self.datapath.set_backend(*id, Backend::default())?;
@@ -237,18 +237,17 @@ impl Bench {
         if !rings.is_empty() {
             self.datapath.set_rings(&rings)?;
         }
-        for vip in world.vips().difference(&old.vips()) {
-            self.datapath.set_vip(*vip)?;
+        for (packets, service) in changed(&old.matches(), &world.matches()) {
+            self.datapath.set_service(*packets, *service)?;
         }
-        for (frontend, service) in changed(&old.services, &world.services) {
-            self.datapath.set_service(*frontend, *service)?;
+        for (address, vip) in changed(&old.vips(), &world.vips()) {
+            self.datapath.set_vip(*address, *vip)?;
         }
         self.set_runtime()
     }
 
     fn set_runtime(&mut self) -> Result<()> {
-        let any_port = self.world.any_port();
-        let flags = if any_port { Runtime::ANY_PORT } else { 0 };
+        let flags = self.world.flags();
         let clock = self.clock;
         Ok(self.datapath.set_runtime(Runtime { clock, flags })?)
     }

@@ -7,12 +7,16 @@ use std::{
 };
 
 use lb_common::{
+    Runtime,
     addr::LinkPath,
     backend::{Backend, BackendState},
     ring::RING_SIZE,
-    service::{Mode, Service},
+    service::{Mode, Service, Vip},
 };
-use lb_userspace::datapath::{Frontend, words};
+use lb_userspace::{
+    address::{AddressPrefix, PortRange},
+    datapath::{Frontend, Match, matches, words},
+};
 
 use crate::{
     flow::{Flow, Kind},
@@ -151,8 +155,8 @@ impl World {
         };
         for kind in Kind::ALL {
             let frontend = Frontend {
-                address: kind.vip().ip(),
-                port: Some(kind.vip().port()),
+                address: kind.vip().ip().into(),
+                ports: kind.vip().port().into(),
                 protocol: kind.protocol(),
             };
             world.services.insert(frontend, kind.service());
@@ -168,8 +172,11 @@ impl World {
     /// stands for every port. Its ring knows the flow's backend alone.
     pub fn add_service(&mut self, flow: &Flow) {
         let frontend = Frontend {
-            address: flow.vip.ip(),
-            port: (flow.vip.port() != 0).then_some(flow.vip.port()),
+            address: flow.vip.ip().into(),
+            ports: match flow.vip.port() {
+                0 => PortRange::ALL,
+                port => port.into(),
+            },
             protocol: flow.kind.protocol(),
         };
         let service = Service {
@@ -228,17 +235,44 @@ impl World {
         pools.filter(|pool| *pool != 0).collect()
     }
 
-    /// What [`Datapath::set_vip`](lb_userspace::datapath::Datapath::set_vip) is called for.
-    pub(crate) fn vips(&self) -> BTreeSet<Frontend> {
-        self.services
-            .keys()
-            .map(|frontend| frontend.vip())
-            .collect()
+    /// What holds for the addresses of the services.
+    pub(crate) fn vips(&self) -> BTreeMap<AddressPrefix, Vip> {
+        let mut vips = BTreeMap::<AddressPrefix, Vip>::new();
+        for frontend in self.services.keys() {
+            let vip = vips.entry(frontend.address).or_default();
+            vip.flags |= match frontend.protocol {
+                6 => Vip::TCP,
+                _ => Vip::UDP,
+            };
+            if frontend.is_wide() {
+                vip.id = self.vip_id(frontend.address);
+            }
+        }
+        vips
     }
 
-    /// Whether a service takes every port.
-    pub(crate) fn any_port(&self) -> bool {
-        self.services.keys().any(|frontend| frontend.port.is_none())
+    /// The entries of the service tables.
+    pub(crate) fn matches(&self) -> BTreeMap<Match, Service> {
+        let services = self
+            .services
+            .iter()
+            .map(|(frontend, service)| (*frontend, *service));
+        matches(services, |address| self.vip_id(address))
+    }
+
+    /// A number for an address that has services.
+    fn vip_id(&self, address: AddressPrefix) -> u32 {
+        let mut addresses = self.services.keys().map(|frontend| frontend.address);
+        let position = addresses.position(|other| other == address);
+        position.expect("an address of a service") as u32 + 1
+    }
+
+    /// Flags of [`Runtime`] that the services need.
+    pub(crate) fn flags(&self) -> u32 {
+        let wide = self.services.keys().any(|frontend| frontend.is_wide());
+        let prefixes = self.vips().keys().any(|address| !address.is_address());
+        let flag = |needed, flag| if needed { flag } else { 0 };
+        flag(wide, Runtime::WIDE) | flag(prefixes, Runtime::PREFIXES)
     }
 }
 
@@ -314,7 +348,6 @@ fn standard_backend(kind: Kind, id: u32) -> Backend {
         mtu: MTU,
         service: kind.service().id,
         state: BackendState::Up as u8,
-        reserved: 0,
         port: BACKEND_PORT.to_be(),
         address: words(kind.backend_address(id)),
         source: if full_nat {
@@ -325,6 +358,6 @@ fn standard_backend(kind: Kind, id: u32) -> Backend {
         port_pool: if full_nat { id } else { 0 },
         first_port: if full_nat { FIRST_PORT } else { 0 },
         last_port: if full_nat { FIRST_PORT + 999 } else { 0 },
-        reserved_end: 0,
+        ..Backend::default()
     }
 }

@@ -29,6 +29,7 @@ use aya::{
     maps::{
         Array, DevMapHash, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap,
         ProgramArray,
+        lpm_trie::{Key, LpmTrie},
     },
     programs::{ProgramFd, Xdp},
 };
@@ -42,7 +43,7 @@ use lb_common::{
     map_name,
     ports::PortPool,
     ring::RING_SIZE,
-    service::{Service, ServiceKey4, ServiceKey6},
+    service::{PortKey, Service, ServiceKey4, ServiceKey6, Vip},
     stage::Stage,
 };
 
@@ -50,18 +51,19 @@ pub use self::{
     attach::{AttachedMode, XdpMode},
     error::{Error, Result},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
-    key::{Frontend, word, words, words6},
+    key::{Frontend, Match, PortPrefix, matches, word, words, words6},
     log::ProgramLog,
     ports::PortPools,
     test_run::{TestRun, Verdict},
 };
 use self::{
     error::map_error,
-    key::ServiceKey,
+    key::{ServiceKey, VipKey},
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
     plain::{Plain, Stored},
 };
+use crate::address::AddressPrefix;
 
 /// The program and its maps as the compiler made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
@@ -109,6 +111,7 @@ pub enum LogLevel {
 }
 
 type Table<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
+type Trie<K, V> = LpmTrie<MapData, Plain<K>, Plain<V>>;
 
 /// The program in the kernel. Detached and unloaded when it is dropped.
 pub struct Datapath {
@@ -117,8 +120,11 @@ pub struct Datapath {
     written: Runtime,
     services_v4: Table<ServiceKey4, Service>,
     services_v6: Table<ServiceKey6, Service>,
-    vips_v4: Table<ServiceKey4, u32>,
-    vips_v6: Table<ServiceKey6, u32>,
+    ports_of_vips: Trie<PortKey, Service>,
+    vips_v4: Table<u32, Vip>,
+    vips_v6: Table<[u32; 4], Vip>,
+    prefixes_v4: Trie<u32, Vip>,
+    prefixes_v6: Trie<[u32; 4], Vip>,
     rings: OfMaps<u32>,
     backends: Array<MapData, Plain<Backend>>,
     port_pools: OfMaps<PortPool>,
@@ -174,8 +180,11 @@ impl Datapath {
             written: Runtime::default(),
             services_v4: take(&mut ebpf, map_name::SERVICES_V4)?,
             services_v6: take(&mut ebpf, map_name::SERVICES_V6)?,
+            ports_of_vips: take(&mut ebpf, map_name::PORTS)?,
             vips_v4: take(&mut ebpf, map_name::VIPS_V4)?,
             vips_v6: take(&mut ebpf, map_name::VIPS_V6)?,
+            prefixes_v4: take(&mut ebpf, map_name::PREFIXES_V4)?,
+            prefixes_v6: take(&mut ebpf, map_name::PREFIXES_V6)?,
             rings: take_of_maps(&mut ebpf, map_name::RINGS, RING_SIZE)?,
             backends: take(&mut ebpf, map_name::BACKENDS)?,
             port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, 1)?,
@@ -257,40 +266,55 @@ impl Datapath {
         Ok(())
     }
 
-    /// Directs what clients send to `frontend` to a service.
-    pub fn set_service(&mut self, frontend: Frontend, service: Service) -> Result<()> {
-        match frontend.key() {
+    /// Directs what clients send to a service.
+    pub fn set_service(&mut self, packets: Match, service: Service) -> Result<()> {
+        match packets.key() {
             ServiceKey::V4(key) => {
                 insert(&mut self.services_v4, map_name::SERVICES_V4, key, service)
             }
             ServiceKey::V6(key) => {
                 insert(&mut self.services_v6, map_name::SERVICES_V6, key, service)
             }
+            ServiceKey::Ports(key) => {
+                insert_prefix(&mut self.ports_of_vips, map_name::PORTS, &key, service)
+            }
         }
     }
 
-    /// No service takes what clients send to `frontend` any more.
-    pub fn remove_service(&mut self, frontend: Frontend) -> Result<()> {
-        match frontend.key() {
+    /// No service takes these any more.
+    pub fn remove_service(&mut self, packets: Match) -> Result<()> {
+        match packets.key() {
             ServiceKey::V4(key) => remove(&mut self.services_v4, map_name::SERVICES_V4, key),
             ServiceKey::V6(key) => remove(&mut self.services_v6, map_name::SERVICES_V6, key),
+            ServiceKey::Ports(key) => remove_prefix(&mut self.ports_of_vips, map_name::PORTS, &key),
         }
     }
 
-    /// Says that packets to the address of `frontend`, whatever their port, are the
-    /// balancer's.
-    pub fn set_vip(&mut self, frontend: Frontend) -> Result<()> {
-        match frontend.vip().key() {
-            ServiceKey::V4(key) => insert(&mut self.vips_v4, map_name::VIPS_V4, key, 0),
-            ServiceKey::V6(key) => insert(&mut self.vips_v6, map_name::VIPS_V6, key, 0),
+    /// Says what holds for an address, or several, whatever the port.
+    pub fn set_vip(&mut self, address: AddressPrefix, vip: Vip) -> Result<()> {
+        match VipKey::of(address) {
+            VipKey::V4(key) => insert(&mut self.vips_v4, map_name::VIPS_V4, key, vip),
+            VipKey::V6(key) => insert(&mut self.vips_v6, map_name::VIPS_V6, key, vip),
+            VipKey::Prefix4(key) => {
+                insert_prefix(&mut self.prefixes_v4, map_name::PREFIXES_V4, &key, vip)
+            }
+            VipKey::Prefix6(key) => {
+                insert_prefix(&mut self.prefixes_v6, map_name::PREFIXES_V6, &key, vip)
+            }
         }
     }
 
     /// Takes back what [`Self::set_vip`] said.
-    pub fn remove_vip(&mut self, frontend: Frontend) -> Result<()> {
-        match frontend.vip().key() {
-            ServiceKey::V4(key) => remove(&mut self.vips_v4, map_name::VIPS_V4, key),
-            ServiceKey::V6(key) => remove(&mut self.vips_v6, map_name::VIPS_V6, key),
+    pub fn remove_vip(&mut self, address: AddressPrefix) -> Result<()> {
+        match VipKey::of(address) {
+            VipKey::V4(key) => remove(&mut self.vips_v4, map_name::VIPS_V4, key),
+            VipKey::V6(key) => remove(&mut self.vips_v6, map_name::VIPS_V6, key),
+            VipKey::Prefix4(key) => {
+                remove_prefix(&mut self.prefixes_v4, map_name::PREFIXES_V4, &key)
+            }
+            VipKey::Prefix6(key) => {
+                remove_prefix(&mut self.prefixes_v6, map_name::PREFIXES_V6, &key)
+            }
         }
     }
 
@@ -380,10 +404,7 @@ impl Datapath {
     /// No packet leaves by this interface any more.
     pub fn remove_interface(&mut self, ifindex: u32) -> Result<()> {
         remove(&mut self.interfaces, map_name::INTERFACES, ifindex)?;
-        match self.devices.remove(ifindex) {
-            Err(MapError::KeyNotFound) | Ok(()) => Ok(()),
-            Err(error) => Err(map_error("removing", map_name::DEVICES)(error)),
-        }
+        removed(self.devices.remove(ifindex), map_name::DEVICES)
     }
 
     /// What passed for a backend.
@@ -424,10 +445,7 @@ impl Datapath {
         if key == DropKey::overflow(key.reason, key.direction) {
             return self.insert_drop_key(key);
         }
-        match self.drops.remove(&Plain(key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(map_error("removing", map_name::DROPS)(error)),
-        }
+        removed(self.drops.remove(&Plain(key)), map_name::DROPS)
     }
 
     fn insert_drop_key(&mut self, key: DropKey) -> Result<()> {
@@ -515,7 +533,31 @@ fn insert<K: Stored, V: Stored>(
 
 /// Removes an entry; it is fine where there is none.
 fn remove<K: Stored, V: Stored>(table: &mut Table<K, V>, name: &'static str, key: K) -> Result<()> {
-    match table.remove(&Plain(key)) {
+    removed(table.remove(&Plain(key)), name)
+}
+
+fn insert_prefix<K: Stored, V: Stored>(
+    trie: &mut Trie<K, V>,
+    name: &'static str,
+    key: &Key<Plain<K>>,
+    value: V,
+) -> Result<()> {
+    trie.insert(key, Plain(value), 0)
+        .map_err(map_error("writing", name))
+}
+
+/// Removes an entry; it is fine where there is none.
+fn remove_prefix<K: Stored, V: Stored>(
+    trie: &mut Trie<K, V>,
+    name: &'static str,
+    key: &Key<Plain<K>>,
+) -> Result<()> {
+    removed(trie.remove(key), name)
+}
+
+/// What became of a removal: it is fine where there was nothing to remove.
+fn removed(result: Result<(), MapError>, name: &'static str) -> Result<()> {
+    match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
         Err(error) => Err(map_error("removing", name)(error)),
     }

@@ -1,5 +1,7 @@
 //! The real program in the real kernel.
 
+use std::net::IpAddr;
+
 use lb_common::{
     addr::LinkPath,
     backend::BackendState,
@@ -9,6 +11,7 @@ use lb_common::{
 };
 
 use super::*;
+use crate::address::PortRange;
 use crate::testing::{in_network_namespace, ip};
 
 const OPTIONS: Options = Options {
@@ -23,10 +26,14 @@ fn load() -> Datapath {
     Datapath::load(&OPTIONS).expect("this test loads BPF programs and must run as root")
 }
 
-fn frontend() -> Frontend {
-    Frontend {
-        address: [192, 0, 2, 10].into(),
-        port: Some(80),
+fn vip_address() -> IpAddr {
+    [192, 0, 2, 10].into()
+}
+
+fn port_80() -> Match {
+    Match::Port {
+        address: vip_address(),
+        port: 80,
         protocol: 6,
     }
 }
@@ -37,19 +44,33 @@ fn backend() -> Backend {
         mtu: 1_500,
         service: 1,
         state: BackendState::Up as u8,
-        reserved: 0,
         port: 8_080_u16.to_be(),
         address: words([10, 0, 0, 11].into()),
         source: words([10, 0, 0, 1].into()),
         port_pool: 1,
         first_port: 20_000,
         last_port: 20_001,
-        reserved_end: 0,
+        ..Backend::default()
     }
 }
 
 fn ring_of(backend: u32) -> Arc<[u32]> {
     vec![backend; RING_SIZE as usize].into()
+}
+
+fn service() -> Service {
+    Service {
+        id: 1,
+        mode: Mode::FullNat as u8,
+        ..Service::default()
+    }
+}
+
+fn vip(id: u32) -> Vip {
+    Vip {
+        id,
+        flags: Vip::TCP,
+    }
 }
 
 /// A datapath with one service on one full-NAT backend.
@@ -58,13 +79,8 @@ fn with_service() -> Datapath {
     datapath.create_port_pools(&[1]).unwrap();
     datapath.set_backend(1, backend()).unwrap();
     datapath.set_rings(&[(1, ring_of(1))]).unwrap();
-    datapath.set_vip(frontend()).unwrap();
-    let service = Service {
-        id: 1,
-        mode: Mode::FullNat as u8,
-        ..Service::default()
-    };
-    datapath.set_service(frontend(), service).unwrap();
+    datapath.set_service(port_80(), service()).unwrap();
+    datapath.set_vip(vip_address().into(), vip(0)).unwrap();
     datapath
         .set_interface(LO, Interface { mtu: 1_500 })
         .unwrap();
@@ -172,7 +188,7 @@ fn rings_are_replaced_whole_and_removed() {
     }
     let run = datapath.test_run(&syn(40_000), LO).unwrap();
     assert_eq!(run.verdict, Verdict::Drop);
-    datapath.remove_service(frontend()).unwrap();
+    datapath.remove_service(port_80()).unwrap();
     let run = datapath.test_run(&syn(40_000), LO).unwrap();
     assert_eq!(run.verdict, Verdict::Pass);
 
@@ -180,9 +196,48 @@ fn rings_are_replaced_whole_and_removed() {
     let truncated = &syn(40_000)[..36];
     let run = datapath.test_run(truncated, LO).unwrap();
     assert_eq!(run.verdict, Verdict::Drop);
-    datapath.remove_vip(frontend()).unwrap();
+    datapath.remove_vip(vip_address().into()).unwrap();
     let run = datapath.test_run(truncated, LO).unwrap();
     assert_eq!(run.verdict, Verdict::Pass);
+}
+
+#[test]
+fn ports_and_prefixes_are_found_until_they_are_removed() {
+    let net = AddressPrefix::new(vip_address(), 24);
+    let host = AddressPrefix::from(vip_address());
+    for address in [host, net] {
+        let mut datapath = with_service();
+        datapath.remove_service(port_80()).unwrap();
+        datapath.remove_vip(host).unwrap();
+        let flags = Runtime::WIDE | Runtime::PREFIXES;
+        datapath.set_runtime(Runtime { clock: 0, flags }).unwrap();
+        let verdict = |datapath: &mut Datapath| {
+            let run = datapath.test_run(&syn(40_000), LO).unwrap();
+            run.verdict
+        };
+        for ports in [PortRange::ALL, PortRange::new(79, 80).unwrap(), 80.into()] {
+            let frontend = Frontend {
+                address,
+                ports,
+                protocol: 6,
+            };
+            if !frontend.is_wide() {
+                continue;
+            }
+            let entries = matches([(frontend, service())], |_| 7);
+            for (packets, service) in &entries {
+                datapath.set_service(*packets, *service).unwrap();
+            }
+            assert_eq!(verdict(&mut datapath), Verdict::Pass, "no address yet");
+            datapath.set_vip(address, vip(7)).unwrap();
+            assert_eq!(verdict(&mut datapath), Verdict::Tx, "{frontend:?}");
+            for packets in entries.keys() {
+                datapath.remove_service(*packets).unwrap();
+            }
+            assert_eq!(verdict(&mut datapath), Verdict::Pass, "no ports any more");
+            datapath.remove_vip(address).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Ids: the numbers that the datapath knows services, backends and port pools by.
+//! Ids: the numbers that the datapath knows services, their addresses, backends and port
+//! pools by.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +10,7 @@ use std::{
 
 use lb_common::{backend::MAX_BACKENDS, ports::MAX_PORT_POOLS, service::MAX_SERVICES};
 
-use crate::state::VirtualAddress;
+use crate::{address::AddressPrefix, state::VirtualAddress};
 
 /// How long an id rests at least after the datapath has lost it: longer than any packet
 /// that was on its way then, and that may still write a flow entry with it.
@@ -50,6 +51,8 @@ pub struct Ids {
     pub backends: Numbers<BackendName>,
     /// Port pools.
     pub pools: Numbers<PoolName>,
+    /// Addresses whose services are found by way of a number.
+    pub vips: Numbers<AddressPrefix>,
 }
 
 impl Ids {
@@ -58,6 +61,7 @@ impl Ids {
         self.services.restore(before.services, now);
         self.backends.restore(before.backends, now);
         self.pools.restore(before.pools, now);
+        self.vips.restore(before.vips, now);
     }
 
     /// The tables hold nothing any more of what was released.
@@ -65,6 +69,7 @@ impl Ids {
         self.services.recycle();
         self.backends.recycle();
         self.pools.recycle();
+        self.vips.recycle();
     }
 }
 
@@ -74,6 +79,7 @@ impl Default for Ids {
             services: Numbers::new("service", MAX_SERVICES),
             backends: Numbers::new("backend", MAX_BACKENDS),
             pools: Numbers::new("port pool", MAX_PORT_POOLS),
+            vips: Numbers::new("service address", u32::MAX),
         }
     }
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     backend::{Backend, Interface},
-    service::Service,
+    service::{Service, Vip},
 };
 
-use crate::{datapath::Frontend, scheduler::Member, state::Scheduler};
+use crate::{address::AddressPrefix, datapath::Match, scheduler::Member, state::Scheduler};
 
 /// What a ring is made from. Two rings of the same recipe are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,10 +31,10 @@ pub struct Image {
     pub backends: BTreeMap<u32, Backend>,
     /// Rings by service id.
     pub rings: BTreeMap<u32, Ring>,
-    /// Addresses and protocols of services.
-    pub vips: BTreeSet<Frontend>,
-    /// Services by what clients send to.
-    pub services: BTreeMap<Frontend, Service>,
+    /// Services by the packets that they take.
+    pub services: BTreeMap<Match, Service>,
+    /// Addresses of services.
+    pub vips: BTreeMap<AddressPrefix, Vip>,
 }
 
 /// A step from one content to another. Any step may be done twice.
@@ -58,14 +58,14 @@ pub enum Op {
     SetRings(Vec<(u32, Ring)>),
     /// Removes them.
     RemoveRings(Vec<u32>),
-    /// Adds the address of a service.
-    SetVip(Frontend),
+    /// Writes an entry of a service.
+    SetService(Match, Service),
     /// Removes it.
-    RemoveVip(Frontend),
-    /// Writes a service.
-    SetService(Frontend, Service),
+    RemoveService(Match),
+    /// Writes an address of services.
+    SetVip(AddressPrefix, Vip),
     /// Removes it.
-    RemoveService(Frontend),
+    RemoveVip(AddressPrefix),
 }
 
 /// Tables that steps can be done on.
@@ -103,17 +103,17 @@ impl Tables for Image {
             }
             Op::SetRings(rings) => self.rings.extend(rings.iter().cloned()),
             Op::RemoveRings(services) => self.rings.retain(|id, _| !services.contains(id)),
-            Op::SetVip(frontend) => {
-                self.vips.insert(frontend.vip());
+            Op::SetService(packets, service) => {
+                self.services.insert(*packets, *service);
             }
-            Op::RemoveVip(frontend) => {
-                self.vips.remove(&frontend.vip());
+            Op::RemoveService(packets) => {
+                self.services.remove(packets);
             }
-            Op::SetService(frontend, service) => {
-                self.services.insert(*frontend, *service);
+            Op::SetVip(address, vip) => {
+                self.vips.insert(*address, *vip);
             }
-            Op::RemoveService(frontend) => {
-                self.services.remove(frontend);
+            Op::RemoveVip(address) => {
+                self.vips.remove(address);
             }
         }
         Ok(())
@@ -131,18 +131,18 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
     let rings = changed(&old.rings, &new.rings).map(|(k, v)| (*k, v.clone()));
     ops.extend(some(rings.collect()).map(Op::SetRings));
-    ops.extend(new.vips.difference(&old.vips).copied().map(Op::SetVip));
-    // A flag is set before the first service that needs it, and goes after the last.
+    ops.extend(changed(&old.services, &new.services).map(|(k, v)| Op::SetService(*k, *v)));
+    // A flag is set before the first address that needs it, and goes after the last.
     if old.flags | new.flags != old.flags {
         ops.push(Op::SetFlags(old.flags | new.flags));
     }
-    ops.extend(changed(&old.services, &new.services).map(|(k, v)| Op::SetService(*k, *v)));
+    ops.extend(changed(&old.vips, &new.vips).map(|(k, v)| Op::SetVip(*k, *v)));
 
-    ops.extend(gone(&old.services, &new.services).map(|k| Op::RemoveService(*k)));
+    ops.extend(gone(&old.vips, &new.vips).map(|k| Op::RemoveVip(*k)));
     if old.flags | new.flags != new.flags {
         ops.push(Op::SetFlags(new.flags));
     }
-    ops.extend(old.vips.difference(&new.vips).copied().map(Op::RemoveVip));
+    ops.extend(gone(&old.services, &new.services).map(|k| Op::RemoveService(*k)));
     let rings: Vec<u32> = gone(&old.rings, &new.rings).copied().collect();
     ops.extend(some(rings).map(Op::RemoveRings));
     ops.extend(gone(&old.backends, &new.backends).map(|k| Op::RemoveBackend(*k)));

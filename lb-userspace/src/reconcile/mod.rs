@@ -10,12 +10,17 @@ mod image;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use lb_common::{
     Runtime,
     backend::{Backend, BackendState, Interface},
-    service::{self, Service},
+    service::{self, Service, Vip},
 };
 
 pub use self::{
@@ -23,10 +28,11 @@ pub use self::{
     image::{Image, Op, Ring, Tables, diff},
 };
 use crate::{
-    datapath::{self, Datapath, Frontend, words},
+    address::PortRange,
+    datapath::{self, Datapath, Frontend, matches, words},
     neighbour::NextHop,
     scheduler::{self, Member},
-    state::{BackendSpec, Desired, Mode, ServiceSpec},
+    state::{BackendSpec, Desired, Mode, Protocol, ServiceSpec},
 };
 
 /// All that the content of the tables follows from.
@@ -120,6 +126,8 @@ impl Reconciler {
         pool_in_use: impl Fn(u32) -> bool,
         service_in_use: impl Fn(u32) -> bool,
     ) -> Released {
+        // Only tables that are written with the addresses name their numbers.
+        self.ids.vips.release(seen_at, |_| false);
         Released {
             backends: self.ids.backends.release(seen_at, backend_in_use),
             services: self.ids.services.release(seen_at, service_in_use),
@@ -146,6 +154,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         interfaces: world.interfaces.clone(),
         ..Image::default()
     };
+    let mut services = Vec::new();
     for spec in world.desired.services() {
         let name: Arc<str> = spec.name.as_str().into();
         let service = ids.services.get_or_new(&name)?;
@@ -182,28 +191,34 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 members,
             },
         );
-        let frontend = frontend(spec);
-        image.vips.insert(frontend.vip());
-        if frontend.port.is_none() {
-            image.flags |= Runtime::WIDE;
-        }
         let mode = match spec.mode {
             Mode::FullNat => service::Mode::FullNat,
             Mode::Nat => service::Mode::Nat,
         };
-        image.services.insert(
-            frontend,
-            Service {
-                id: service,
-                mode: mode as u8,
-                ..Service::default()
-            },
-        );
+        let entry = Service {
+            id: service,
+            mode: mode as u8,
+            ..Service::default()
+        };
+        let frontend = frontend(spec);
+        services.push((frontend, entry));
+        let vip = image.vips.entry(frontend.address).or_default();
+        vip.flags |= vip_flags(spec);
+        if frontend.is_wide() {
+            vip.id = ids.vips.get_or_new(&frontend.address)?;
+            image.flags |= Runtime::WIDE;
+        }
+        if !frontend.address.is_address() {
+            image.flags |= Runtime::PREFIXES;
+        }
     }
+    image.services = matches(services, |address| image.vips[&address].id);
     ids.services.retire(now, |id| image.rings.contains_key(&id));
     ids.backends
         .retire(now, |id| image.backends.contains_key(&id));
     ids.pools.retire(now, |id| image.pools.contains(&id));
+    let numbers: BTreeSet<u32> = image.vips.values().map(|vip| vip.id).collect();
+    ids.vips.retire(now, |id| numbers.contains(&id));
     // Flows still have ports of these.
     image.pools.extend(ids.pools.resting());
     Ok(image)
@@ -212,10 +227,19 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
 /// What clients of a service send to.
 fn frontend(spec: &ServiceSpec) -> Frontend {
     Frontend {
-        address: spec.address.ip,
-        port: spec.address.port,
+        address: spec.address.ip.into(),
+        ports: spec.address.port.map_or(PortRange::ALL, PortRange::from),
         protocol: spec.protocol.number(),
     }
+}
+
+/// What a service says of its address.
+fn vip_flags(spec: &ServiceSpec) -> u32 {
+    let protocol = match spec.protocol {
+        Protocol::Tcp => Vip::TCP,
+        Protocol::Udp => Vip::UDP,
+    };
+    protocol | Vip::ECHO
 }
 
 /// The entry of a backend, without ids and state, and the pool that it takes its source
@@ -278,10 +302,10 @@ impl Tables for Datapath {
                 self.set_rings(&rings)
             }),
             Op::RemoveRings(services) => self.remove_rings(services),
-            Op::SetVip(frontend) => self.set_vip(*frontend),
-            Op::RemoveVip(frontend) => self.remove_vip(*frontend),
-            Op::SetService(frontend, service) => self.set_service(*frontend, *service),
-            Op::RemoveService(frontend) => self.remove_service(*frontend),
+            Op::SetService(packets, service) => self.set_service(*packets, *service),
+            Op::RemoveService(packets) => self.remove_service(*packets),
+            Op::SetVip(address, vip) => self.set_vip(*address, *vip),
+            Op::RemoveVip(address) => self.remove_vip(*address),
         }
     }
 }

@@ -10,6 +10,8 @@ use proptest::{
 };
 
 use super::*;
+use crate::address::AddressPrefix;
+use crate::datapath::Match;
 use crate::neighbour::NextHopState;
 use crate::state::{Protocol, Scheduler, Timeouts, VirtualAddress};
 
@@ -64,13 +66,30 @@ fn assert_sound(image: &Image) {
             "{id}: {backend:?}"
         );
     }
-    for (frontend, service) in &image.services {
-        assert!(image.rings.contains_key(&service.id), "{frontend:?}");
-        assert!(image.vips.contains(&frontend.vip()), "{frontend:?}");
-        assert!(
-            frontend.port.is_some() || image.flags & Runtime::ANY_PORT != 0,
-            "{frontend:?}"
-        );
+    for (packets, service) in &image.services {
+        assert!(image.rings.contains_key(&service.id), "{packets:?}");
+    }
+    for (address, vip) in &image.vips {
+        let protocols = [(6, Vip::TCP), (17, Vip::UDP)];
+        for (number, _) in protocols.iter().filter(|(_, flag)| vip.flags & flag != 0) {
+            let has = |packets: &Match| match packets {
+                Match::Port {
+                    address: ip,
+                    protocol,
+                    ..
+                } => AddressPrefix::from(*ip) == *address && protocol == number,
+                Match::Ports {
+                    vip: id, protocol, ..
+                } => *id == vip.id && protocol == number,
+            };
+            assert!(image.services.keys().any(has), "{address}: {number}");
+        }
+    }
+    for (address, vip) in &image.vips {
+        let wide = vip.id != 0 || vip.flags & Vip::DROP_OTHER_PORTS != 0;
+        assert!(!wide || image.flags & Runtime::WIDE != 0, "{address}");
+        let prefix = !address.is_address();
+        assert!(!prefix || image.flags & Runtime::PREFIXES != 0, "{address}");
     }
 }
 
@@ -412,14 +431,32 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
 /// What an image says apart from ids, so that those of reconcilers with different pasts
 /// can be compared: all entries in words, and how many pools are in use.
 fn without_ids(image: &Image) -> (Vec<String>, usize) {
-    let mut lines = vec![format!("{} {:?}", image.flags, image.vips)];
+    let vips = image.vips.iter().map(|(address, vip)| {
+        let wide = vip.id != 0;
+        format!("{address} {} {wide}", vip.flags)
+    });
+    let mut lines: Vec<String> = vips.collect();
+    lines.push(format!("{}", image.flags));
+    let addresses: BTreeMap<u32, AddressPrefix> = image
+        .vips
+        .iter()
+        .map(|(address, vip)| (vip.id, *address))
+        .collect();
     let mut pools = BTreeSet::new();
-    for (frontend, service) in &image.services {
+    for (packets, service) in &image.services {
         let mode = service.mode;
-        lines.push(format!("{frontend:?} mode {mode}"));
+        let frontend = match packets {
+            Match::Port { .. } => format!("{packets:?}"),
+            Match::Ports {
+                vip,
+                protocol,
+                ports,
+            } => format!("{} {protocol} {ports:?}", addresses[vip]),
+        };
+        lines.push(format!("{frontend} mode {mode}"));
         for member in &image.rings[&service.id].members {
             let (address, weight) = (member.address, member.weight);
-            lines.push(format!("{frontend:?} member {address} {weight}"));
+            lines.push(format!("{frontend} member {address} {weight}"));
         }
         for backend in image.backends.values() {
             if backend.service == service.id {
@@ -429,7 +466,7 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
                     port_pool: 0,
                     ..*backend
                 };
-                lines.push(format!("{frontend:?} backend {backend:?}"));
+                lines.push(format!("{frontend} backend {backend:?}"));
             }
         }
     }

@@ -13,10 +13,10 @@ use lb_common::{
     backend::{Backend, BackendState, Interface},
     counters::Counters,
     ring::{self, RING_SIZE},
-    service::{self, Service},
+    service::{self, Service, Vip},
 };
 use lb_userspace::{
-    datapath::{Datapath, Frontend, LogLevel, Options, words},
+    datapath::{Datapath, LogLevel, Match, Options, words},
     state::{Mode, Protocol},
 };
 
@@ -137,12 +137,6 @@ fn set_service<V: Ip>(
     for id in backends_of(number) {
         datapath.set_backend(id, backend::<V>(id, number, mode))?;
     }
-    let frontend = Frontend {
-        address: V::service(number),
-        port: Some(SERVICE_PORT),
-        protocol: number_of(protocol),
-    };
-    datapath.set_vip(frontend)?;
     let mode = match mode {
         Mode::FullNat => service::Mode::FullNat,
         Mode::Nat => service::Mode::Nat,
@@ -152,7 +146,17 @@ fn set_service<V: Ip>(
         mode: mode as u8,
         ..Service::default()
     };
-    datapath.set_service(frontend, service)?;
+    let packets = Match::Port {
+        address: V::service(number),
+        port: SERVICE_PORT,
+        protocol: number_of(protocol),
+    };
+    datapath.set_service(packets, service)?;
+    let flags = match protocol {
+        Protocol::Tcp => Vip::TCP,
+        Protocol::Udp => Vip::UDP,
+    };
+    datapath.set_vip(V::service(number).into(), Vip { id: 0, flags })?;
     Ok(())
 }
 

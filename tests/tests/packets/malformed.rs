@@ -283,7 +283,7 @@ fn ipv4(kind: Kind) -> Vec<Case> {
                 fragments,
                 &flow,
                 name,
-                Broken::Portless(DropReason::Fragment),
+                Broken::Portless(DropReason::FragmentFirstMissing),
                 |packet| {
                     packet
                         .with_ipv4(|ip| {
@@ -392,7 +392,7 @@ fn ipv6(kind: Kind) -> Vec<Case> {
             fragments,
             &flow,
             name,
-            Broken::Portless(DropReason::Fragment),
+            Broken::Portless(DropReason::FragmentFirstMissing),
             |packet| packet.with_extensions(extensions).build(),
         );
     }
