@@ -8,7 +8,7 @@ use clap::{
     error::ErrorKind,
     value_parser,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 use crate::{
     address::AddressPrefix,
@@ -109,7 +109,7 @@ pub(super) struct Run {
         env = "LB_LOG",
         hide_env_values = true,
         default_value = "info",
-        value_parser = |text: &str| EnvFilter::try_new(text)
+        value_parser = log_filter
     )]
     pub(super) log: EnvFilter,
 
@@ -474,6 +474,22 @@ fn parse_health(text: &str) -> Result<Health, Reason> {
     }
 }
 
+/// Reads what is to be logged. What the library that loads the program says of every
+/// instruction is left out, unless it is named.
+fn log_filter(text: &str) -> Result<EnvFilter, ParseError> {
+    const LOADER: [&str; 2] = ["aya", "aya_obj"];
+    let mut filter = EnvFilter::try_new(text)?;
+    for target in LOADER {
+        let is_named = text
+            .split(',')
+            .any(|directive| directive.split(['=', ':']).next() == Some(target));
+        if !is_named {
+            filter = filter.add_directive(format!("{target}=warn").parse()?);
+        }
+    }
+    Ok(filter)
+}
+
 fn parse_segment_size(text: &str) -> Result<u16, Reason> {
     text.parse().map_err(|_| {
         Reason::new(
@@ -563,6 +579,14 @@ mod tests {
         for wrong in ["10.0.0.1:80@", "10.0.0.1:80@-1", "[::1@5", "@5"] {
             assert!(backend(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_loader_speaks_when_it_is_asked() {
+        let shown = |text| log_filter(text).unwrap().to_string();
+        assert_eq!(shown("debug"), "aya_obj=warn,aya=warn,debug");
+        assert_eq!(shown("debug,aya=trace"), "aya_obj=warn,aya=trace,debug");
+        assert!(log_filter("debug=debug=debug").is_err());
     }
 
     #[test]
