@@ -18,14 +18,15 @@ impl AddressPrefix {
     #[must_use]
     pub fn new(address: IpAddr, length: u8) -> Self {
         let length = length.min(bits(address));
+        let open = u32::from(bits(address) - length);
         let address = match address {
             IpAddr::V4(address) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(length));
-                Ipv4Addr::from_bits(address.to_bits() & mask.unwrap_or(0)).into()
+                let mask = u32::MAX.checked_shl(open).unwrap_or(0);
+                Ipv4Addr::from_bits(address.to_bits() & mask).into()
             }
             IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(length));
-                Ipv6Addr::from_bits(address.to_bits() & mask.unwrap_or(0)).into()
+                let mask = u128::MAX.checked_shl(open).unwrap_or(0);
+                Ipv6Addr::from_bits(address.to_bits() & mask).into()
             }
         };
         Self { address, length }
@@ -35,6 +36,22 @@ impl AddressPrefix {
     #[must_use]
     pub const fn address(self) -> IpAddr {
         self.address
+    }
+
+    /// The last of its addresses.
+    #[must_use]
+    pub fn last(self) -> IpAddr {
+        let open = u32::from(self.host_bits());
+        match self.address {
+            IpAddr::V4(first) => {
+                let mask = u32::MAX.checked_shl(open).unwrap_or(0);
+                Ipv4Addr::from_bits(first.to_bits() | !mask).into()
+            }
+            IpAddr::V6(first) => {
+                let mask = u128::MAX.checked_shl(open).unwrap_or(0);
+                Ipv6Addr::from_bits(first.to_bits() | !mask).into()
+            }
+        }
     }
 
     /// How many bits its addresses have in common.
@@ -132,6 +149,11 @@ impl PortRange {
         self.last as u32 - self.first as u32 + 1
     }
 
+    /// Each of them.
+    pub fn ports(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+
     /// The port, if it is one.
     #[must_use]
     pub const fn single(self) -> Option<u16> {
@@ -175,8 +197,56 @@ impl fmt::Display for PortRange {
     }
 }
 
+/// Some ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortSet {
+    /// In order, with a gap between each two.
+    ranges: Vec<PortRange>,
+}
+
+impl PortSet {
+    /// The ports as ranges, in order, as few as there can be.
+    pub fn ranges(&self) -> impl Iterator<Item = PortRange> {
+        self.ranges.iter().copied()
+    }
+
+    /// Whether all ports of `range` are in it.
+    #[must_use]
+    pub fn covers(&self, range: PortRange) -> bool {
+        let behind = self.ranges.partition_point(|own| own.last < range.first);
+        self.ranges
+            .get(behind)
+            .is_some_and(|own| own.contains(range))
+    }
+
+    /// The ports that are in it or in `other`.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        self.ranges().chain(other.ranges()).collect()
+    }
+}
+
+impl FromIterator<PortRange> for PortSet {
+    fn from_iter<I: IntoIterator<Item = PortRange>>(ranges: I) -> Self {
+        let mut given: Vec<_> = ranges.into_iter().collect();
+        given.sort_unstable();
+        let mut ranges: Vec<PortRange> = Vec::with_capacity(given.len());
+        for range in given {
+            match ranges.last_mut() {
+                Some(before) if u32::from(range.first) <= u32::from(before.last) + 1 => {
+                    before.last = before.last.max(range.last);
+                }
+                _ => ranges.push(range),
+            }
+        }
+        Self { ranges }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
 
     fn prefix(address: &str, length: u8) -> AddressPrefix {
@@ -205,6 +275,9 @@ mod tests {
         assert!(!net.contains([192, 0, 3, 0].into()));
         assert!(!prefix("0.0.0.0", 0).contains(Ipv6Addr::UNSPECIFIED.into()));
         assert!(prefix("::", 0).contains(Ipv6Addr::LOCALHOST.into()));
+        assert_eq!(net.last(), IpAddr::from([192, 0, 2, 255]));
+        assert_eq!(prefix("::", 0).last(), IpAddr::from([0xff; 16]));
+        assert_eq!(prefix("2001:db8::1", 128).last().to_string(), "2001:db8::1");
     }
 
     #[test]
@@ -216,5 +289,34 @@ mod tests {
         assert!(!range(1, 5).contains(range(5, 6)));
         assert_eq!(PortRange::new(2, 1), None);
         assert_eq!(PortRange::ALL.count(), 65_536);
+    }
+
+    fn in_any(ranges: &[PortRange], port: u16) -> bool {
+        ranges.iter().any(|range| range.contains(port.into()))
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_has_the_ports_of_its_ranges(
+            pairs in vec((0..200_u16, 0..200_u16), 0..8),
+            probe in (0..200_u16, 0..200_u16),
+        ) {
+            let range = |(a, b): (u16, u16)| PortRange::new(a.min(b), a.max(b)).unwrap();
+            let ranges: Vec<_> = pairs.into_iter().map(range).collect();
+            let set: PortSet = ranges.iter().copied().collect();
+            for port in 0..=200 {
+                prop_assert_eq!(set.covers(port.into()), in_any(&ranges, port));
+            }
+            let probe = range(probe);
+            let all = (probe.first()..=probe.last()).all(|port| in_any(&ranges, port));
+            prop_assert_eq!(set.covers(probe), all);
+            // As few as there can be, so that equal sets are the same.
+            let apart = set.ranges.windows(2).all(|two| two[0].last + 1 < two[1].first);
+            prop_assert!(apart, "{:?}", set);
+            let (some, others) = ranges.split_at(ranges.len() / 2);
+            let union = PortSet::from_iter(some.iter().copied())
+                .union(&others.iter().copied().collect());
+            prop_assert_eq!(union, set);
+        }
     }
 }

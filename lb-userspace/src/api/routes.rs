@@ -19,7 +19,7 @@ use super::{
     wire::{self, Backend, Service},
 };
 use crate::state::{
-    BackendSpec, Change, Control, Reason, Refusal, ServiceSpec, Status, VirtualAddress, rules,
+    BackendAddress, BackendSpec, Change, Control, Reason, Refusal, ServiceSpec, Status, rules,
 };
 
 /// Most bytes of a request's body: a service with all the backends that there is
@@ -191,7 +191,7 @@ async fn remove_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
 ) -> Answer<Backend> {
-    let address: VirtualAddress = address.parse()?;
+    let address: BackendAddress = address.parse()?;
     let _turn = api.turn().await;
     let now = api.find(&service).await?;
     let removed = now

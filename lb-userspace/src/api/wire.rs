@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::{
     config::duration,
     state::{
-        self, BackendSpec, FULL_NAT_PORTS, HealthSpec, Probe, Protocol, Reason, Scheduler,
-        ServiceSpec, parse_port_range, parse_source,
+        self, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, OtherPorts, Probe, Protocol,
+        Reason, Scheduler, ServiceSpec, parse_port_range, parse_source,
         rules::{self, Field},
     },
 };
@@ -22,22 +22,36 @@ use crate::{
 pub struct Service {
     /// Its name.
     pub name: String,
-    /// Where clients reach it: `192.0.2.10:443`, or `*` as the port.
+    /// Where clients reach it: `192.0.2.10:443`, `192.0.2.0/24:8000-8099`, or `*` as the
+    /// port.
     pub address: String,
     /// `tcp` or `udp`.
     #[serde(default = "default_protocol")]
     pub protocol: String,
-    /// `full-nat` or `nat`.
+    /// `full-nat`, `nat`, `dsr`, `ipip` or `gue`.
     pub mode: String,
     /// `maglev`.
     #[serde(default = "default_scheduler")]
     pub scheduler: String,
-    /// Source address of full NAT; `null` for the kernel's choice.
+    /// Source address of full NAT and of tunnels, there also a prefix; `null` for the
+    /// kernel's choice.
     #[serde(default)]
     pub source: Option<String>,
     /// Source ports of full NAT: `1024-32767`.
     #[serde(default = "default_source_ports")]
     pub source_ports: String,
+    /// UDP port that backends take GUE at.
+    #[serde(default = "default_gue_port")]
+    pub gue_port: u16,
+    /// Largest segment that TCP connections may announce, in bytes; `null` for any.
+    #[serde(default)]
+    pub max_segment_size: Option<u16>,
+    /// `pass` or `drop`.
+    #[serde(default = "default_other_ports")]
+    pub other_ports: String,
+    /// Whether ICMP echo requests to the address are answered.
+    #[serde(default = "default_icmp_echo")]
+    pub icmp_echo: bool,
     /// When silent flows are forgotten.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -97,7 +111,8 @@ pub struct Health {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
-    /// Where it listens: `10.0.0.11:8443`, or `*` as the port.
+    /// Where it listens: `10.0.0.11:8443`, or `*` as the port; `10.0.0.11` in the modes
+    /// that keep the port.
     pub address: String,
     /// Its share of new flows, from 0 to 65535.
     #[serde(default = "default_weight")]
@@ -131,6 +146,18 @@ fn default_scheduler() -> String {
 
 fn default_source_ports() -> String {
     format_ports(&FULL_NAT_PORTS)
+}
+
+const fn default_gue_port() -> u16 {
+    GUE_PORT
+}
+
+fn default_other_ports() -> String {
+    OtherPorts::Pass.to_string()
+}
+
+const fn default_icmp_echo() -> bool {
+    true
 }
 
 const fn default_rise() -> u32 {
@@ -204,6 +231,10 @@ impl From<&ServiceSpec> for Service {
             scheduler: service.scheduler.to_string(),
             source: service.source.map(|source| source.to_string()),
             source_ports: format_ports(&service.source_ports),
+            gue_port: service.gue_port,
+            max_segment_size: service.max_segment_size,
+            other_ports: service.other_ports.to_string(),
+            icmp_echo: service.icmp_echo,
             timeouts: Timeouts::from(&service.timeouts),
             health: service.health.as_ref().map(Health::from),
             backends: service.backends.iter().map(Backend::from).collect(),
@@ -231,6 +262,10 @@ impl TryFrom<Service> for ServiceSpec {
                 .map(|source| at(Field::Source, parse_source(&source)))
                 .transpose()?,
             source_ports: at(Field::SourcePorts, parse_port_range(&service.source_ports))?,
+            gue_port: service.gue_port,
+            max_segment_size: service.max_segment_size,
+            other_ports: at(Field::OtherPorts, service.other_ports.parse())?,
+            icmp_echo: service.icmp_echo,
             timeouts: state::Timeouts::try_from(&service.timeouts)?,
             health: service.health.map(HealthSpec::try_from).transpose()?,
             backends: backends.collect::<Result<_, Reason>>()?,

@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
     CommandFactory, Parser, Subcommand,
@@ -8,13 +8,14 @@ use clap::{
     error::ErrorKind,
     value_parser,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 use crate::{
+    address::AddressPrefix,
     config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
     state::{
-        BackendSpec, Mode, Protocol, Reason, Scheduler, VirtualAddress, Word, parse_port,
-        parse_port_range, parse_source, rules,
+        BackendAddress, BackendSpec, Mode, OtherPorts, Protocol, Reason, Scheduler, ServiceAddress,
+        Word, parse_port, parse_port_range, parse_source, rules,
     },
 };
 
@@ -108,7 +109,7 @@ pub(super) struct Run {
         env = "LB_LOG",
         hide_env_values = true,
         default_value = "info",
-        value_parser = |text: &str| EnvFilter::try_new(text)
+        value_parser = log_filter
     )]
     pub(super) log: EnvFilter,
 
@@ -194,14 +195,19 @@ pub(super) struct AddService {
     /// Name: letters, digits, `-`, `_` and `.`
     pub(super) name: String,
 
-    /// Where clients reach it: 192.0.2.10:443 or [2001:db8::10]:443; port * for all
-    #[arg(long, value_parser = typed(VirtualAddress::from_str))]
-    pub(super) address: VirtualAddress,
+    /// Where clients reach it: 192.0.2.10:443 or [2001:db8::10]:443
+    ///
+    /// A prefix, `192.0.2.0/24:443`, stands for all its addresses; ports may be a range,
+    /// `8000-8099`, or `*` for every port.
+    #[arg(long, value_parser = typed(ServiceAddress::from_str))]
+    pub(super) address: ServiceAddress,
 
     /// How packets are forwarded
     ///
     /// `full-nat` works with any backend and hides the client's address; `nat` keeps
-    /// it, and needs backends that route replies through this host.
+    /// it, and needs backends that route replies through this host. With `dsr`, `ipip`
+    /// and `gue` backends have the service address and answer clients directly: `dsr`
+    /// needs them on the same Ethernet, `ipip` and `gue` wrap packets in IP and UDP.
     #[arg(long, value_parser = word::<Mode>())]
     pub(super) mode: Mode,
 
@@ -237,9 +243,9 @@ pub(super) struct SetService {
 /// What can be changed.
 #[derive(Debug, clap::Args)]
 pub(super) struct ServiceChanges {
-    /// Where clients reach it: 192.0.2.10:443 or [2001:db8::10]:443; port * for all
-    #[arg(long, value_parser = typed(VirtualAddress::from_str))]
-    pub(super) address: Option<VirtualAddress>,
+    /// Where clients reach it: 192.0.2.10:443 or [2001:db8::10]:443
+    #[arg(long, value_parser = typed(ServiceAddress::from_str))]
+    pub(super) address: Option<ServiceAddress>,
 
     /// How packets are forwarded
     #[arg(long, value_parser = word::<Mode>())]
@@ -260,13 +266,32 @@ pub(super) struct ServiceOptions {
     #[arg(long, value_parser = word::<Scheduler>())]
     pub(super) scheduler: Option<Scheduler>,
 
-    /// Source address of full NAT [default: as the kernel would towards the backend]
+    /// Source address of full NAT and of tunnels [default: as the kernel would towards
+    /// the backend]
+    ///
+    /// Of tunnels a prefix, `10.0.0.0/24`, lets it vary with the flow.
     #[arg(long, value_name = "IP", value_parser = setting(parse_source))]
-    pub(super) source: Option<Setting<IpAddr>>,
+    pub(super) source: Option<Setting<AddressPrefix>>,
 
     /// Source ports of full NAT [default: 1024-32767]
     #[arg(long, value_name = "FIRST-LAST", value_parser = setting(parse_port_range))]
     pub(super) source_ports: Option<Setting<RangeInclusive<u16>>>,
+
+    /// UDP port that backends take GUE at [default: 6080]
+    #[arg(long, value_name = "PORT", value_parser = setting(parse_port))]
+    pub(super) gue_port: Option<Setting<u16>>,
+
+    /// Largest segment that TCP connections may announce, in bytes [default: any]
+    #[arg(long, value_name = "BYTES", value_parser = setting(parse_segment_size))]
+    pub(super) max_segment_size: Option<Setting<u16>>,
+
+    /// What becomes of packets to ports of the address that no service has [default: pass]
+    #[arg(long, value_parser = word::<OtherPorts>())]
+    pub(super) other_ports: Option<OtherPorts>,
+
+    /// Whether ICMP echo requests to the address are answered [default: true]
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub(super) icmp_echo: Option<bool>,
 
     /// Health check of the backends: none, tcp, http or http:/PATH [default: none]
     #[arg(
@@ -416,8 +441,8 @@ pub(super) struct BackendName {
 
     /// Where the backend listens: 10.0.0.11:8443 or [2001:db8::11]:8443; port * to
     /// keep the client's
-    #[arg(value_parser = typed(VirtualAddress::from_str))]
-    pub(super) address: VirtualAddress,
+    #[arg(value_parser = typed(BackendAddress::from_str))]
+    pub(super) address: BackendAddress,
 }
 
 /// The value of an option that can be taken back.
@@ -447,6 +472,35 @@ fn parse_health(text: &str) -> Result<Health, Reason> {
             ..rules::unknown_probe(text)
         }),
     }
+}
+
+/// Reads what is to be logged. What the library that loads the program says of every
+/// instruction is left out, unless it is named.
+fn log_filter(text: &str) -> Result<EnvFilter, ParseError> {
+    const LOADER: [&str; 2] = ["aya", "aya_obj"];
+    let mut filter = EnvFilter::try_new(text)?;
+    for target in LOADER {
+        let is_named = text
+            .split(',')
+            .any(|directive| directive.split(['=', ':']).next() == Some(target));
+        if !is_named {
+            filter = filter.add_directive(format!("{target}=warn").parse()?);
+        }
+    }
+    Ok(filter)
+}
+
+fn parse_segment_size(text: &str) -> Result<u16, Reason> {
+    text.parse().map_err(|_| {
+        Reason::new(
+            format!("`{}` is no size of a segment", text.escape_debug()),
+            format!(
+                "write a number of bytes from {} to {}",
+                rules::MIN_SEGMENT_SIZE,
+                u16::MAX
+            ),
+        )
+    })
 }
 
 fn parse_backend(text: &str) -> Result<BackendSpec, Reason> {
@@ -521,9 +575,18 @@ mod tests {
         assert_eq!(backend("10.0.0.1:80"), Ok(100));
         assert_eq!(backend("10.0.0.1:80@0"), Ok(0));
         assert_eq!(backend("[2001:db8::1]:80@65535"), Ok(65_535));
-        for wrong in ["10.0.0.1:80@", "10.0.0.1:80@-1", "10.0.0.1@5", "@5"] {
+        assert_eq!(backend("10.0.0.1@5"), Ok(5));
+        for wrong in ["10.0.0.1:80@", "10.0.0.1:80@-1", "[::1@5", "@5"] {
             assert!(backend(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_loader_speaks_when_it_is_asked() {
+        let shown = |text| log_filter(text).unwrap().to_string();
+        assert_eq!(shown("debug"), "aya_obj=warn,aya=warn,debug");
+        assert_eq!(shown("debug,aya=trace"), "aya_obj=warn,aya=trace,debug");
+        assert!(log_filter("debug=debug=debug").is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -27,6 +28,7 @@ pub(super) fn run(mut args: Run, socket: Option<PathBuf>) -> anyhow::Result<()> 
     let log = std::mem::take(&mut args.log);
     let config = configure(args, socket)?;
     log_to_stderr(log);
+    raise_file_limit();
     warn_of_shared_ports(&config);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -79,6 +81,17 @@ fn log_to_stderr(filter: EnvFilter) {
         .with_ansi(output::colour())
         .with_target(false)
         .init();
+}
+
+/// Lets this process open as many files as the system allows it: every health check that
+/// is under way has a socket, and 1,024, the usual limit, is for programs that use
+/// `select`.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 fn warn_of_shared_ports(config: &Config) {

@@ -113,6 +113,19 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
             format!("{}-{}", ports.start(), ports.end())
         }),
     );
+    let number = |given: &Option<Setting<u16>>| {
+        given.as_ref().map(|given| match given {
+            Setting::Default => Value::Null,
+            Setting::Value(number) => (*number).into(),
+        })
+    };
+    put("gue_port", number(&options.gue_port));
+    put("max_segment_size", number(&options.max_segment_size));
+    put(
+        "other_ports",
+        options.other_ports.map(|word| word.as_str().into()),
+    );
+    put("icmp_echo", options.icmp_echo.map(Value::from));
     put("timeouts", table(timeouts(options)));
     put("health", health(options));
     document
@@ -234,11 +247,29 @@ fn show(service: &Service) -> String {
     line("protocol", &service.protocol);
     line("mode", &service.mode);
     line("scheduler", &service.scheduler);
-    if service.mode == "full-nat" {
-        let source = service.source.as_deref().unwrap_or("chosen by the kernel");
-        line("source", source);
-        line("source ports", &service.source_ports);
+    let source = service.source.as_deref().unwrap_or("chosen by the kernel");
+    match service.mode.as_str() {
+        "full-nat" => {
+            line("source", source);
+            line("source ports", &service.source_ports);
+        }
+        "ipip" => line("source", source),
+        "gue" => {
+            line("source", source);
+            line("GUE port", &service.gue_port.to_string());
+        }
+        _ => {}
     }
+    if let Some(size) = service.max_segment_size {
+        line("segment size", &format!("at most {size} bytes"));
+    }
+    line("other ports", &service.other_ports);
+    let echo = if service.icmp_echo {
+        "answered"
+    } else {
+        "passed on"
+    };
+    line("ICMP echo", echo);
     let timeouts = &service.timeouts;
     line(
         "timeouts",

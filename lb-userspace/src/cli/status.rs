@@ -97,6 +97,9 @@ fn show_service(service: &ServiceStatus, text: &mut String) {
     let rows = service.backends.iter().map(row).chain([total]);
     text.push_str(&output::table("  ", COLUMNS, rows));
     for backend in &service.backends {
+        if let Some(error) = &backend.next_hop.error {
+            let _ = writeln!(text, "  {} is not used: {error}", backend.address);
+        }
         if let Some(error) = &backend.health.error {
             let _ = writeln!(
                 text,

@@ -279,7 +279,6 @@ fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {
 /// What [`Desired`](crate::state::Desired) asks of services together.
 fn check_together(services: &[ReadService], out: &mut Diagnostics) {
     let mut names = HashMap::new();
-    let mut addresses = HashMap::new();
     let mut backends = 0;
     for (index, service) in services.iter().enumerate() {
         let spec = &service.spec;
@@ -287,24 +286,30 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
             && let Some(first) = first_user(&mut names, spec.name.as_str(), service)
         {
             let reason = rules::same_name(&spec.name);
-            out.push(conflict(service, first, Field::Name, reason));
+            let found = value_error(service, Field::Name, reason);
+            out.push(found.with_other(first.span(Field::Name), "first here"));
         }
-        if service.is_read(Field::Address)
-            && service.is_read(Field::Protocol)
-            && let Some(first) = first_user(&mut addresses, (spec.address, spec.protocol), service)
-        {
-            let reason = rules::same_address(spec, &first.spec.name);
-            out.push(conflict(service, first, Field::Address, reason));
+        let clash = services[..index]
+            .iter()
+            .find_map(|first| Some((first, clash(service, first)?)));
+        if let Some((first, (field, other, reason))) = clash {
+            let label = if other == Field::Source {
+                "because of this"
+            } else {
+                "first here"
+            };
+            let found = value_error(service, field, reason);
+            out.push(found.with_other(first.span(other), label));
         }
         if index == MAX_SERVICES {
             let reason = rules::too_many_services();
-            out.push(conflict(service, service, Field::Service, reason));
+            out.push(value_error(service, Field::Service, reason));
         }
         let room = backends <= MAX_BACKENDS;
         backends += spec.backends.len();
         if room && backends > MAX_BACKENDS && spec.backends.len() <= MAX_BACKENDS {
             let reason = rules::too_many_backends();
-            out.push(conflict(service, service, Field::Backends, reason));
+            out.push(value_error(service, Field::Backends, reason));
         }
     }
 }
@@ -319,20 +324,27 @@ fn first_user<'s, K: std::hash::Hash + Eq>(
     (!std::ptr::eq(first, service)).then_some(first)
 }
 
-fn conflict(
-    service: &ReadService,
-    first: &ReadService,
-    field: Field,
-    reason: Reason,
-) -> Diagnostic {
-    let found = Diagnostic::error(
+/// Why two services cannot be together, as far as the values that say so could be read.
+fn clash(service: &ReadService, first: &ReadService) -> Option<(Field, Field, Reason)> {
+    let (field, other, reason) = rules::conflict(&service.spec, &first.spec)?;
+    let concerned: &[Field] = match (field, other) {
+        (Field::Address, Field::Address) => &[Field::Address, Field::Protocol],
+        _ => &[
+            Field::Address,
+            Field::Protocol,
+            Field::Mode,
+            Field::Source,
+            Field::SourcePorts,
+        ],
+    };
+    let is_read = |read: &ReadService| concerned.iter().all(|field| read.is_read(*field));
+    (is_read(service) && is_read(first)).then_some((field, other, reason))
+}
+
+fn value_error(service: &ReadService, field: Field, reason: Reason) -> Diagnostic {
+    Diagnostic::error(
         service.span(field),
         reason.message,
         reason.hint.unwrap_or_default(),
-    );
-    if std::ptr::eq(service, first) {
-        found
-    } else {
-        found.with_other(first.span(field), "first here")
-    }
+    )
 }

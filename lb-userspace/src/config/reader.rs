@@ -155,6 +155,16 @@ impl<'a> Value<'a> {
         value
     }
 
+    /// Yes or no.
+    pub(super) fn boolean(&self, out: &mut Diagnostics) -> Option<bool> {
+        let DeValue::Boolean(value) = self.value.get_ref() else {
+            let hint = "write `true` or `false`, without quotes";
+            self.wrong_type("a boolean", hint, out);
+            return None;
+        };
+        Some(*value)
+    }
+
     /// The elements of an array.
     pub(super) fn array(&self, hint: &str, out: &mut Diagnostics) -> Option<Vec<Self>> {
         let DeValue::Array(elements) = self.value.get_ref() else {

@@ -12,10 +12,14 @@ use super::{
     duration,
     reader::{Table, Value},
 };
-use crate::state::{
-    BackendSpec, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Protocol, Scheduler, ServiceSpec,
-    Timeouts, VirtualAddress, parse_port_range, parse_source,
-    rules::{self, Field},
+use crate::{
+    address::PortRange,
+    state::{
+        BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode,
+        OtherPorts, Probe, Protocol, Scheduler, ServiceAddress, ServiceSpec, Timeouts,
+        parse_port_range, parse_source,
+        rules::{self, Field},
+    },
 };
 
 const NAME: &str = "give the service a name: `name = \"web\"`";
@@ -23,10 +27,12 @@ const ADDRESS: &str = "say where clients reach the service: `address = \"192.0.2
 const PROTOCOL: &str = "`protocol = \"tcp\"` or `protocol = \"udp\"`";
 const MODE: &str = "`mode = \"full-nat\"` works with any backend and hides the client's address; \
                     `mode = \"nat\"` keeps it, and needs backends that route replies through \
-                    this host";
+                    this host; `dsr`, `ipip` and `gue` need backends that have the service \
+                    address";
 const SCHEDULER: &str = "`scheduler = \"maglev\"`";
 const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.0.1\"`";
 const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
+const OTHER_PORTS: &str = "`other-ports = \"pass\"` or `other-ports = \"drop\"`";
 const DURATION: &str = "write the duration in quotes, with its unit: `\"2s\"` or `\"500ms\"`";
 const TYPE: &str = "`type = \"tcp\"` connects, `type = \"http\"` asks for a path";
 const PATH: &str = "write the path in quotes: `path = \"/healthz\"`";
@@ -131,12 +137,19 @@ pub(super) fn read(mut table: Table<'_>, out: &mut Diagnostics) -> ReadService {
 fn placeholder() -> ServiceSpec {
     ServiceSpec {
         name: String::new(),
-        address: nowhere(),
+        address: ServiceAddress {
+            prefix: nowhere().into(),
+            ports: PortRange::from(1),
+        },
         protocol: Protocol::Tcp,
         mode: Mode::FullNat,
         scheduler: Scheduler::Maglev,
         source: None,
         source_ports: FULL_NAT_PORTS,
+        gue_port: GUE_PORT,
+        max_segment_size: None,
+        other_ports: OtherPorts::Pass,
+        icmp_echo: true,
         timeouts: Timeouts::default(),
         health: None,
         backends: Vec::new(),
@@ -144,16 +157,14 @@ fn placeholder() -> ServiceSpec {
 }
 
 /// Stands for an address that could not be read.
-const fn nowhere() -> VirtualAddress {
-    VirtualAddress {
-        ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        port: Some(1),
-    }
+const fn nowhere() -> IpAddr {
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED)
 }
 
 fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
     for violation in rules::check(&service.spec) {
-        let concerns = [Some(violation.field), violation.against];
+        let mode = violation.by_mode.then_some(Field::Mode);
+        let concerns = [Some(violation.field), violation.against, mode];
         if !concerns
             .iter()
             .flatten()
@@ -193,7 +204,8 @@ fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnosti
         value.string(NAME, out).map(str::to_owned)
     });
     let address = table.required("address", ADDRESS, out);
-    service.spec.address = service.required(Field::Address, address, nowhere(), |value| {
+    let placeholder = service.spec.address;
+    service.spec.address = service.required(Field::Address, address, placeholder, |value| {
         value.parse(ADDRESS, out, str::parse)
     });
     let protocol = table.optional("protocol");
@@ -218,6 +230,23 @@ fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnosti
         service.optional(Field::SourcePorts, ports, FULL_NAT_PORTS, |value| {
             value.parse(SOURCE_PORTS, out, parse_port_range)
         });
+    let port = table.optional("gue-port");
+    service.spec.gue_port = service.optional(Field::GuePort, port, GUE_PORT, |value| {
+        value.integer(1..=u16::MAX, out)
+    });
+    let size = table.optional("max-segment-size");
+    service.spec.max_segment_size = service.optional(Field::MaxSegmentSize, size, None, |value| {
+        const RANGE: RangeInclusive<u16> = rules::MIN_SEGMENT_SIZE..=u16::MAX;
+        value.integer(RANGE, out).map(Some)
+    });
+    let other = table.optional("other-ports");
+    service.spec.other_ports =
+        service.optional(Field::OtherPorts, other, OtherPorts::Pass, |value| {
+            value.parse(OTHER_PORTS, out, str::parse)
+        });
+    let echo = table.optional("icmp-echo");
+    service.spec.icmp_echo =
+        service.optional(Field::IcmpEcho, echo, true, |value| value.boolean(out));
 }
 
 fn read_duration(
@@ -332,7 +361,11 @@ fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagn
         service.spans.insert(Field::Backend(index), table.span());
         let address = table.required("address", BACKEND, out);
         let field = Field::BackendAddress(index);
-        let address = service.required(field, address, nowhere(), |value| {
+        let placeholder = BackendAddress {
+            ip: nowhere(),
+            port: BackendPort::Number(1),
+        };
+        let address = service.required(field, address, placeholder, |value| {
             value.parse(BACKEND, out, str::parse)
         });
         let weight = table.optional("weight");

@@ -22,7 +22,9 @@ use crate::{
     health::{self, Target},
     neighbour::{self, NextHop, NextHopState},
     reconcile::{self, Reconciler, Tables, World},
-    state::{Change, Desired, HealthStatus, Refusal, ServiceSpec, Status, VirtualAddress},
+    state::{
+        BackendAddress, BackendSpec, Change, Desired, HealthStatus, Refusal, ServiceSpec, Status,
+    },
 };
 
 /// How long after the datapath refused something it is tried again.
@@ -69,7 +71,7 @@ pub(super) struct Health {
 }
 
 /// A backend by its service's name and its address.
-type Name = (String, VirtualAddress);
+type Name = (String, BackendAddress);
 
 /// The balancer without its sources of events.
 pub(super) struct Balancer<P> {
@@ -112,21 +114,20 @@ impl<P: Plane> Balancer<P> {
 
     /// What is to be checked.
     pub(super) fn targets(&self) -> Vec<Target> {
-        let target = |spec: &ServiceSpec, backend: VirtualAddress| {
-            let health = spec.health.as_ref()?;
-            let port = health.port.or(backend.port)?;
+        let target = |spec: &ServiceSpec, backend: &BackendSpec| {
+            let port = spec.checked_port(backend)?;
             Some(Target {
                 service: spec.name.clone(),
-                backend,
-                address: SocketAddr::new(backend.ip, port),
-                spec: health.clone(),
+                backend: backend.address,
+                address: SocketAddr::new(backend.address.ip, port),
+                spec: spec.health.clone()?,
             })
         };
         self.desired
             .services()
             .flat_map(|spec| {
                 let backends = spec.backends.iter();
-                backends.filter_map(move |backend| target(spec, backend.address))
+                backends.filter_map(move |backend| target(spec, backend))
             })
             .collect()
     }
@@ -287,7 +288,7 @@ impl<P: Plane> Balancer<P> {
             now,
             tick: tick(now),
             lifetimes,
-            gone: ids.backends.resting().collect(),
+            gone: ids.backends.resting().map(|(_, id)| id).collect(),
         }
     }
 
@@ -366,7 +367,7 @@ impl<P: Plane> Balancer<P> {
     }
 
     /// The health of a wanted backend.
-    pub(super) fn health_of(&self, service: &str, backend: VirtualAddress) -> Option<&Health> {
+    pub(super) fn health_of(&self, service: &str, backend: BackendAddress) -> Option<&Health> {
         self.health.get(&(service.to_owned(), backend))
     }
 

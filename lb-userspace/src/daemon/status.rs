@@ -8,9 +8,13 @@ use super::{
     balancer::{Balancer, Plane},
     ledger::{Drops, Figures, Reading},
 };
-use crate::state::{
-    BackendSpec, BackendState, BackendStatus, DropStatus, InterfaceStatus, NextHopStatus,
-    ServiceSpec, ServiceStatus, Status,
+use crate::{
+    neighbour::NextHopState,
+    reconcile::{self, TakenPorts},
+    state::{
+        BackendSpec, BackendState, BackendStatus, DropStatus, InterfaceStatus, NextHopStatus,
+        ServiceSpec, ServiceStatus, Status,
+    },
 };
 
 pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading) -> Status {
@@ -26,9 +30,10 @@ pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading) -> Sta
         mode: attached.mode.as_str().to_owned(),
     });
     let services = balancer.desired.services();
+    let mut taken = TakenPorts::new(&balancer.desired);
     Status {
         services: services
-            .map(|spec| service(balancer, reading, spec))
+            .map(|spec| service(balancer, reading, spec, &mut taken))
             .collect(),
         drops: DropReason::ALL
             .iter()
@@ -42,6 +47,7 @@ fn service<P: Plane>(
     balancer: &Balancer<P>,
     reading: &Reading,
     spec: &ServiceSpec,
+    taken: &mut TakenPorts<'_>,
 ) -> ServiceStatus {
     let name: Arc<str> = spec.name.as_str().into();
     let ids = balancer.reconciler.ids();
@@ -53,7 +59,7 @@ fn service<P: Plane>(
     let backends = spec.backends.iter().map(|backend| {
         let id = ids.backends.get(&(Arc::clone(&name), backend.address));
         let figures = id.and_then(|id| reading.backends.get(&id).cloned());
-        self::backend(balancer, spec, backend, &figures.unwrap_or_default())
+        self::backend(balancer, spec, backend, &figures.unwrap_or_default(), taken)
     });
     ServiceStatus {
         name: spec.name.clone(),
@@ -78,6 +84,7 @@ fn backend<P: Plane>(
     spec: &ServiceSpec,
     backend: &BackendSpec,
     figures: &Figures,
+    taken: &mut TakenPorts<'_>,
 ) -> BackendStatus {
     let health = balancer.health_of(&spec.name, backend.address);
     let state = match health {
@@ -85,16 +92,25 @@ fn backend<P: Plane>(
         _ if backend.weight == 0 => BackendState::Draining,
         _ => BackendState::Up,
     };
-    let next_hop = balancer.hop(backend.address.ip).map_or_else(
+    let hop = balancer.hop(backend.address.ip);
+    let mut next_hop = hop.map_or_else(
         || NextHopStatus {
             // It is being looked up.
             state: "no-route".to_owned(),
+            error: None,
             address: None,
             interface: None,
             mac: None,
         },
         |hop| hop.status(&balancer.ifindexes()),
     );
+    if let Some(hop) = hop
+        && hop.state == NextHopState::Resolved
+        && let Some(obstacle) = reconcile::obstacle(spec, backend, hop, taken)
+    {
+        next_hop.state = obstacle.as_str().to_owned();
+        next_hop.error = Some(obstacle.reason());
+    }
     BackendStatus {
         address: backend.address.to_string(),
         weight: backend.weight,

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
+    net::IpAddr,
     time::Duration,
 };
 
@@ -25,8 +26,9 @@ use crate::{
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{Image, Op, Tables},
     state::{
-        BackendSpec, BackendState, Change, Desired, HealthSpec, HealthStatus, Mode, Probe,
-        Protocol, Refusal, Scheduler, ServiceSpec, Status, Timeouts, VirtualAddress,
+        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, GUE_PORT,
+        HealthSpec, HealthStatus, Mode, OtherPorts, Probe, Protocol, Refusal, Scheduler,
+        ServiceSpec, Status, Timeouts,
     },
 };
 
@@ -92,10 +94,10 @@ fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn address(byte: u8) -> VirtualAddress {
-    VirtualAddress {
+fn address(byte: u8) -> BackendAddress {
+    BackendAddress {
         ip: [10, 0, 0, byte].into(),
-        port: Some(8_080),
+        port: BackendPort::Number(8_080),
     }
 }
 
@@ -126,6 +128,10 @@ fn web(health: Option<HealthSpec>, backends: &[u8]) -> ServiceSpec {
         scheduler: Scheduler::Maglev,
         source: None,
         source_ports: 1_024..=32_767,
+        gue_port: GUE_PORT,
+        max_segment_size: None,
+        other_ports: OtherPorts::Pass,
+        icmp_echo: true,
         timeouts: Timeouts::default(),
         health,
         backends: backends.iter().copied().map(backend).collect(),
@@ -443,7 +449,7 @@ fn another_service_of_the_same_name_begins_at_zero() {
     let add = |name: &str, byte| {
         let mut spec = web(None, &[]);
         spec.name = name.into();
-        spec.address.ip = [192, 0, 2, byte].into();
+        spec.address.prefix = IpAddr::from([192, 0, 2, byte]).into();
         Change::AddService(Box::new(spec))
     };
     sweep(&mut balancer, at(3), &[1], &[]);
@@ -466,10 +472,73 @@ fn a_port_pool_stays_while_a_port_of_it_is_in_use() {
     balancer.plane.pools_in_use.insert(1);
     balancer.change(remove(11), at(1)).unwrap();
     sweep(&mut balancer, at(2), &[], &[]);
-    assert_eq!(balancer.plane.image.pools, BTreeSet::from([1]));
+    assert!(balancer.plane.image.pools.contains_key(&1));
     balancer.plane.pools_in_use.clear();
     sweep(&mut balancer, at(3), &[], &[]);
-    assert_eq!(balancer.plane.image.pools, BTreeSet::new());
+    assert_eq!(balancer.plane.image.pools, BTreeMap::new());
+}
+
+#[test]
+fn what_keeps_a_mode_from_using_a_next_hop_is_shown() {
+    let mut dsr = web(None, &[11]);
+    dsr.mode = Mode::Dsr;
+    dsr.backends[0].address.port = BackendPort::Unnamed;
+    let mut balancer = balancer(dsr);
+    let next_hop =
+        |balancer: &Balancer<Memory>| balancer.status().services[0].backends[0].next_hop.clone();
+    assert_eq!(next_hop(&balancer).state, "resolved");
+    assert_eq!(next_hop(&balancer).error, None);
+
+    let routed = NextHop {
+        address: Some([10, 0, 0, 254].into()),
+        ..hop(11)
+    };
+    resolve(&mut balancer, 11, routed.clone());
+    balancer.reconcile_if_needed(at(1));
+    assert_eq!(ring(&balancer), [0_u32; 0]);
+    assert_eq!(next_hop(&balancer).state, "gateway");
+    let error = next_hop(&balancer).error.unwrap();
+    assert!(error.contains("10.0.0.254"), "{error}");
+
+    let change = |balancer: &mut Balancer<Memory>, mode| {
+        let mut spec = web(None, &[11]);
+        spec.mode = mode;
+        spec.backends[0].address.port = match mode {
+            Mode::FullNat => BackendPort::Number(80),
+            _ => BackendPort::Unnamed,
+        };
+        let set = Change::SetService(Box::new(spec));
+        balancer.change(set, at(2)).unwrap();
+        next_hop(balancer).state
+    };
+    assert_eq!(change(&mut balancer, Mode::Ipip), "resolved");
+    let homeless = NextHop {
+        source: None,
+        ..routed.clone()
+    };
+    resolve(&mut balancer, 11, homeless);
+    assert_eq!(change(&mut balancer, Mode::Gue), "no-source");
+    resolve(&mut balancer, 11, routed);
+    assert_eq!(change(&mut balancer, Mode::FullNat), "resolved");
+    let mut every_port = web(None, &[]);
+    every_port.name = "every-port".into();
+    every_port.address = "10.0.0.1:*".parse().unwrap();
+    balancer
+        .change(Change::AddService(Box::new(every_port)), at(3))
+        .unwrap();
+    let status = balancer.status();
+    let web = status.services.iter().find(|service| service.name == "web");
+    let next_hop = &web.unwrap().backends[0].next_hop;
+    assert_eq!(next_hop.state, "service-ports");
+}
+
+#[test]
+fn a_backend_without_a_port_is_checked_at_the_services() {
+    let mut spec = web(Some(tcp_check()), &[11]);
+    spec.mode = Mode::Gue;
+    spec.backends[0].address.port = BackendPort::Unnamed;
+    let targets = balancer(spec).targets();
+    assert_eq!(targets[0].address.to_string(), "10.0.0.11:80");
 }
 
 #[test]

@@ -14,20 +14,42 @@ use std::{
 use lb_common::ports::{PORT_WORDS, PortPool};
 
 use super::mapped::Mapping;
+use crate::address::{PortRange, PortSet};
 
-/// [`PortPool::used`] in shared memory.
-type Used = Mapping<AtomicU64>;
+/// A port pool.
+struct Pool {
+    /// [`PortPool::used`] in shared memory.
+    used: Mapping<AtomicU64>,
+    /// Ports that are never handed out: their bits stay set.
+    reserved: PortSet,
+}
+
+impl Pool {
+    /// The bits of the ports in use by flows.
+    fn used_by_flows(&self) -> Box<[u64]> {
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        let mut used: Box<[u64]> = self.used.get().iter().map(load).collect();
+        for port in self.reserved.ranges().flat_map(PortRange::ports) {
+            let (word, bit) = position(port);
+            used[word] &= !bit;
+        }
+        used
+    }
+}
 
 /// The port pools, by id. Shared between the daemon's main task, which makes and
 /// removes them, and the sweep, which frees their ports.
 #[derive(Default)]
-pub struct PortPools(RwLock<HashMap<u32, Used>>);
+pub struct PortPools(RwLock<HashMap<u32, Pool>>);
 
 impl PortPools {
     pub(super) fn insert(&self, id: u32, map: BorrowedFd<'_>) -> io::Result<()> {
         const { assert!(std::mem::offset_of!(PortPool, used) == 0) };
-        let used = Mapping::new(map, PORT_WORDS)?;
-        self.write().insert(id, used);
+        let pool = Pool {
+            used: Mapping::new(map, PORT_WORDS)?,
+            reserved: PortSet::default(),
+        };
+        self.write().insert(id, pool);
         Ok(())
     }
 
@@ -35,43 +57,67 @@ impl PortPools {
         self.write().remove(&id);
     }
 
-    /// Makes a port (host byte order) free. `false` where it was, or where there is no
-    /// such pool.
-    pub fn free(&self, id: u32, port: u16) -> bool {
-        let (word, bit) = position(port);
-        self.read().get(&id).is_some_and(|used| {
-            let old = used.get()[word].fetch_and(!bit, Ordering::Relaxed);
-            old & bit != 0
-        })
+    /// Keeps these ports of a pool, and no others, from being handed out. A flow that has
+    /// one keeps it. One that was reserved before is handed out again when a sweep has
+    /// found that no flow has it, and freed it.
+    pub fn reserve(&self, id: u32, ports: PortSet) {
+        // Under the same lock as `free`, so that no port is freed that is being reserved.
+        if let Some(pool) = self.write().get_mut(&id) {
+            for port in ports.ranges().flat_map(PortRange::ports) {
+                let (word, bit) = position(port);
+                pool.used.get()[word].fetch_or(bit, Ordering::Relaxed);
+            }
+            pool.reserved = ports;
+        }
     }
 
-    /// The bits of the ports in use, as in [`PortPool::used`], of every pool.
+    /// Makes a port (host byte order) free. `false` where it was, or is reserved, or where
+    /// there is no such pool.
+    pub fn free(&self, id: u32, port: u16) -> bool {
+        let (word, bit) = position(port);
+        let pools = self.read();
+        let pool = pools.get(&id);
+        pool.filter(|pool| !pool.reserved.covers(port.into()))
+            .is_some_and(|pool| {
+                let old = pool.used.get()[word].fetch_and(!bit, Ordering::Relaxed);
+                old & bit != 0
+            })
+    }
+
+    /// The bits of the ports in use, as in [`PortPool::used`], of every pool. Reserved
+    /// ports are not among them.
     #[must_use]
     pub fn used(&self) -> HashMap<u32, Box<[u64]>> {
-        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
         self.read()
             .iter()
-            .map(|(id, used)| (*id, used.get().iter().map(load).collect()))
+            .map(|(id, pool)| (*id, pool.used_by_flows()))
             .collect()
     }
 
-    /// Whether any port of a pool is in use.
+    /// Whether any port of a pool is in use, those that are reserved apart.
     #[must_use]
     pub fn is_in_use(&self, id: u32) -> bool {
-        let in_use = |word: &AtomicU64| word.load(Ordering::Relaxed) != 0;
         let pools = self.read();
         pools
             .get(&id)
-            .is_some_and(|used| used.get().iter().any(in_use))
+            .is_some_and(|pool| pool.used_by_flows().iter().any(|word| *word != 0))
+    }
+
+    /// The bits of a pool as the datapath sees them.
+    #[cfg(test)]
+    pub(crate) fn bits(&self, id: u32) -> Option<Vec<u64>> {
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        let pools = self.read();
+        Some(pools.get(&id)?.used.get().iter().map(load).collect())
     }
 
     // The table is whole also when a thread has panicked while it held the lock.
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<u32, Used>> {
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<u32, Pool>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<u32, Used>> {
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<u32, Pool>> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -163,6 +163,20 @@ fn a_flow_takes_a_port_that_the_daemon_sees_and_frees() {
 }
 
 #[test]
+fn a_reserved_port_is_never_handed_out() {
+    let mut datapath = with_service();
+    datapath
+        .ports()
+        .reserve(1, [PortRange::from(20_000)].into_iter().collect());
+    let run = datapath.test_run(&syn(40_000), LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Tx);
+    let used = datapath.ports().used().remove(&1).unwrap();
+    assert_eq!(used[20_000 / 64] >> (20_000 % 64), 0b10, "the other one");
+    let run = datapath.test_run(&syn(40_001), LO).unwrap();
+    assert_eq!(run.verdict, Verdict::Drop);
+}
+
+#[test]
 fn every_reason_has_its_overflow_key() {
     let drops = load().drops().unwrap();
     assert_eq!(drops.len(), DropReason::ALL.len() * Direction::ALL.len());

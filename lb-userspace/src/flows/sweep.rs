@@ -246,12 +246,13 @@ fn common<'a>(a: &'a Ports, b: &'a Ports) -> impl Iterator<Item = (u32, u16)> + 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     use lb_common::flow::{Flow4, FlowEntry, Tuple as _};
 
     use super::*;
     use crate::{
+        address::PortRange,
         datapath::{Datapath, LogLevel, Options},
         state::{Protocol, Timeouts},
     };
@@ -379,6 +380,46 @@ mod tests {
         flows.insert(&key, &flow).unwrap();
         let report = sweeper.sweep(1_000, &lifetimes(), &HashSet::new()).unwrap();
         assert_eq!(report.ended, HashMap::new());
+    }
+
+    #[test]
+    fn a_reserved_port_stays_taken_until_it_is_given_back_and_a_flow_keeps_its_own() {
+        let (_datapath, mut sweeper) = sweeper();
+        let pools = Arc::clone(&sweeper.tables.ports);
+        let sweep = |sweeper: &mut Sweeper, now| {
+            sweeper.sweep(now, &lifetimes(), &HashSet::new()).unwrap();
+        };
+        let is_taken = |port: u16| {
+            let bits = pools.bits(1).unwrap();
+            bits[usize::from(port / 64)] & 1 << (port % 64) != 0
+        };
+        let reserve = |ports: &[u16]| {
+            pools.reserve(1, ports.iter().copied().map(PortRange::from).collect());
+        };
+        reserve(&[1_000, 6_000]);
+        assert!(!pools.is_in_use(1), "by no flow");
+        assert!(!pools.free(1, 1_000));
+        for _ in 0..3 {
+            sweep(&mut sweeper, 0);
+        }
+        assert!(is_taken(1_000) && is_taken(6_000));
+
+        // A flow has the port when it is given back.
+        insert(&mut sweeper, 1_000, 0, 0);
+        reserve(&[6_000]);
+        for _ in 0..3 {
+            sweep(&mut sweeper, 0);
+        }
+        assert!(is_taken(1_000) && pools.is_in_use(1));
+        sweep(&mut sweeper, 100);
+        assert!(!is_taken(1_000) && is_taken(6_000));
+
+        // No flow has it.
+        reserve(&[]);
+        assert!(is_taken(6_000));
+        sweep(&mut sweeper, 100);
+        sweep(&mut sweeper, 100);
+        assert!(!is_taken(6_000));
     }
 
     #[test]

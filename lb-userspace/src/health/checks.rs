@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use crate::state::{HealthSpec, HealthStatus, VirtualAddress};
+use crate::state::{BackendAddress, HealthSpec, HealthStatus};
 
 use super::{Machine, ProbeError, probe};
 
@@ -30,7 +30,7 @@ pub struct Target {
     /// Name of the service.
     pub service: String,
     /// The backend's address in the service.
-    pub backend: VirtualAddress,
+    pub backend: BackendAddress,
     /// Where the check connects to.
     pub address: SocketAddr,
     /// How it is checked.
@@ -43,7 +43,7 @@ pub struct Event {
     /// Name of the service.
     pub service: String,
     /// The backend's address in the service.
-    pub backend: VirtualAddress,
+    pub backend: BackendAddress,
     /// Whether the backend can take flows.
     pub up: bool,
     /// Whether this check changed that; the first check of a target always does,
@@ -61,7 +61,7 @@ pub struct Checks {
     events: mpsc::Sender<Event>,
     prober: Prober,
     first: Arc<Semaphore>,
-    running: HashMap<(String, VirtualAddress), Check>,
+    running: HashMap<(String, BackendAddress), Check>,
 }
 
 impl Checks {

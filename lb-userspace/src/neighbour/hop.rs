@@ -58,6 +58,7 @@ impl NextHop {
         };
         NextHopStatus {
             state: state.to_owned(),
+            error: None,
             address: self.address.map(|address| address.to_string()),
             interface: self.interface.clone(),
             mac: self.path.map(|path| mac(path.dst_mac())),

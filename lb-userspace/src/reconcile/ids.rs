@@ -10,7 +10,7 @@ use std::{
 
 use lb_common::{backend::MAX_BACKENDS, ports::MAX_PORT_POOLS, service::MAX_SERVICES};
 
-use crate::{address::AddressPrefix, state::VirtualAddress};
+use crate::{address::AddressPrefix, state::BackendAddress};
 
 /// How long an id rests at least after the datapath has lost it: longer than any packet
 /// that was on its way then, and that may still write a flow entry with it.
@@ -29,7 +29,7 @@ pub struct Exhausted {
 }
 
 /// What names a backend: its service and its address.
-pub type BackendName = (Arc<str>, VirtualAddress);
+pub type BackendName = (Arc<str>, BackendAddress);
 
 /// What a port pool is for: source ports are unique towards one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,7 +37,7 @@ pub struct PoolName {
     /// The balancer's address.
     pub source: IpAddr,
     /// The backend.
-    pub backend: VirtualAddress,
+    pub backend: BackendAddress,
     /// IP protocol number.
     pub protocol: u8,
 }
@@ -160,9 +160,9 @@ impl<K: Ord + Clone> Numbers<K> {
         self.resting.extend(gone.map(|entry| (entry, now)));
     }
 
-    /// The numbers that rest.
-    pub fn resting(&self) -> impl Iterator<Item = u32> {
-        self.resting.keys().map(|(_, number)| *number)
+    /// The numbers that rest, with the names that they had.
+    pub fn resting(&self) -> impl Iterator<Item = (&K, u32)> {
+        self.resting.keys().map(|(name, number)| (name, *number))
     }
 
     /// Ends the rest of those numbers that a look at everything, begun at `seen_at`, did
@@ -219,7 +219,7 @@ mod tests {
         let mut numbers = Numbers::new("test", 10);
         numbers.get_or_new(&"a").unwrap();
         numbers.retire(at(1_000), |_| false);
-        assert_eq!(numbers.resting().collect::<Vec<_>>(), [1]);
+        assert_eq!(numbers.resting().collect::<Vec<_>>(), [(&"a", 1)]);
         assert_eq!(numbers.get(&"a"), None);
         // A look that began before the grace had passed proves nothing.
         assert!(numbers.release(at(1_099), |_| false).is_empty());

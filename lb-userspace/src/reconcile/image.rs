@@ -1,13 +1,18 @@
 //! What the datapath's tables hold, and how to get from one content to another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lb_common::{
     backend::{Backend, Interface},
     service::{Service, Vip},
 };
 
-use crate::{address::AddressPrefix, datapath::Match, scheduler::Member, state::Scheduler};
+use crate::{
+    address::{AddressPrefix, PortSet},
+    datapath::Match,
+    scheduler::Member,
+    state::Scheduler,
+};
 
 /// What a ring is made from. Two rings of the same recipe are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +30,8 @@ pub struct Image {
     pub interfaces: BTreeMap<u32, Interface>,
     /// Flags of [`lb_common::Runtime`].
     pub flags: u32,
-    /// Ids of the port pools.
-    pub pools: BTreeSet<u32>,
+    /// Port pools by id: ports that they never hand out.
+    pub pools: BTreeMap<u32, PortSet>,
     /// Backends by id; those that are absent are not in it.
     pub backends: BTreeMap<u32, Backend>,
     /// Rings by service id.
@@ -48,7 +53,9 @@ pub enum Op {
     SetFlags(u32),
     /// Makes port pools.
     CreatePools(Vec<u32>),
-    /// Removes them.
+    /// Sets which ports a pool never hands out.
+    ReservePorts(u32, PortSet),
+    /// Removes port pools.
     RemovePools(Vec<u32>),
     /// Writes a backend.
     SetBackend(u32, Backend),
@@ -93,8 +100,14 @@ impl Tables for Image {
                 self.interfaces.remove(ifindex);
             }
             Op::SetFlags(flags) => self.flags = *flags,
-            Op::CreatePools(ids) => self.pools.extend(ids),
-            Op::RemovePools(ids) => self.pools.retain(|id| !ids.contains(id)),
+            Op::CreatePools(ids) => {
+                self.pools
+                    .extend(ids.iter().map(|id| (*id, PortSet::default())));
+            }
+            Op::ReservePorts(id, ports) => {
+                self.pools.insert(*id, ports.clone());
+            }
+            Op::RemovePools(ids) => self.pools.retain(|id, _| !ids.contains(id)),
             Op::SetBackend(id, backend) => {
                 self.backends.insert(*id, *backend);
             }
@@ -126,8 +139,17 @@ impl Tables for Image {
 pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     let mut ops = Vec::new();
     ops.extend(changed(&old.interfaces, &new.interfaces).map(|(k, v)| Op::SetInterface(*k, *v)));
-    let pools: Vec<u32> = new.pools.difference(&old.pools).copied().collect();
+    let pools: Vec<u32> = gone(&new.pools, &old.pools).copied().collect();
     ops.extend(some(pools).map(Op::CreatePools));
+    // A port is reserved before the service is there whose it is, and as long as that is.
+    let reserved = |id| old.pools.get(id).cloned().unwrap_or_default();
+    let both = |id, ports: &PortSet| reserved(id).union(ports);
+    for (id, ports) in &new.pools {
+        let both = both(id, ports);
+        if both != reserved(id) {
+            ops.push(Op::ReservePorts(*id, both));
+        }
+    }
     ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
     let rings = changed(&old.rings, &new.rings).map(|(k, v)| (*k, v.clone()));
     ops.extend(some(rings.collect()).map(Op::SetRings));
@@ -143,10 +165,15 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
         ops.push(Op::SetFlags(new.flags));
     }
     ops.extend(gone(&old.services, &new.services).map(|k| Op::RemoveService(*k)));
+    for (id, ports) in &new.pools {
+        if both(id, ports) != *ports {
+            ops.push(Op::ReservePorts(*id, ports.clone()));
+        }
+    }
     let rings: Vec<u32> = gone(&old.rings, &new.rings).copied().collect();
     ops.extend(some(rings).map(Op::RemoveRings));
     ops.extend(gone(&old.backends, &new.backends).map(|k| Op::RemoveBackend(*k)));
-    let pools: Vec<u32> = old.pools.difference(&new.pools).copied().collect();
+    let pools: Vec<u32> = gone(&old.pools, &new.pools).copied().collect();
     ops.extend(some(pools).map(Op::RemovePools));
     ops.extend(gone(&old.interfaces, &new.interfaces).map(|k| Op::RemoveInterface(*k)));
     ops

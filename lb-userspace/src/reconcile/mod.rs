@@ -9,6 +9,7 @@ mod ids;
 mod image;
 #[cfg(test)]
 mod tests;
+mod way;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,20 +20,20 @@ use std::{
 
 use lb_common::{
     Runtime,
-    backend::{Backend, BackendState, Interface},
+    backend::{Backend, BackendState, Interface, Outer},
     service::{self, Service, Vip},
 };
 
 pub use self::{
     ids::{BackendName, Exhausted, Ids, Numbers, PoolName},
     image::{Image, Op, Ring, Tables, diff},
+    way::{Obstacle, TakenPorts, obstacle},
 };
 use crate::{
-    address::PortRange,
     datapath::{self, Datapath, Frontend, matches, words},
     neighbour::NextHop,
     scheduler::{self, Member},
-    state::{BackendSpec, Desired, Mode, Protocol, ServiceSpec},
+    state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
 };
 
 /// All that the content of the tables follows from.
@@ -155,6 +156,8 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         ..Image::default()
     };
     let mut services = Vec::new();
+    let mut silent = BTreeSet::new();
+    let mut taken = TakenPorts::new(world.desired);
     for spec in world.desired.services() {
         let name: Arc<str> = spec.name.as_str().into();
         let service = ids.services.get_or_new(&name)?;
@@ -163,7 +166,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             let backend_name = (Arc::clone(&name), backend_spec.address);
             let id = ids.backends.get_or_new(&backend_name)?;
             let is_up = (world.is_up)(spec, backend_spec);
-            let (mut entry, pool) = backend(world, spec, backend_spec);
+            let (mut entry, pool) = backend(world, spec, backend_spec, &mut taken);
             entry.service = service;
             entry.state = if is_up {
                 BackendState::Up
@@ -172,7 +175,8 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             } as u8;
             if let Some(pool) = pool {
                 entry.port_pool = ids.pools.get_or_revive(&pool)?;
-                image.pools.insert(entry.port_pool);
+                let ports = taken.of(pool.source, pool.protocol).clone();
+                image.pools.insert(entry.port_pool, ports);
             }
             image.backends.insert(id, entry);
             // A backend whose next hop is not resolved would take flows and drop them.
@@ -191,24 +195,31 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 members,
             },
         );
-        let mode = match spec.mode {
-            Mode::FullNat => service::Mode::FullNat,
-            Mode::Nat => service::Mode::Nat,
-        };
         let entry = Service {
             id: service,
-            mode: mode as u8,
+            mode: service::Mode::from(spec.mode) as u8,
+            max_segment_size: spec.max_segment_size.unwrap_or_default(),
             ..Service::default()
         };
         let frontend = frontend(spec);
         services.push((frontend, entry));
         let vip = image.vips.entry(frontend.address).or_default();
         vip.flags |= vip_flags(spec);
+        if !spec.icmp_echo {
+            silent.insert(frontend.address);
+        }
         if frontend.is_wide() {
             vip.id = ids.vips.get_or_new(&frontend.address)?;
+        }
+    }
+    for (address, vip) in &mut image.vips {
+        if !silent.contains(address) {
+            vip.flags |= Vip::ECHO;
+        }
+        if vip.id != 0 || vip.flags & Vip::DROP_OTHER_PORTS != 0 {
             image.flags |= Runtime::WIDE;
         }
-        if !frontend.address.is_address() {
+        if !address.is_address() {
             image.flags |= Runtime::PREFIXES;
         }
     }
@@ -216,30 +227,36 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
     ids.services.retire(now, |id| image.rings.contains_key(&id));
     ids.backends
         .retire(now, |id| image.backends.contains_key(&id));
-    ids.pools.retire(now, |id| image.pools.contains(&id));
+    ids.pools.retire(now, |id| image.pools.contains_key(&id));
     let numbers: BTreeSet<u32> = image.vips.values().map(|vip| vip.id).collect();
     ids.vips.retire(now, |id| numbers.contains(&id));
     // Flows still have ports of these.
-    image.pools.extend(ids.pools.resting());
+    for (pool, id) in ids.pools.resting() {
+        let ports = taken.of(pool.source, pool.protocol).clone();
+        image.pools.insert(id, ports);
+    }
     Ok(image)
 }
 
 /// What clients of a service send to.
 fn frontend(spec: &ServiceSpec) -> Frontend {
     Frontend {
-        address: spec.address.ip.into(),
-        ports: spec.address.port.map_or(PortRange::ALL, PortRange::from),
+        address: spec.address.prefix,
+        ports: spec.address.ports,
         protocol: spec.protocol.number(),
     }
 }
 
-/// What a service says of its address.
+/// What a service adds to what holds for its address.
 fn vip_flags(spec: &ServiceSpec) -> u32 {
     let protocol = match spec.protocol {
         Protocol::Tcp => Vip::TCP,
         Protocol::Udp => Vip::UDP,
     };
-    protocol | Vip::ECHO
+    match spec.other_ports {
+        OtherPorts::Pass => protocol,
+        OtherPorts::Drop => protocol | Vip::DROP_OTHER_PORTS,
+    }
 }
 
 /// The entry of a backend, without ids and state, and the pool that it takes its source
@@ -248,33 +265,64 @@ fn backend(
     world: &World<'_>,
     spec: &ServiceSpec,
     backend: &BackendSpec,
+    taken: &mut TakenPorts<'_>,
 ) -> (Backend, Option<PoolName>) {
-    let hop = (world.next_hop)(backend.address.ip);
-    let source = match spec.mode {
-        Mode::FullNat => spec.source.or_else(|| hop?.source),
-        Mode::Nat => None,
-    };
-    // Without a source address full NAT cannot forward, whatever the route says.
-    let can_forward = spec.mode == Mode::Nat || source.is_some();
-    let path = hop
+    let address = backend.address;
+    let hop = (world.next_hop)(address.ip);
+    let usable = hop.filter(|hop| obstacle(spec, backend, hop, taken).is_none());
+    let path = usable
         .and_then(|hop| hop.path)
-        .filter(|path| can_forward && world.interfaces.contains_key(&path.ifindex));
-    let entry = Backend {
+        .filter(|path| world.interfaces.contains_key(&path.ifindex));
+    let source = way::source(spec, backend, hop);
+    let mut entry = Backend {
         path: path.unwrap_or_default(),
-        mtu: path.and(hop).map_or(0, |hop| hop.mtu),
-        port: backend.address.port.unwrap_or_default().to_be(),
-        address: words(backend.address.ip),
-        source: source.map(words).unwrap_or_default(),
-        first_port: *spec.source_ports.start(),
-        last_port: *spec.source_ports.end(),
+        mtu: path.and(hop).map_or(0, |hop| {
+            hop.mtu.saturating_sub(outer_headers(spec.mode, address.ip))
+        }),
+        address: words(address.ip),
+        source: source.map(|(source, _)| words(source)).unwrap_or_default(),
         ..Backend::default()
     };
-    let pool = source.map(|source| PoolName {
+    if spec.mode.tunnels() {
+        entry.outer = match address.ip {
+            IpAddr::V4(_) => Outer::Ipv4,
+            IpAddr::V6(_) => Outer::Ipv6,
+        } as u8;
+        let open = source.map_or(0, |(_, open)| open);
+        entry.source_mask = ((1_u32 << open) - 1).to_be();
+    }
+    if spec.mode.translates() {
+        entry.port = address.port.number().unwrap_or_default().to_be();
+    }
+    if spec.mode == Mode::Gue {
+        entry.port = spec.gue_port.to_be();
+    }
+    if spec.mode != Mode::FullNat {
+        return (entry, None);
+    }
+    entry.first_port = *spec.source_ports.start();
+    entry.last_port = *spec.source_ports.end();
+    let pool = source.map(|(source, _)| PoolName {
         source,
-        backend: backend.address,
+        backend: address,
         protocol: spec.protocol.number(),
     });
     (entry, pool)
+}
+
+/// Bytes that a mode adds to a packet for a backend of this family.
+fn outer_headers(mode: Mode, backend: IpAddr) -> u32 {
+    const UDP: u32 = 8;
+    const GUE: u32 = 4;
+    let ip = match backend {
+        IpAddr::V4(_) => 20,
+        IpAddr::V6(_) => 40,
+    };
+    match mode {
+        Mode::FullNat | Mode::Nat | Mode::Dsr => 0,
+        Mode::Ipip => ip,
+        Mode::Gue => ip + UDP + GUE,
+    }
 }
 
 /// Rings that are filled and written together. Each takes a quarter of a megabyte until
@@ -293,6 +341,10 @@ impl Tables for Datapath {
                 ..self.runtime()
             }),
             Op::CreatePools(ids) => self.create_port_pools(ids),
+            Op::ReservePorts(id, ports) => {
+                self.ports().reserve(*id, ports.clone());
+                Ok(())
+            }
             Op::RemovePools(ids) => self.remove_port_pools(ids),
             Op::SetBackend(id, backend) => self.set_backend(*id, *backend),
             Op::RemoveBackend(id) => self.set_backend(*id, Backend::default()),

@@ -6,14 +6,16 @@ use lb_common::addr::LinkPath;
 use proptest::{
     collection::{btree_map, vec},
     prelude::*,
-    sample::subsequence,
+    sample::{select, subsequence},
 };
 
 use super::*;
-use crate::address::AddressPrefix;
-use crate::datapath::Match;
-use crate::neighbour::NextHopState;
-use crate::state::{Protocol, Scheduler, Timeouts, VirtualAddress};
+use crate::{
+    address::{AddressPrefix, PortRange, PortSet},
+    datapath::Match,
+    neighbour::NextHopState,
+    state::{BackendAddress, BackendPort, GUE_PORT, Protocol, Scheduler, ServiceAddress, Timeouts},
+};
 
 /// An interface that the balancer is attached to.
 const ETH0: u32 = 2;
@@ -41,6 +43,9 @@ impl Tables for Checked {
         }
         let Ok(()) = self.image.apply(op);
         assert_sound(&self.image);
+        if let Op::SetService(packets, _) = op {
+            assert_reserved(&self.image, packets);
+        }
         Ok(())
     }
 }
@@ -62,7 +67,7 @@ fn assert_sound(image: &Image) {
         );
         let pool = backend.port_pool;
         assert!(
-            pool == 0 || image.pools.contains(&pool),
+            pool == 0 || image.pools.contains_key(&pool),
             "{id}: {backend:?}"
         );
     }
@@ -93,6 +98,23 @@ fn assert_sound(image: &Image) {
     }
 }
 
+/// The port of a service on a source address is never a source port. Full NAT is only of
+/// TCP here.
+fn assert_reserved(image: &Image, packets: &Match) {
+    if let Match::Port {
+        address,
+        port,
+        protocol: 6,
+    } = packets
+    {
+        for backend in image.backends.values().filter(|b| b.port_pool != 0) {
+            let is_source = backend.source == words(*address);
+            let reserved = &image.pools[&backend.port_pool];
+            assert!(!is_source || reserved.covers((*port).into()), "{packets:?}");
+        }
+    }
+}
+
 /// Everything that an image follows from.
 #[derive(Clone, Debug)]
 struct Inputs {
@@ -103,6 +125,8 @@ struct Inputs {
     resolved: BTreeSet<u8>,
     /// Backends behind an interface that the balancer is not attached to.
     unattached: BTreeSet<u8>,
+    /// Backends behind a gateway.
+    routed: BTreeSet<u8>,
     /// Whether the kernel has another source address towards backends than before.
     renumbered: bool,
 }
@@ -138,7 +162,7 @@ impl Inputs {
             } else {
                 NextHopState::NoNeighbour
             },
-            address: None,
+            address: self.routed.contains(&byte).then(|| [10, 0, 0, 254].into()),
             ifindex,
             interface: None,
             path: resolved.then(|| LinkPath::new(ifindex, [2, 0, 0, 0, 0, byte], [2; 6])),
@@ -157,9 +181,9 @@ fn last_byte(address: IpAddr) -> u8 {
 
 fn backend_spec(byte: u8, port: Option<u16>, weight: u32) -> BackendSpec {
     BackendSpec {
-        address: VirtualAddress {
+        address: BackendAddress {
             ip: [10, 0, 0, byte].into(),
-            port,
+            port: port.map_or(BackendPort::Unnamed, BackendPort::Number),
         },
         weight,
     }
@@ -168,15 +192,19 @@ fn backend_spec(byte: u8, port: Option<u16>, weight: u32) -> BackendSpec {
 fn service(number: u8, mode: Mode, port: Option<u16>, backends: Vec<BackendSpec>) -> ServiceSpec {
     ServiceSpec {
         name: format!("service-{number}"),
-        address: VirtualAddress {
-            ip: [192, 0, 2, number].into(),
-            port,
+        address: ServiceAddress {
+            prefix: IpAddr::from([192, 0, 2, number]).into(),
+            ports: port.map_or(PortRange::ALL, PortRange::from),
         },
         protocol: Protocol::Tcp,
         mode,
         scheduler: Scheduler::Maglev,
         source: None,
         source_ports: 1_024..=32_767,
+        gue_port: GUE_PORT,
+        max_segment_size: None,
+        other_ports: OtherPorts::Pass,
+        icmp_echo: true,
         timeouts: Timeouts::default(),
         health: None,
         backends,
@@ -189,6 +217,7 @@ fn inputs(services: impl IntoIterator<Item = ServiceSpec>) -> Inputs {
         down: BTreeSet::new(),
         resolved: (0..=255).collect(),
         unattached: BTreeSet::new(),
+        routed: BTreeSet::new(),
         renumbered: false,
     }
 }
@@ -202,6 +231,10 @@ fn web(weights: &[u32]) -> Inputs {
 
 fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
+}
+
+fn pool_ids(image: &Image) -> Vec<u32> {
+    image.pools.keys().copied().collect()
 }
 
 /// What a reconciler without a past makes of these inputs.
@@ -230,7 +263,7 @@ fn a_backend_has_what_forwarding_to_it_needs() {
         ..Backend::default()
     };
     assert_eq!(image.backends, BTreeMap::from([(1, expected)]));
-    assert_eq!(image.pools, BTreeSet::from([1]));
+    assert_eq!(pool_ids(&image), [1]);
 }
 
 #[test]
@@ -241,7 +274,7 @@ fn the_source_that_is_wanted_goes_before_that_of_the_route() {
         Some(80),
         vec![backend_spec(11, Some(1), 1)],
     );
-    spec.source = Some([10, 0, 0, 99].into());
+    spec.source = Some(IpAddr::from([10, 0, 0, 99]).into());
     let image = image_of(&inputs([spec]));
     assert_eq!(image.backends[&1].source, words([10, 0, 0, 99].into()));
 }
@@ -252,7 +285,7 @@ fn nat_needs_neither_source_nor_ports() {
     let image = image_of(&inputs([service(10, Mode::Nat, Some(80), backends)]));
     assert_eq!(image.backends[&1].source, [0; 4]);
     assert_eq!(image.backends[&1].port_pool, 0);
-    assert_eq!(image.pools, BTreeSet::new());
+    assert_eq!(pool_ids(&image), [0; 0]);
 }
 
 #[test]
@@ -261,6 +294,202 @@ fn the_way_out_must_be_an_attached_interface() {
     inputs.unattached.insert(11);
     let image = image_of(&inputs);
     assert_eq!(image.backends[&1].path, LinkPath::default());
+}
+
+/// A tunnel to one backend, of which the kernel's source address is 10.0.0.1.
+fn tunnel(mode: Mode, backend: &str) -> ServiceSpec {
+    let address = backend.parse().unwrap();
+    let weight = 100;
+    service(10, mode, Some(443), vec![BackendSpec { address, weight }])
+}
+
+#[test]
+fn tunnels_have_what_their_outer_header_needs() {
+    for (mode, address, source, expected) in [
+        (
+            Mode::Ipip,
+            "10.0.0.11",
+            None,
+            (Outer::Ipv4, 1_480, 0, "10.0.0.1", 0),
+        ),
+        (
+            Mode::Ipip,
+            "[2001:db8::11]",
+            Some(("2001:db8:f::", 112)),
+            (Outer::Ipv6, 1_460, 0, "2001:db8:f::", 0xffff),
+        ),
+        (
+            Mode::Gue,
+            "10.0.0.11",
+            Some(("10.9.0.0", 24)),
+            (Outer::Ipv4, 1_468, 6_080, "10.9.0.0", 0xff),
+        ),
+        (
+            Mode::Gue,
+            "[2001:db8::11]",
+            Some(("2001:db8:f::9", 128)),
+            (Outer::Ipv6, 1_448, 6_080, "2001:db8:f::9", 0),
+        ),
+        // The source is for backends of its family.
+        (
+            Mode::Gue,
+            "10.0.0.11",
+            Some(("2001:db8:f::", 112)),
+            (Outer::Ipv4, 1_468, 6_080, "10.0.0.1", 0),
+        ),
+    ] {
+        let mut spec = tunnel(mode, address);
+        spec.source =
+            source.map(|(source, length)| AddressPrefix::new(source.parse().unwrap(), length));
+        let (outer, mtu, port, source, mask): (_, _, u16, &str, u32) = expected;
+        let expected = Backend {
+            path: LinkPath::new(ETH0, [2, 0, 0, 0, 0, 0x11], [2; 6]),
+            mtu,
+            service: 1,
+            state: BackendState::Up as u8,
+            outer: outer as u8,
+            port: port.to_be(),
+            address: words(spec.backends[0].address.ip),
+            source: words(source.parse().unwrap()),
+            source_mask: mask.to_be(),
+            ..Backend::default()
+        };
+        let backend = image_of(&inputs([spec])).backends[&1];
+        let expected = match expected.outer {
+            1 => Backend {
+                path: LinkPath::new(ETH0, [2, 0, 0, 0, 0, 11], [2; 6]),
+                ..expected
+            },
+            _ => expected,
+        };
+        assert_eq!(backend, expected, "{mode} {address}");
+    }
+}
+
+#[test]
+fn the_port_of_the_tunnel_is_the_services_to_say() {
+    let mut spec = tunnel(Mode::Gue, "10.0.0.11");
+    spec.gue_port = 6_081;
+    let image = image_of(&inputs([spec]));
+    assert_eq!(image.backends[&1].port, 6_081_u16.to_be());
+}
+
+#[test]
+fn only_dsr_cannot_go_by_a_gateway() {
+    for (mode, members) in [(Mode::Dsr, 0), (Mode::Ipip, 1), (Mode::Gue, 1)] {
+        let mut inputs = inputs([tunnel(mode, "10.0.0.11")]);
+        assert_eq!(image_of(&inputs).rings[&1].members.len(), 1, "{mode}");
+        inputs.routed.insert(11);
+        let image = image_of(&inputs);
+        assert_eq!(image.rings[&1].members.len(), members, "{mode}");
+        let has_path = image.backends[&1].path.ifindex != 0;
+        assert_eq!(has_path, members == 1, "{mode}");
+    }
+}
+
+#[test]
+fn one_service_speaks_for_all_on_its_address() {
+    let on = |number, protocol, ports: &str| {
+        let mut spec = service(number, Mode::Dsr, None, Vec::new());
+        spec.address = format!("192.0.2.0/24:{ports}").parse().unwrap();
+        spec.protocol = protocol;
+        spec
+    };
+    let vip = |specs: Vec<ServiceSpec>| {
+        let image = image_of(&inputs(specs));
+        let address = AddressPrefix::new([192, 0, 2, 0].into(), 24);
+        assert_eq!(image.vips.keys().copied().collect::<Vec<_>>(), [address]);
+        (image.vips[&address].flags, image.flags)
+    };
+    let both = [
+        on(1, Protocol::Tcp, "443"),
+        on(2, Protocol::Udp, "8000-8099"),
+    ];
+    let flags = Runtime::WIDE | Runtime::PREFIXES;
+    assert_eq!(vip(both.to_vec()), (Vip::TCP | Vip::UDP | Vip::ECHO, flags));
+    let mut dropping = both.to_vec();
+    dropping[1].other_ports = OtherPorts::Drop;
+    let expected = Vip::TCP | Vip::UDP | Vip::ECHO | Vip::DROP_OTHER_PORTS;
+    assert_eq!(vip(dropping), (expected, flags));
+    let mut silent = both.to_vec();
+    silent[0].icmp_echo = false;
+    assert_eq!(vip(silent), (Vip::TCP | Vip::UDP, flags));
+}
+
+#[test]
+fn other_ports_are_looked_for_only_where_somebody_wants_it() {
+    let mut spec = service(10, Mode::Nat, Some(80), Vec::new());
+    assert_eq!(image_of(&inputs([spec.clone()])).flags, 0);
+    spec.other_ports = OtherPorts::Drop;
+    assert_eq!(image_of(&inputs([spec])).flags, Runtime::WIDE);
+}
+
+#[test]
+fn the_segment_size_goes_with_the_service() {
+    let mut spec = service(10, Mode::Nat, Some(80), Vec::new());
+    spec.max_segment_size = Some(1_400);
+    let image = image_of(&inputs([spec]));
+    let sizes: Vec<u16> = image
+        .services
+        .values()
+        .map(|s| s.max_segment_size)
+        .collect();
+    assert_eq!(sizes, [1_400]);
+}
+
+/// A service on the balancer's own address.
+fn on_source(number: u8, ports: &str) -> ServiceSpec {
+    let mut spec = service(number, Mode::Dsr, None, Vec::new());
+    spec.address = format!("10.0.0.1:{ports}").parse().unwrap();
+    spec
+}
+
+#[test]
+fn ports_of_services_on_the_source_address_are_no_source_ports() {
+    let full_nat = web(&[100]).desired.service("service-10").unwrap().clone();
+    let mut reconciler = Reconciler::default();
+    let mut tables = Checked::default();
+    let mut reserved = |specs: &[ServiceSpec], seconds| {
+        let inputs = inputs(specs.to_vec());
+        inputs
+            .reconcile(&mut reconciler, &mut tables, at(seconds))
+            .unwrap();
+        tables.image.pools[&1].clone()
+    };
+    let set = |ranges: &[(u16, u16)]| -> PortSet {
+        let range = |(first, last): &(u16, u16)| PortRange::new(*first, *last).unwrap();
+        ranges.iter().map(range).collect()
+    };
+    assert_eq!(reserved(std::slice::from_ref(&full_nat), 0), set(&[]));
+    let mut udp = on_source(1, "53");
+    udp.protocol = Protocol::Udp;
+    let mut elsewhere = on_source(2, "54");
+    elsewhere.address.prefix = IpAddr::from([10, 0, 0, 2]).into();
+    let others = [full_nat.clone(), udp, elsewhere];
+    assert_eq!(reserved(&others, 1), set(&[]));
+    let one = on_source(3, "2000-2009");
+    let mut wide = on_source(4, "443");
+    wide.address.prefix = AddressPrefix::new([10, 0, 0, 0].into(), 8);
+    wide.mode = Mode::Ipip;
+    let two = [full_nat.clone(), one.clone(), wide];
+    assert_eq!(reserved(&two, 2), set(&[(443, 443), (2_000, 2_009)]));
+    assert_eq!(reserved(&[full_nat], 3), set(&[]));
+    // Flows of a removed backend have ports of its pool still.
+    assert_eq!(reserved(&[one], 4), set(&[(2_000, 2_009)]));
+}
+
+#[test]
+fn full_nat_cannot_do_with_a_source_whose_every_port_is_a_services() {
+    let full_nat = web(&[100]).desired.service("service-10").unwrap().clone();
+    let members = |services: &[ServiceSpec]| {
+        let image = image_of(&inputs(services.to_vec()));
+        let ring = image.rings.values().find(|ring| !ring.members.is_empty());
+        ring.map_or(0, |ring| ring.members.len())
+    };
+    assert_eq!(members(&[full_nat.clone(), on_source(1, "1024-32766")]), 1);
+    assert_eq!(members(&[full_nat.clone(), on_source(1, "*")]), 0);
+    let (a, b) = (on_source(1, "1-20000"), on_source(2, "20001-40000"));
+    assert_eq!(members(&[full_nat, a, b]), 0);
 }
 
 #[test]
@@ -335,13 +564,13 @@ fn a_removed_backend_rests_until_no_flow_names_it() {
     reconcile(&mut reconciler, &web(&[1]), at(0));
     let image = reconcile(&mut reconciler, &web(&[]), at(10));
     assert_eq!(image.backends, BTreeMap::new());
-    assert_eq!(image.pools, BTreeSet::from([1]), "flows have ports of it");
+    assert_eq!(pool_ids(&image), [1], "flows have ports of it");
 
     // It comes back while its flows are still there: another id, the same ports.
     let image = reconcile(&mut reconciler, &web(&[1]), at(11));
     assert_eq!(image.backends[&2].port_pool, 1);
     let image = reconcile(&mut reconciler, &web(&[]), at(12));
-    assert_eq!(image.pools, BTreeSet::from([1]));
+    assert_eq!(pool_ids(&image), [1]);
 
     let released = reconciler.release(at(20), |id| id == 2, |_| false, |_| false);
     assert_eq!(released.backends, [1]);
@@ -349,7 +578,7 @@ fn a_removed_backend_rests_until_no_flow_names_it() {
     let image = reconcile(&mut reconciler, &web(&[1]), at(21));
     // Its pool is made anew, with all ports free; that of id 1 is still in the tables.
     assert_eq!(image.backends[&3].port_pool, 2);
-    assert_eq!(image.pools, BTreeSet::from([2]));
+    assert_eq!(pool_ids(&image), [2]);
     let image = reconcile(&mut reconciler, &web(&[1, 1]), at(22));
     assert_eq!(image.backends[&1].port_pool, 1);
 }
@@ -384,6 +613,15 @@ fn a_refused_change_can_be_taken_back() {
     }
 }
 
+/// Those of the services that can be together.
+fn desired(services: Vec<ServiceSpec>) -> Desired {
+    let mut desired = Desired::default();
+    for service in services {
+        let _refused = desired.apply(crate::state::Change::AddService(Box::new(service)));
+    }
+    desired
+}
+
 fn any_inputs() -> impl Strategy<Value = Inputs> {
     let backends = vec((1..=6_u8, any::<bool>(), 0..=2_u32), 0..6).prop_map(|backends| {
         let unique: BTreeMap<_, _> = backends.into_iter().map(|(b, p, w)| ((b, p), w)).collect();
@@ -394,19 +632,49 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
             })
             .collect::<Vec<_>>()
     });
-    let any_service = (any::<bool>(), any::<bool>(), any::<bool>(), backends);
+    let modes = select(&[
+        Mode::FullNat,
+        Mode::FullNat,
+        Mode::Nat,
+        Mode::Dsr,
+        Mode::Ipip,
+        Mode::Gue,
+    ]);
+    let hosts = select(&[&[192, 0, 2], &[10, 0, 0]]);
+    let ports = (0..4_usize, any::<bool>());
+    let any_service = (modes, hosts, ports, any::<bool>(), any::<bool>(), backends);
     let services = btree_map(1..=4_u8, any_service, 0..4).prop_map(|services| {
-        // Those that swap have each other's address.
         services
             .into_iter()
-            .map(|(number, (nat, any_port, swap, backends))| {
-                let mode = if nat { Mode::Nat } else { Mode::FullNat };
-                let port = if any_port { None } else { Some(80) };
-                let mut spec = service(number, mode, port, backends);
-                let host = if swap { 100 + number } else { number };
-                spec.address.ip = [192, 0, 2, host].into();
-                spec
-            })
+            .map(
+                |(number, (mode, [a, b, c], (ports, wide), swap, drops, backends))| {
+                    // Services on addresses of the balancer itself, and those that swap theirs.
+                    let host = if swap { 100 + number } else { 1 };
+                    let host = IpAddr::from([*a, *b, *c, host]);
+                    let mut spec = service(number, mode, Some(80), backends);
+                    let length = if wide { 31 } else { 32 };
+                    spec.address.prefix = AddressPrefix::new(host, length);
+                    let ranges = [
+                        (80, 80),
+                        (0, 65_535),
+                        (1_000, 1_100 + u16::from(number)),
+                        (7, 7),
+                    ];
+                    let (first, last) = ranges[ports];
+                    spec.address.ports = PortRange::new(first, last).unwrap();
+                    if drops {
+                        spec.other_ports = OtherPorts::Drop;
+                        spec.icmp_echo = false;
+                    }
+                    for backend in &mut spec.backends {
+                        if !mode.translates() {
+                            backend.address.port = BackendPort::Unnamed;
+                        }
+                    }
+                    spec.backends.dedup_by_key(|backend| backend.address);
+                    spec
+                },
+            )
             .collect::<Vec<_>>()
     });
     let bytes: Vec<u8> = (1..=6).collect();
@@ -414,15 +682,17 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         services,
         subsequence(bytes.clone(), 0..=6),
         subsequence(bytes.clone(), 0..=6),
+        subsequence(bytes.clone(), 0..=2),
         subsequence(bytes, 0..=2),
         any::<bool>(),
     )
         .prop_map(
-            |(services, down, resolved, unattached, renumbered)| Inputs {
-                desired: Desired::new(services).unwrap(),
+            |(services, down, resolved, unattached, routed, renumbered)| Inputs {
+                desired: desired(services),
                 down: down.into_iter().collect(),
                 resolved: resolved.into_iter().collect(),
                 unattached: unattached.into_iter().collect(),
+                routed: routed.into_iter().collect(),
                 renumbered,
             },
         )
@@ -460,13 +730,15 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
         }
         for backend in image.backends.values() {
             if backend.service == service.id {
-                pools.extend(Some(backend.port_pool).filter(|pool| *pool != 0));
+                let pool = Some(backend.port_pool).filter(|pool| *pool != 0);
+                pools.extend(pool);
+                let reserved = pool.map(|pool| &image.pools[&pool]);
                 let backend = Backend {
                     service: 0,
                     port_pool: 0,
                     ..*backend
                 };
-                lines.push(format!("{frontend} backend {backend:?}"));
+                lines.push(format!("{frontend} backend {backend:?} {reserved:?}"));
             }
         }
     }
@@ -492,6 +764,9 @@ proptest! {
             tables.patience = None;
             inputs.reconcile(&mut reconciler, &mut tables, now).unwrap();
             prop_assert_eq!(reconciler.image(), &tables.image);
+            for packets in tables.image.services.keys() {
+                assert_reserved(&tables.image, packets);
+            }
             if sweep {
                 now += at(1);
                 // Flows use every third id.

@@ -20,7 +20,7 @@ use std::{
 use lb_common::ring::{NO_BACKEND, RING_SIZE};
 
 use super::Member;
-use crate::state::VirtualAddress;
+use crate::state::BackendAddress;
 
 /// Fills a ring, see [`super::ring`].
 pub(super) fn ring(members: &[Member]) -> Vec<u32> {
@@ -95,7 +95,7 @@ struct Preference {
 }
 
 impl Preference {
-    fn of(address: VirtualAddress) -> Self {
+    fn of(address: BackendAddress) -> Self {
         let hash = hash(address);
         Self {
             slot: (hash % u64::from(RING_SIZE)) as u32,
@@ -120,9 +120,9 @@ impl Preference {
 
 /// A hash of a backend's address: FNV-1a, whose bits are then mixed, because addresses of
 /// backends differ in few of theirs. The same on every host and in every version.
-fn hash(address: VirtualAddress) -> u64 {
+fn hash(address: BackendAddress) -> u64 {
     let fnv = |bytes: &[u8]| {
-        let port = address.port.unwrap_or_default().to_be_bytes();
+        let port = address.port.number().unwrap_or_default().to_be_bytes();
         bytes
             .iter()
             .chain(&port)
@@ -150,12 +150,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::state::BackendPort;
 
     fn member(number: u32, weight: u32) -> Member {
         Member {
-            address: VirtualAddress {
+            address: BackendAddress {
                 ip: Ipv4Addr::from_bits(0x0a00_0000 + number).into(),
-                port: Some(8_080),
+                port: BackendPort::Number(8_080),
             },
             weight,
             id: number + 1,

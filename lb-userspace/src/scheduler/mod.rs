@@ -2,13 +2,13 @@
 
 mod maglev;
 
-use crate::state::{Scheduler, VirtualAddress};
+use crate::state::{BackendAddress, Scheduler};
 
 /// A backend as a scheduler sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Member {
     /// What names it on every balancer alike.
-    pub address: VirtualAddress,
+    pub address: BackendAddress,
     /// Share of new flows in proportion to the sum of weights; 0 for none.
     pub weight: u32,
     /// Id that this balancer's datapath knows it by.

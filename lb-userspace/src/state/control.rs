@@ -4,7 +4,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{BackendSpec, Reason, ServiceSpec, Status, VirtualAddress};
+use super::{BackendAddress, BackendSpec, Reason, ServiceSpec, Status};
 
 /// A change to the desired state. It is checked whole and done whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Change {
         /// Name of the service.
         service: String,
         /// Address of the backend.
-        address: VirtualAddress,
+        address: BackendAddress,
     },
 }
 

@@ -1,23 +1,21 @@
 //! The desired state as a whole: which services there are, and the changes that
 //! keep it free of contradictions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::{
-    BackendSpec, Change, Protocol, Reason, Refusal, ServiceSpec, VirtualAddress,
+    BackendAddress, BackendSpec, Change, Reason, Refusal, ServiceSpec,
     rules::{
-        self, MAX_BACKENDS, MAX_SERVICES, no_such_backend, no_such_service, same_address,
-        same_name, too_many_backends, too_many_services,
+        self, MAX_BACKENDS, MAX_SERVICES, no_such_backend, no_such_service, same_name,
+        too_many_backends, too_many_services,
     },
 };
 
-/// Services by name. Every service keeps the [`rules`], no two share an address,
-/// port and protocol, and all fit into the datapath's tables.
+/// Services by name. Every service keeps the [`rules`], every packet says which one it is
+/// for, and all fit into the datapath's tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     services: BTreeMap<String, ServiceSpec>,
-    /// Whose an address is.
-    addresses: HashMap<(VirtualAddress, Protocol), String>,
 }
 
 impl Desired {
@@ -56,12 +54,10 @@ impl Desired {
             Change::AddService(service) => self.add_service(*service),
             Change::SetService(service) => self.set_service(*service),
             Change::RemoveService(name) => {
-                let service = self
-                    .services
-                    .remove(&name)
-                    .ok_or_else(|| Refusal::NotFound(no_such_service(&name)))?;
-                self.addresses.remove(&key(&service));
-                Ok(())
+                let removed = self.services.remove(&name);
+                removed
+                    .map(drop)
+                    .ok_or_else(|| Refusal::NotFound(no_such_service(&name)))
             }
             Change::AddBackend { service, backend } => {
                 let mut changed = self.get(&service)?.clone();
@@ -123,34 +119,24 @@ impl Desired {
                 violation.hint,
             )));
         }
-        if let Some(owner) = self.addresses.get(&key(&service))
-            && *owner != service.name
-        {
-            return Err(Refusal::Conflict(same_address(&service, owner)));
+        let others = || {
+            let services = self.services.values();
+            services.filter(|other| other.name != service.name)
+        };
+        let conflict = others().find_map(|other| rules::conflict(&service, other));
+        if let Some((_, _, reason)) = conflict {
+            return Err(Refusal::Conflict(reason));
         }
-        let others: usize = self
-            .services
-            .values()
-            .filter(|other| other.name != service.name)
-            .map(|other| other.backends.len())
-            .sum();
-        if others + service.backends.len() > MAX_BACKENDS {
+        let backends: usize = others().map(|other| other.backends.len()).sum();
+        if backends + service.backends.len() > MAX_BACKENDS {
             return Err(Refusal::Conflict(too_many_backends()));
         }
-        let (name, address) = (service.name.clone(), key(&service));
-        if let Some(old) = self.services.insert(name.clone(), service) {
-            self.addresses.remove(&key(&old));
-        }
-        self.addresses.insert(address, name);
+        self.services.insert(service.name.clone(), service);
         Ok(())
     }
 }
 
-fn key(service: &ServiceSpec) -> (VirtualAddress, Protocol) {
-    (service.address, service.protocol)
-}
-
-fn position(service: &ServiceSpec, address: VirtualAddress) -> Option<usize> {
+fn position(service: &ServiceSpec, address: BackendAddress) -> Option<usize> {
     let same = |backend: &BackendSpec| backend.address == address;
     service.backends.iter().position(same)
 }

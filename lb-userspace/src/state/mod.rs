@@ -1,6 +1,7 @@
 //! What is wanted, what is, and the requests that change the one and read the
 //! other.
 
+mod address;
 mod control;
 mod desired;
 mod model;
@@ -9,11 +10,12 @@ pub mod rules;
 mod status;
 mod words;
 
+pub use address::{BackendAddress, BackendPort, ServiceAddress, parse_port, parse_source};
 pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
 pub use model::{
-    BackendSpec, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Protocol, Scheduler, ServiceSpec,
-    Timeouts, VirtualAddress, parse_port, parse_port_range, parse_source,
+    BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, OtherPorts, Probe, Protocol,
+    Scheduler, ServiceSpec, Timeouts, parse_port_range,
 };
 pub use reason::Reason;
 pub use status::{

@@ -1,13 +1,20 @@
 //! The desired state: services and their backends, after every check has passed.
 
-use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
-use super::{Reason, words::words};
+use lb_common::service;
+
+use super::{BackendAddress, BackendPort, Reason, ServiceAddress, parse_port, words::words};
+use crate::address::AddressPrefix;
 
 /// Source ports that full NAT uses unless the configuration says otherwise: all
 /// that Linux leaves below its own default range for local sockets, 32768 to 60999
 /// (`net.ipv4.ip_local_port_range`), without the privileged ones.
 pub const FULL_NAT_PORTS: RangeInclusive<u16> = 1024..=32767;
+
+/// UDP port that backends take GUE at unless the configuration says otherwise
+/// (draft-ietf-intarea-gue, section 8).
+pub const GUE_PORT: u16 = 6080;
 
 words! {
     /// Transport protocol of a service.
@@ -21,11 +28,57 @@ words! {
 
 words! {
     /// Forwarding mode of a service.
-    Mode, "mode", "`full-nat` or `nat`; `dsr`, `ipip` and `gue` are not in this version" {
+    Mode, "mode", "`full-nat`, `nat`, `dsr`, `ipip` or `gue`" {
         /// Destination and source are translated; backends need no set-up.
         FullNat = "full-nat",
         /// The destination is translated; backends route replies through here.
         Nat = "nat",
+        /// Only the Ethernet addresses change; backends on the same Ethernet have the
+        /// service address and answer the client directly.
+        Dsr = "dsr",
+        /// Packets are wrapped in IP; backends unwrap them, have the service address and
+        /// answer the client directly.
+        Ipip = "ipip",
+        /// Packets are wrapped in UDP; else like [`Self::Ipip`].
+        Gue = "gue",
+    }
+}
+
+impl Mode {
+    /// Whether addresses and ports change, so that both sides must be of one family and
+    /// replies come back this way.
+    #[must_use]
+    pub const fn translates(self) -> bool {
+        matches!(self, Self::FullNat | Self::Nat)
+    }
+
+    /// Whether packets are wrapped.
+    #[must_use]
+    pub const fn tunnels(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+}
+
+impl From<Mode> for service::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::FullNat => Self::FullNat,
+            Mode::Nat => Self::Nat,
+            Mode::Dsr => Self::Dsr,
+            Mode::Ipip => Self::Ipip,
+            Mode::Gue => Self::Gue,
+        }
+    }
+}
+
+words! {
+    /// What becomes of TCP and UDP packets to a port of a service address that no service
+    /// has.
+    OtherPorts, "treatment of other ports", "`pass` or `drop`" {
+        /// They go to the host.
+        Pass = "pass",
+        /// They are dropped.
+        Drop = "drop",
     }
 }
 
@@ -48,100 +101,6 @@ impl Protocol {
     }
 }
 
-/// Where a service is reached: an address and a port, or every port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VirtualAddress {
-    /// The service address.
-    pub ip: IpAddr,
-    /// The port; `None` for every port without a service of its own, written `*`.
-    pub port: Option<u16>,
-}
-
-impl fmt::Display for VirtualAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip {
-            IpAddr::V4(ip) => write!(f, "{ip}:")?,
-            IpAddr::V6(ip) => write!(f, "[{ip}]:")?,
-        }
-        match self.port {
-            Some(port) => write!(f, "{port}"),
-            None => f.write_str("*"),
-        }
-    }
-}
-
-impl FromStr for VirtualAddress {
-    type Err = Reason;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORMS: &str = "write `192.0.2.10:443` or `[2001:db8::10]:443`, or `*` as the port \
-                             for every port";
-        if let Some(reason) = half_written(text) {
-            return Err(reason);
-        }
-        let (host, port) = text
-            .rsplit_once(':')
-            .ok_or_else(|| Reason::new(format!("`{text}` is no IP address with a port"), FORMS))?;
-        let ip = match host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']')) {
-            Some(v6) => v6.parse().map(IpAddr::V6).ok(),
-            None => host.parse().map(IpAddr::V4).ok(),
-        };
-        let ip = ip.ok_or_else(|| {
-            Reason::new(
-                format!("`{host}` is no IP address"),
-                format!("{FORMS}; names are not resolved"),
-            )
-        })?;
-        let port = match port {
-            "*" => None,
-            digits => Some(parse_port(digits)?),
-        };
-        Ok(Self { ip, port })
-    }
-}
-
-/// What to say of an address that lacks its port or its brackets.
-fn half_written(text: &str) -> Option<Reason> {
-    let at = |ip, port| VirtualAddress {
-        ip,
-        port: Some(port),
-    };
-    if let Some((v6, port)) = text.rsplit_once(':')
-        && let (Ok(v6), Ok(port)) = (v6.parse().map(IpAddr::V6), parse_port(port))
-    {
-        return Some(Reason::new(
-            format!("`{text}` lacks the brackets between address and port"),
-            format!("write `{}`", at(v6, port)),
-        ));
-    }
-    let bare = text.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
-    let ip = bare.unwrap_or(text).parse().ok()?;
-    Some(Reason::new(
-        format!("`{text}` names no port"),
-        format!("write `{}`, or `*` as the port for every port", at(ip, 443)),
-    ))
-}
-
-/// Reads a port number.
-///
-/// # Errors
-///
-/// When it is no number from 1 to 65535 in plain digits.
-pub fn parse_port(digits: &str) -> Result<u16, Reason> {
-    // `u16::from_str` alone would take a sign.
-    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-    digits
-        .parse()
-        .ok()
-        .filter(|port| plain && *port != 0)
-        .ok_or_else(|| {
-            Reason::new(
-                format!("`{digits}` is no port"),
-                "a port is a number from 1 to 65535",
-            )
-        })
-}
-
 /// Reads a range of ports, `1024-32767`. That it is the right way round is for
 /// [`rules`](super::rules) to say.
 ///
@@ -156,20 +115,6 @@ pub fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, Reason> {
         )
     })?;
     Ok(parse_port(first.trim())?..=parse_port(last.trim())?)
-}
-
-/// Reads the source address of full NAT.
-///
-/// # Errors
-///
-/// When it is no IP address.
-pub fn parse_source(text: &str) -> Result<IpAddr, Reason> {
-    text.parse().map_err(|_| {
-        Reason::new(
-            format!("`{}` is no IP address", text.escape_debug()),
-            "write an address of this host without a port: `10.0.0.1`",
-        )
-    })
 }
 
 /// What a health check asks of a backend.
@@ -199,8 +144,8 @@ pub struct HealthSpec {
     pub rise: u32,
     /// Failures in a row that take a backend down. At least 1.
     pub fall: u32,
-    /// Port that is checked; the backend's own where `None`. Needed where the
-    /// backend has none.
+    /// Port that is checked; the backend's own where `None`. Needed where neither the
+    /// backend nor the service has a single one.
     pub port: Option<u16>,
 }
 
@@ -251,18 +196,30 @@ pub struct ServiceSpec {
     /// first a letter or a digit.
     pub name: String,
     /// Where clients reach it.
-    pub address: VirtualAddress,
+    pub address: ServiceAddress,
     /// What they speak.
     pub protocol: Protocol,
     /// How packets are forwarded.
     pub mode: Mode,
     /// How new flows are spread.
     pub scheduler: Scheduler,
-    /// Source address of full NAT; `None` for the one that the kernel would use
-    /// towards the backend. Of the same family as `address`.
-    pub source: Option<IpAddr>,
+    /// Source address of full NAT, of the same family as `address`. Of tunnels the
+    /// source of the outer header to backends of its family, where a prefix stands for
+    /// addresses that vary with the flow. `None` for the one that the kernel would use
+    /// towards the backend.
+    pub source: Option<AddressPrefix>,
     /// Source ports of full NAT.
     pub source_ports: RangeInclusive<u16>,
+    /// UDP port that backends take GUE at.
+    pub gue_port: u16,
+    /// Largest segment that TCP connections may announce, in bytes; `None` for any.
+    pub max_segment_size: Option<u16>,
+    /// What becomes of packets to other ports of `address`. One service that drops them
+    /// is enough.
+    pub other_ports: OtherPorts,
+    /// Whether ICMP echo requests to `address` are answered. One service that says no is
+    /// enough.
+    pub icmp_echo: bool,
     /// When silent flows are forgotten.
     pub timeouts: Timeouts,
     /// Health checks; `None` takes every backend as up.
@@ -271,12 +228,31 @@ pub struct ServiceSpec {
     pub backends: Vec<BackendSpec>,
 }
 
+impl ServiceSpec {
+    /// The port of a backend that is checked, where it has health checks.
+    #[must_use]
+    pub fn checked_port(&self, backend: &BackendSpec) -> Option<u16> {
+        let kept = match backend.address.port {
+            BackendPort::Number(port) => Some(port),
+            BackendPort::Every | BackendPort::Unnamed => self.address.ports.single(),
+        };
+        self.health.as_ref()?.port.or(kept)
+    }
+
+    /// The source that `source` says for packets to `backend`.
+    #[must_use]
+    pub fn source_towards(&self, backend: IpAddr) -> Option<AddressPrefix> {
+        self.source
+            .filter(|source| source.address().is_ipv4() == backend.is_ipv4())
+    }
+}
+
 /// A backend of a service, named by its address within the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendSpec {
-    /// Address and port; port `None` (written `*`) keeps the port that the client
-    /// asked for, and only a service on every port may use it.
-    pub address: VirtualAddress,
+    /// Address and port. In the modes that keep the port it is not named, or the
+    /// service's; else it is, or is [`BackendPort::Every`] for a service on several.
+    pub address: BackendAddress,
     /// Share of new flows in proportion to the sum of weights; 0 for none.
     pub weight: u32,
 }

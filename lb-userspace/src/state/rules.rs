@@ -14,8 +14,10 @@ use std::{
 use lb_common::CLOCK_TICK_MS;
 
 use super::{
-    BackendSpec, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Reason, ServiceSpec, VirtualAddress,
+    BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, Probe,
+    Protocol, Reason, ServiceAddress, ServiceSpec,
 };
+use crate::address::{AddressPrefix, PortRange};
 
 /// Most bytes of a service's name.
 pub const MAX_NAME: usize = 63;
@@ -27,6 +29,10 @@ pub const MAX_BACKENDS: usize = lb_common::backend::MAX_BACKENDS as usize - 1;
 pub const MAX_FLOW_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The least time between two health checks of a backend.
 pub const MIN_HEALTH_INTERVAL: Duration = Duration::from_millis(100);
+/// Bits of the source of a tunnel that may vary with the flow.
+pub const MAX_SOURCE_BITS: u8 = 16;
+/// The least maximum segment size: what every host takes (RFC 9293, section 3.7.1).
+pub const MIN_SEGMENT_SIZE: u16 = 536;
 /// The most time between two health checks of a backend.
 pub const MAX_HEALTH_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
@@ -45,6 +51,10 @@ pub enum Field {
     Scheduler,
     Source,
     SourcePorts,
+    GuePort,
+    MaxSegmentSize,
+    OtherPorts,
+    IcmpEcho,
     Timeouts,
     Unreplied,
     TcpEstablished,
@@ -96,6 +106,10 @@ impl fmt::Display for Field {
             Self::Scheduler => "scheduler",
             Self::Source => "source",
             Self::SourcePorts => "source_ports",
+            Self::GuePort => "gue_port",
+            Self::MaxSegmentSize => "max_segment_size",
+            Self::OtherPorts => "other_ports",
+            Self::IcmpEcho => "icmp_echo",
             Self::Timeouts => "timeouts",
             Self::Unreplied => "timeouts.unreplied",
             Self::TcpEstablished => "timeouts.tcp_established",
@@ -125,6 +139,8 @@ pub struct Violation {
     pub field: Field,
     /// The value that it contradicts.
     pub against: Option<Field>,
+    /// In another mode it would be right.
+    pub by_mode: bool,
     /// What is wrong.
     pub message: String,
     /// How to mend it.
@@ -136,6 +152,7 @@ impl Violation {
         Self {
             field,
             against: None,
+            by_mode: false,
             message: message.into(),
             hint: hint.into(),
         }
@@ -147,6 +164,13 @@ impl Violation {
             ..self
         }
     }
+
+    fn by_mode(self) -> Self {
+        Self {
+            by_mode: true,
+            ..self
+        }
+    }
 }
 
 /// Every rule that the service breaks by itself, apart from other services.
@@ -154,12 +178,15 @@ impl Violation {
 pub fn check(service: &ServiceSpec) -> Vec<Violation> {
     let mut found = Vec::new();
     found.extend(name(&service.name));
-    found.extend(host_address(Field::Address, service.address.ip));
+    found.extend(service_address(service.address.prefix));
     source(service, &mut found);
+    source_ports(service, &mut found);
+    gue_port(service, &mut found);
+    found.extend(max_segment_size(service));
     timeouts(service, &mut found);
     if let Some(spec) = &service.health {
         health(spec, &mut found);
-        found.extend(health_port(service, spec));
+        found.extend(health_port(service));
     }
     backends(service, &mut found);
     found
@@ -185,6 +212,23 @@ fn name(name: &str) -> Option<Violation> {
             ),
         )
     })
+}
+
+/// Addresses that packets can be sent to from other hosts.
+fn service_address(prefix: AddressPrefix) -> Option<Violation> {
+    if prefix.is_address() {
+        return host_address(Field::Address, prefix.address());
+    }
+    [prefix.address(), prefix.last()]
+        .into_iter()
+        .find_map(|ip| {
+            let kind = unusable(ip)?;
+            Some(Violation::new(
+                Field::Address,
+                format!("`{prefix}` has addresses that no service can have: `{ip}` is {kind}"),
+                "use a longer prefix, of addresses that are routed to this host",
+            ))
+        })
 }
 
 /// An address that a packet can be sent to from another host, and that means the
@@ -223,50 +267,87 @@ const fn family(ip: IpAddr) -> &'static str {
     }
 }
 
-/// `field` has an address of another family than the service.
+/// `field` has an address of another family than the service, in a mode where that
+/// matters.
 fn other_family(field: Field, ip: IpAddr, service: &ServiceSpec) -> Option<Violation> {
-    let (mine, wanted) = (family(ip), family(service.address.ip));
-    (mine != wanted).then(|| {
-        Violation::new(
-            field,
-            format!(
-                "`{ip}` is {mine}, but the service's address `{}` is {wanted}",
-                service.address.ip
-            ),
-            format!(
-                "mode `{}` needs one family on both sides: use {wanted} here, or make a second \
-                 service for {mine}",
-                service.mode
-            ),
-        )
-        .against(Field::Address)
-    })
+    let address = service.address.prefix;
+    let (mine, wanted) = (family(ip), family(address.address()));
+    if mine == wanted || service.mode.tunnels() {
+        return None;
+    }
+    let found = Violation::new(
+        field,
+        format!("`{ip}` is {mine}, but the service's address `{address}` is {wanted}"),
+        format!(
+            "mode `{}` needs one family on both sides: use {wanted} here, or make a second \
+             service for {mine}",
+            service.mode
+        ),
+    );
+    Some(found.against(Field::Address).by_mode())
 }
 
 fn source(service: &ServiceSpec, found: &mut Vec<Violation>) {
-    if let Some(source) = service.source {
-        if service.mode != Mode::FullNat {
-            found.push(useless_with_mode(Field::Source, service.mode));
+    let Some(source) = service.source else {
+        return;
+    };
+    match service.mode {
+        Mode::FullNat if !source.is_address() => {
+            let message = format!("mode `full-nat` has one source address, but `{source}` is many");
+            let hint = "write a single address; ports tell flows apart";
+            found.push(Violation::new(Field::Source, message, hint).against(Field::Mode));
         }
-        found.extend(host_address(Field::Source, source));
-        found.extend(other_family(Field::Source, source, service));
-        if source == service.address.ip && service.address.port.is_none() {
-            found.push(
-                Violation::new(
-                    Field::Source,
-                    format!(
-                        "`{source}` is the address of this service on every port, so replies of \
-                         backends would be taken for requests of clients"
-                    ),
-                    "use another address of this host as the source",
-                )
-                .against(Field::Address),
-            );
+        Mode::Ipip | Mode::Gue if source.host_bits() > MAX_SOURCE_BITS => {
+            let length = source.length() + source.host_bits() - MAX_SOURCE_BITS;
+            found.push(Violation::new(
+                Field::Source,
+                format!(
+                    "at most {MAX_SOURCE_BITS} bits of the source vary with the flow, but \
+                     `{source}` leaves {} open",
+                    source.host_bits()
+                ),
+                format!(
+                    "use a longer prefix: `{}`",
+                    AddressPrefix::new(source.address(), length)
+                ),
+            ));
         }
+        Mode::FullNat | Mode::Ipip | Mode::Gue => {}
+        Mode::Nat | Mode::Dsr => found.push(keeps_source(Field::Source, service.mode)),
     }
+    found.extend(host_address(Field::Source, source.address()));
+    found.extend(other_family(Field::Source, source.address(), service));
+    if let Some((ports, _)) = answers_taken(service, service) {
+        found.push(
+            Violation::new(
+                Field::Source,
+                format!(
+                    "`{source}` is the address of this service on {ports}, so replies of backends \
+                     would be taken for requests of clients"
+                ),
+                OTHER_SOURCE,
+            )
+            .against(Field::Address)
+            .by_mode(),
+        );
+    }
+}
+
+fn source_ports(service: &ServiceSpec, found: &mut Vec<Violation>) {
     let ports = &service.source_ports;
-    if *ports != FULL_NAT_PORTS && service.mode != Mode::FullNat {
-        found.push(useless_with_mode(Field::SourcePorts, service.mode));
+    if *ports != FULL_NAT_PORTS {
+        match service.mode {
+            Mode::FullNat => {}
+            Mode::Nat | Mode::Dsr => found.push(keeps_source(Field::SourcePorts, service.mode)),
+            Mode::Ipip | Mode::Gue => found.push(
+                Violation::new(
+                    Field::SourcePorts,
+                    format!("mode `{}` does not choose source ports", service.mode),
+                    format!("leave it out, or use mode `{}`", Mode::FullNat),
+                )
+                .against(Field::Mode),
+            ),
+        }
     }
     if ports.is_empty() {
         found.push(Violation::new(
@@ -287,13 +368,49 @@ fn source(service: &ServiceSpec, found: &mut Vec<Violation>) {
     }
 }
 
-fn useless_with_mode(field: Field, mode: Mode) -> Violation {
+fn keeps_source(field: Field, mode: Mode) -> Violation {
     Violation::new(
         field,
         format!("mode `{mode}` keeps the client's address and port, so it takes no source"),
         format!("leave it out, or use mode `{}`", Mode::FullNat),
     )
     .against(Field::Mode)
+}
+
+fn gue_port(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    if service.gue_port == 0 {
+        found.push(Violation::new(
+            Field::GuePort,
+            "0 is no port",
+            "a port is a number from 1 to 65535",
+        ));
+    } else if service.gue_port != GUE_PORT && service.mode != Mode::Gue {
+        found.push(
+            Violation::new(
+                Field::GuePort,
+                format!("mode `{}` wraps nothing in UDP", service.mode),
+                "leave it out, or use mode `gue`",
+            )
+            .against(Field::Mode),
+        );
+    }
+}
+
+fn max_segment_size(service: &ServiceSpec) -> Option<Violation> {
+    let size = service.max_segment_size?;
+    if service.protocol != Protocol::Tcp {
+        let message = "UDP has no segments whose size could be lowered";
+        let hint = "leave it out; it is for TCP";
+        let found = Violation::new(Field::MaxSegmentSize, message, hint);
+        return Some(found.against(Field::Protocol));
+    }
+    (size < MIN_SEGMENT_SIZE).then(|| {
+        Violation::new(
+            Field::MaxSegmentSize,
+            format!("segments of {size} bytes are too small"),
+            format!("use a size of at least {MIN_SEGMENT_SIZE}, which every host must take"),
+        )
+    })
 }
 
 fn timeouts(service: &ServiceSpec, found: &mut Vec<Violation>) {
@@ -406,11 +523,14 @@ fn health(health: &HealthSpec, found: &mut Vec<Violation>) {
     }
 }
 
-fn health_port(service: &ServiceSpec, health: &HealthSpec) -> Option<Violation> {
-    let portless = |backend: &BackendSpec| backend.address.port.is_none();
+fn health_port(service: &ServiceSpec) -> Option<Violation> {
+    // With a single port of its own the service has no backend without one.
+    if service.address.ports.single().is_some() {
+        return None;
+    }
+    let portless = |backend: &BackendSpec| service.checked_port(backend).is_none();
     let index = service.backends.iter().position(portless)?;
-    // With a port of its own the service has no backend without one.
-    (health.port.is_none() && service.address.port.is_none()).then(|| {
+    Some(
         Violation::new(
             Field::HealthPort,
             format!(
@@ -419,8 +539,8 @@ fn health_port(service: &ServiceSpec, health: &HealthSpec) -> Option<Violation> 
             ),
             "give the health check a `port`",
         )
-        .against(Field::BackendAddress(index))
-    })
+        .against(Field::BackendAddress(index)),
+    )
 }
 
 fn backends(service: &ServiceSpec, found: &mut Vec<Violation>) {
@@ -431,10 +551,18 @@ fn backends(service: &ServiceSpec, found: &mut Vec<Violation>) {
             format!("all services together have at most {MAX_BACKENDS}"),
         ));
     }
-    let mut seen = HashMap::<VirtualAddress, usize>::new();
+    // Where the port is kept, writing it does not make another backend.
+    let identity = |address: BackendAddress| match service.mode.translates() {
+        true => address,
+        false => BackendAddress {
+            port: BackendPort::Unnamed,
+            ..address
+        },
+    };
+    let mut seen = HashMap::<BackendAddress, usize>::new();
     for (index, backend) in service.backends.iter().enumerate() {
         let field = Field::BackendAddress(index);
-        let first = *seen.entry(backend.address).or_insert(index);
+        let first = *seen.entry(identity(backend.address)).or_insert(index);
         if first == index {
             backend_alone(service, index, backend, found);
         } else {
@@ -460,7 +588,7 @@ fn backend_alone(
     let address = backend.address;
     found.extend(host_address(field, address.ip));
     found.extend(other_family(field, address.ip, service));
-    if address.ip == service.address.ip {
+    if service.address.prefix.contains(address.ip) {
         found.push(
             Violation::new(
                 field,
@@ -470,20 +598,7 @@ fn backend_alone(
             .against(Field::Address),
         );
     }
-    if let (None, Some(port)) = (address.port, service.address.port) {
-        let named = VirtualAddress {
-            port: Some(port),
-            ..address
-        };
-        found.push(
-            Violation::new(
-                field,
-                format!("backend `{address}` is on every port, but the service on {port} alone"),
-                format!("name the port that the backend listens on: `{named}`"),
-            )
-            .against(Field::Address),
-        );
-    }
+    found.extend(backend_port(service, field, address));
     if backend.weight > BackendSpec::MAX_WEIGHT {
         found.push(Violation::new(
             Field::BackendWeight(index),
@@ -497,6 +612,116 @@ fn backend_alone(
     }
 }
 
+fn backend_port(service: &ServiceSpec, field: Field, address: BackendAddress) -> Option<Violation> {
+    let ports = service.address.ports;
+    let with = |port| BackendAddress { port, ..address };
+    let (message, hint) = match (service.mode.translates(), address.port, ports.single()) {
+        (true, BackendPort::Number(_), _) | (true, BackendPort::Every, None) => return None,
+        (true, BackendPort::Every, Some(port)) => (
+            format!("backend `{address}` is on every port, but the service on {port} alone"),
+            format!(
+                "name the port that the backend listens on: `{}`",
+                with(BackendPort::Number(port))
+            ),
+        ),
+        (true, BackendPort::Unnamed, Some(port)) => (
+            format!("`{address}` names no port"),
+            format!(
+                "name the port that the backend listens on: `{}`",
+                with(BackendPort::Number(port))
+            ),
+        ),
+        (true, BackendPort::Unnamed, None) => (
+            format!("`{address}` names no port"),
+            format!(
+                "write `{}` to keep the port that the client asked for, or name one",
+                with(BackendPort::Every)
+            ),
+        ),
+        (false, BackendPort::Unnamed, _) => return None,
+        (false, BackendPort::Number(port), Some(same)) if port == same => return None,
+        (false, BackendPort::Every, _) if ports == PortRange::ALL => return None,
+        (false, BackendPort::Number(_) | BackendPort::Every, _) => (
+            format!(
+                "mode `{}` keeps the port that the client asked for, so backend `{address}` has \
+                 {}, like the service",
+                service.mode,
+                on_ports(ports)
+            ),
+            format!("leave the port out: `{}`", with(BackendPort::Unnamed)),
+        ),
+    };
+    let found = Violation::new(field, message, hint);
+    Some(found.against(Field::Address).by_mode())
+}
+
+/// Ports in words.
+fn on_ports(ports: PortRange) -> String {
+    match ports.single() {
+        Some(port) => format!("port {port}"),
+        None if ports == PortRange::ALL => "every port".to_owned(),
+        None => format!("ports {ports}"),
+    }
+}
+
+const OTHER_SOURCE: &str = "use another address of this host as the source";
+
+/// Whether the replies of backends of `translating` would all be taken for requests to
+/// `service`, on whose address and ports they come: its ports, and the source.
+///
+/// Where it leaves source ports, the others are kept out of use.
+fn answers_taken(translating: &ServiceSpec, service: &ServiceSpec) -> Option<(String, IpAddr)> {
+    let source = translating.source?.address();
+    let ports = &translating.source_ports;
+    let wanted = PortRange::new(*ports.start(), *ports.end())?;
+    let taken = translating.mode == Mode::FullNat
+        && translating.protocol == service.protocol
+        && service.address.prefix.contains(source)
+        && service.address.ports.contains(wanted);
+    taken.then(|| (on_ports(service.address.ports), source))
+}
+
+/// Two services that cannot be together: which value of the first contradicts which of
+/// the second.
+#[must_use]
+pub fn conflict(service: &ServiceSpec, other: &ServiceSpec) -> Option<(Field, Field, Reason)> {
+    if service.protocol == other.protocol
+        && service.address.prefix == other.address.prefix
+        && is_ambiguous(service.address, other.address)
+    {
+        let reason = same_address(service, other);
+        return Some((Field::Address, Field::Address, reason));
+    }
+    if let Some((ports, source)) = answers_taken(service, other) {
+        let reason = Reason::new(
+            format!(
+                "`{source}` is an address of service `{}` on {ports}, so replies of backends \
+                 would be taken for requests of its clients",
+                other.name
+            ),
+            OTHER_SOURCE,
+        );
+        return Some((Field::Source, Field::Address, reason));
+    }
+    let (ports, source) = answers_taken(other, service)?;
+    let reason = Reason::new(
+        format!(
+            "service `{}` has `{source}` as its source, so replies of its backends would be taken \
+             for requests to this service on {ports}",
+            other.name
+        ),
+        "use another address, or give that service another source",
+    );
+    Some((Field::Address, Field::Source, reason))
+}
+
+/// Whether some port of one prefix does not say which of two services it is for: of ranges
+/// of which one is part of the other, the smaller has it.
+fn is_ambiguous(one: ServiceAddress, other: ServiceAddress) -> bool {
+    let (a, b) = (one.ports, other.ports);
+    a == b || (a.overlaps(b) && !a.contains(b) && !b.contains(a))
+}
+
 /// Two services have one name.
 #[must_use]
 pub fn same_name(name: &str) -> Reason {
@@ -506,15 +731,23 @@ pub fn same_name(name: &str) -> Reason {
     )
 }
 
-/// `service` wants the address that the service `owner` has.
+/// `service` wants what the service `owner` has.
 #[must_use]
-pub fn same_address(service: &ServiceSpec, owner: &str) -> Reason {
+pub fn same_address(service: &ServiceSpec, owner: &ServiceSpec) -> Reason {
+    let (address, protocol) = (service.address, service.protocol);
+    let owned = owner.address;
+    let owner = &owner.name;
+    if address == owned {
+        return Reason::new(
+            format!("`{address}` {protocol} belongs to service `{owner}` already"),
+            "give it another address, port or protocol, or put the backends into one service",
+        );
+    }
     Reason::new(
         format!(
-            "`{}` {} belongs to service `{owner}` already",
-            service.address, service.protocol
+            "`{address}` {protocol} has some ports of service `{owner}`, `{owned}`, and others"
         ),
-        "give it another address, port or protocol, or put the backends into one service",
+        "two ranges of ports are apart, or one is part of the other and goes before it",
     )
 }
 
@@ -547,7 +780,7 @@ pub fn no_such_service(name: &str) -> Reason {
 
 /// The service has no backend at this address.
 #[must_use]
-pub fn no_such_backend(service: &str, address: VirtualAddress) -> Reason {
+pub fn no_such_backend(service: &str, address: BackendAddress) -> Reason {
     Reason::new(
         format!("service `{service}` has no backend `{address}`"),
         format!("`lb backend list {service}` shows which there are"),

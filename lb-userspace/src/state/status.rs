@@ -116,8 +116,12 @@ pub struct HealthStatus {
 pub struct NextHopStatus {
     /// `resolved`, or why it is not: `no-route`, `no-neighbour`, `link-down`,
     /// `local` (the address belongs to this host), `not-attached` (the way out is an
-    /// interface that the balancer does not use).
+    /// interface that the balancer does not use); or why the service's mode cannot use it:
+    /// `gateway`, `no-source`, `service-ports`.
     pub state: String,
+    /// What is in the way, where that needs more than a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// Address of the next hop: the gateway, or the backend itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,

@@ -210,13 +210,38 @@ async fn every_failure_has_a_status_and_a_message() {
             r#"{"address": "a", "mode": "nat", "color": 1}"#,
             400,
             "color: unknown field `color`, expected one of `name`, `address`, `protocol`, \
-             `mode`, `scheduler`, `source`, `source_ports`, `timeouts`, `health`, `backends`",
+             `mode`, `scheduler`, `source`, `source_ports`, `gue_port`, `max_segment_size`, \
+             `other_ports`, `icmp_echo`, `timeouts`, `health`, `backends`",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "192.0.2.11:1", "mode": "nat", "backends": [{"address": "10.0.0"}]}"#,
+            400,
+            "backends[0].address: `10.0.0` is no IP address with a port",
         ),
         (
             "POST /v1/services/x",
             r#"{"address": "192.0.2.11:1", "mode": "nat", "backends": [{"address": "10.0.0.1"}]}"#,
             400,
-            "backends[0].address: `10.0.0.1` names no port",
+            "`10.0.0.1` names no port",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "192.0.2.10:400-500", "mode": "gue", "other_ports": "refuse"}"#,
+            400,
+            "other_ports: treatment of other ports `refuse` is not known",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "192.0.2.11:1", "mode": "gue", "gue_port": 0}"#,
+            400,
+            "0 is no port",
+        ),
+        (
+            "POST /v1/services/x",
+            r#"{"address": "192.0.2.11:1", "mode": "dsr", "max_segment_size": 535}"#,
+            400,
+            "segments of 535 bytes are too small",
         ),
         (
             "POST /v1/services/x",
@@ -226,9 +251,9 @@ async fn every_failure_has_a_status_and_a_message() {
         ),
         (
             "POST /v1/services/x",
-            r#"{"address": "192.0.2.11:1", "mode": "dsr"}"#,
+            r#"{"address": "192.0.2.11:1", "mode": "dnat"}"#,
             400,
-            "mode: mode `dsr` is not known",
+            "mode: mode `dnat` is not known",
         ),
         (
             "PATCH /v1/services/web",

@@ -10,10 +10,11 @@ use std::{
 };
 
 use lb_userspace::{
+    address::AddressPrefix,
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
-        BackendSpec, Desired, FULL_NAT_PORTS, HealthSpec, Mode, Probe, Protocol, Scheduler,
-        ServiceSpec, Timeouts,
+        BackendSpec, Desired, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, OtherPorts, Probe,
+        Protocol, Scheduler, ServiceSpec, Timeouts, Word as _,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -62,8 +63,12 @@ fn every_key_is_taken_as_written() {
         protocol: Protocol::Tcp,
         mode: Mode::FullNat,
         scheduler: Scheduler::Maglev,
-        source: Some(IpAddr::from([10, 0, 0, 1])),
+        source: Some(IpAddr::from([10, 0, 0, 1]).into()),
         source_ports: 2000..=2999,
+        gue_port: GUE_PORT,
+        max_segment_size: Some(1400),
+        other_ports: OtherPorts::Drop,
+        icmp_echo: false,
         timeouts: Timeouts {
             unreplied: Duration::from_secs(5),
             tcp_established: Duration::from_secs(90 * 60),
@@ -94,6 +99,10 @@ fn every_key_is_taken_as_written() {
         scheduler: Scheduler::Maglev,
         source: None,
         source_ports: FULL_NAT_PORTS,
+        gue_port: GUE_PORT,
+        max_segment_size: None,
+        other_ports: OtherPorts::Pass,
+        icmp_echo: true,
         timeouts: Timeouts::default(),
         health: Some(HealthSpec {
             probe: Probe::Tcp,
@@ -106,13 +115,29 @@ fn every_key_is_taken_as_written() {
         }),
         backends: vec![backend("[2001:db8::11]:*", 100)],
     };
+    let tunnel = ServiceSpec {
+        name: "tunnel".into(),
+        address: "[2001:db8:1::/64]:8000-8099".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        mode: Mode::Gue,
+        scheduler: Scheduler::Maglev,
+        source: Some(AddressPrefix::new([10, 9, 0, 0].into(), 24)),
+        source_ports: FULL_NAT_PORTS,
+        gue_port: 6081,
+        max_segment_size: None,
+        other_ports: OtherPorts::Pass,
+        icmp_echo: true,
+        timeouts: Timeouts::default(),
+        health: None,
+        backends: vec![backend("10.0.0.21", 100), backend("[2001:db8::21]", 100)],
+    };
     let expected = Config {
         interfaces: vec!["eth0".into(), "eth1.100".into()],
         xdp_mode: XdpMode::Native,
         socket: PathBuf::from("/run/lb/other.sock"),
         limits: Limits { flows: 65_536 },
         datapath_log: DatapathLog::Off,
-        services: vec![web, dns],
+        services: vec![web, dns, tunnel],
     };
     assert_eq!(right(EVERY_KEY), expected);
 }
@@ -158,16 +183,19 @@ fn the_documented_defaults_are_the_defaults() {
         .lines()
         .filter_map(|line| Some(line.split_once(" =")?.0))
         .collect();
-    for line in EVERY_KEY
-        .lines()
-        .take_while(|line| !line.contains("\"dns\""))
-    {
+    for line in EVERY_KEY.lines().filter(|line| !line.contains("{ ")) {
         if let Some((key, _)) = line.split_once(" =") {
             assert!(keys.contains(&key), "{key} is not documented");
         }
     }
     // Without what has no default, or whose default is not a value.
-    let without = ["source =", "host =", "port =", "interfaces ="];
+    let without = [
+        "source =",
+        "max-segment-size =",
+        "host =",
+        "port =",
+        "interfaces =",
+    ];
     let kept = ["name =", "address =", "mode =", "type ="];
     let bare: String = block
         .lines()
@@ -224,14 +252,20 @@ fn more_services_and_backends_than_there_is_room_for_are_refused() {
 fn write_service(service: &ServiceSpec) -> String {
     let mut text = format!(
         "[[service]]\nname = '{}'\naddress = '{}'\nprotocol = '{}'\nmode = '{}'\n\
-         source-ports = '{}-{}'\n",
+         source-ports = '{}-{}'\ngue-port = {}\nother-ports = '{}'\nicmp-echo = {}\n",
         service.name,
         service.address,
         service.protocol,
         service.mode,
         service.source_ports.start(),
         service.source_ports.end(),
+        service.gue_port,
+        service.other_ports,
+        service.icmp_echo,
     );
+    if let Some(size) = service.max_segment_size {
+        let _ = writeln!(text, "max-segment-size = {size}");
+    }
     if let Some(source) = service.source {
         let _ = writeln!(text, "source = '{source}'");
     }
@@ -259,6 +293,11 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
     let addresses = vec![
         "192.0.2.1:80",
         "192.0.2.1:*",
+        "192.0.2.1:80-90",
+        "192.0.2.1:85-95",
+        "192.0.2.0/24:80",
+        "10.0.0.0/29:1024-32767",
+        "10.0.0.9:*",
         "[2001:db8::1]:80",
         "0.0.0.0:80",
     ];
@@ -267,10 +306,16 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
         "10.0.0.1:80",
         "10.0.0.2:80",
         "10.0.0.2:*",
+        "10.0.0.2",
         "[2001:db8::2]:80",
     ];
     let backend = (select(backends), select(vec![0, 1, 65_535, 65_536]))
         .prop_map(|(address, weight)| backend(address, weight));
+    let sources = vec![
+        AddressPrefix::from(IpAddr::from([10, 0, 0, 9])),
+        AddressPrefix::new([10, 0, 0, 0].into(), 24),
+        AddressPrefix::new([10, 0, 0, 0].into(), 8),
+    ];
     let millis = || select(vec![0, 100, 1_000, 2_000]).prop_map(Duration::from_millis);
     let health = (millis(), millis(), 0..3_u32).prop_map(|(interval, timeout, rise)| HealthSpec {
         probe: Probe::Tcp,
@@ -283,14 +328,20 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
     (
         select(vec!["a", "b", "c", "-"]),
         select(addresses),
-        select(vec![Mode::FullNat, Mode::FullNat, Mode::Nat]),
-        prop::option::weighted(0.2, Just(IpAddr::from([10, 0, 0, 9]))),
+        select(Mode::ALL),
+        prop::option::weighted(0.4, select(sources)),
         select(vec![(1024, 32_767), (1024, 32_767), (2000, 1000)]),
+        (
+            select(vec![GUE_PORT, GUE_PORT, 6081]),
+            prop::option::weighted(0.2, select(vec![100, 1400])),
+            select(OtherPorts::ALL),
+            any::<bool>(),
+        ),
         prop::option::weighted(0.3, health),
         vec(backend, 0..3),
     )
         .prop_map(
-            |(name, address, mode, source, (first, last), health, backends)| ServiceSpec {
+            |(name, address, mode, source, (first, last), options, health, backends)| ServiceSpec {
                 name: name.into(),
                 address: address.parse().unwrap(),
                 protocol: Protocol::Tcp,
@@ -298,6 +349,10 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
                 scheduler: Scheduler::Maglev,
                 source,
                 source_ports: first..=last,
+                gue_port: options.0,
+                max_segment_size: options.1,
+                other_ports: options.2,
+                icmp_echo: options.3,
                 timeouts: Timeouts::default(),
                 health,
                 backends,

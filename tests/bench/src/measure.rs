@@ -320,13 +320,12 @@ impl<V: Ip> Bench<V> {
     fn towards_backend(&self, ends: &Ends) -> Result<(Ends, Macs)> {
         let key = self.key(ends)?;
         let target = self.balancer.target::<V>(V::hash(&key));
-        let src = match self.balancer.mode {
-            Mode::Nat => ends.src,
-            Mode::FullNat => {
-                let flow = self.tables_ref().flows.get(&key)?;
-                let flow = flow.with_context(|| format!("no flow for {ends:?}"))?;
-                (V::SOURCE, V::ends(flow.to()).src.port()).into()
-            }
+        let src = if self.balancer.mode == Mode::FullNat {
+            let flow = self.tables_ref().flows.get(&key)?;
+            let flow = flow.with_context(|| format!("no flow for {ends:?}"))?;
+            (V::SOURCE, V::ends(flow.to()).src.port()).into()
+        } else {
+            ends.src
         };
         let to = Ends {
             src,

@@ -137,13 +137,9 @@ fn set_service<V: Ip>(
     for id in backends_of(number) {
         datapath.set_backend(id, backend::<V>(id, number, mode))?;
     }
-    let mode = match mode {
-        Mode::FullNat => service::Mode::FullNat,
-        Mode::Nat => service::Mode::Nat,
-    };
     let service = Service {
         id: number,
-        mode: mode as u8,
+        mode: service::Mode::from(mode) as u8,
         ..Service::default()
     };
     let packets = Match::Port {

@@ -160,7 +160,7 @@ async fn first_checks_come_at_once_but_not_all_together() {
 async fn checks_spread_over_the_interval() {
     const TARGETS: usize = 1_000;
     let begin = Instant::now();
-    let begins = Arc::new(Mutex::new(BTreeMap::<VirtualAddress, Vec<Duration>>::new()));
+    let begins = Arc::new(Mutex::new(BTreeMap::<BackendAddress, Vec<Duration>>::new()));
     let record = Arc::clone(&begins);
     let (mut checks, mut events) = checks(move |target| {
         let mut begins = record.lock().unwrap();

@@ -3,7 +3,9 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::state::{FULL_NAT_PORTS, Mode, Scheduler, Timeouts};
+use crate::state::{
+    FULL_NAT_PORTS, GUE_PORT, Mode, OtherPorts, Protocol, Scheduler, Timeouts, rules::same_address,
+};
 
 fn service(name: &str, address: &str, protocol: Protocol, backends: &[&str]) -> ServiceSpec {
     ServiceSpec {
@@ -14,6 +16,10 @@ fn service(name: &str, address: &str, protocol: Protocol, backends: &[&str]) -> 
         scheduler: Scheduler::Maglev,
         source: None,
         source_ports: FULL_NAT_PORTS,
+        gue_port: GUE_PORT,
+        max_segment_size: None,
+        other_ports: OtherPorts::Pass,
+        icmp_echo: true,
         timeouts: Timeouts::default(),
         health: None,
         backends: backends
@@ -55,9 +61,11 @@ fn an_address_belongs_to_one_service_for_each_protocol() {
     let udp = service("quic", "192.0.2.10:443", Protocol::Udp, &[]);
     desired.apply(Change::AddService(Box::new(udp))).unwrap();
     let tcp = service("quic", "192.0.2.10:443", Protocol::Tcp, &[]);
+    let web = desired.service("web").unwrap();
+    let conflict = Refusal::Conflict(same_address(&tcp, web));
     assert_eq!(
         desired.apply(Change::SetService(Box::new(tcp.clone()))),
-        Err(Refusal::Conflict(same_address(&tcp, "web")))
+        Err(conflict)
     );
     // The address is free again as soon as its owner has left it.
     let moved = service("web", "192.0.2.10:444", Protocol::Tcp, &[]);
