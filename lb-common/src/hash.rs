@@ -1,5 +1,6 @@
 //! The hash of a flow. Both sides compute it, and so do two balancers with the
-//! same configuration: it must not depend on the host.
+//! same configuration: it must not depend on the host. Addresses and ports are taken as they
+//! lie in memory, so hosts of another byte order hash otherwise.
 
 /// Odd constants with well-spread bits (the fractions of the golden ratio and of
 /// the square roots of 3 and 5).

@@ -220,6 +220,9 @@ pub trait Family: Sized {
     /// The key of the packet that a fragment is of.
     fn fragment_key(ip: *mut Self::Header, protocol: u8, identification: u32) -> Self::FragmentKey;
 
+    /// Destination and protocol in such a key.
+    fn fragment_owner(key: &Self::FragmentKey) -> (Self::Address, u8);
+
     /// Services on one address and port.
     fn services() -> &'static Services<Self::ServiceKey>;
     /// Service addresses.

@@ -15,7 +15,7 @@ use crate::{
     family::{Draft, Family},
     link::Link,
     maps::{BACKENDS, INTERFACES, clock},
-    packet::{Packet, Transport, tcp},
+    packet::{Packet, Part, Transport, tcp},
     ports, select,
 };
 
@@ -218,9 +218,10 @@ fn goes_on<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>, backend: &Backend) 
 #[inline(always)]
 fn may_begin<F: Family>(packet: &Packet<'_, F>, service: &Service) -> bool {
     let flags = packet.transport.flags;
-    !packet.transport.is_tcp
-        || tcp::opens(flags)
-        || (service.mode == Mode::Nat as u8 && flags & (tcp::SYN | tcp::RST) == 0)
+    packet.part != Part::Later
+        && (!packet.transport.is_tcp
+            || tcp::opens(flags)
+            || (service.mode == Mode::Nat as u8 && flags & (tcp::SYN | tcp::RST) == 0))
 }
 
 /// The client's packets come by another way than before: replies take it too.

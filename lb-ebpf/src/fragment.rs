@@ -2,7 +2,7 @@
 //! remembered.
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_PASS, XDP_REDIRECT, XDP_TX},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS},
     programs::XdpContext,
 };
 use lb_common::{
@@ -16,6 +16,7 @@ use crate::{
     link::Link,
     maps::clock,
     packet::{Packet, Part, Payload, Protocol, Transport},
+    service,
     verdict::{Refused, malformed},
 };
 
@@ -56,11 +57,21 @@ pub fn path<F: Family>(ctx: &XdpContext, link: &Link) -> u32 {
         }
     };
     let action = forward::packet(ctx, &packet);
-    let is_forwarded = action == XDP_TX || action == XDP_REDIRECT;
-    if position.offset == 0 && is_forwarded {
+    if position.offset == 0 && is_remembered::<F>(action, key) {
         let _full = F::fragments().insert(key, first, 0);
     }
     action
+}
+
+/// Whether later fragments need to know of a first one: it was forwarded, or it is the
+/// host's own, but sent to a service address.
+#[inline(always)]
+fn is_remembered<F: Family>(action: u32, key: &F::FragmentKey) -> bool {
+    if action != XDP_PASS {
+        return action != XDP_DROP;
+    }
+    let (destination, protocol) = F::fragment_owner(key);
+    service::owns::<F>(destination, Protocol::Known(protocol))
 }
 
 /// What is remembered of the first fragment of a packet, nothing if it has not been seen

@@ -306,6 +306,11 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn fragment_owner(key: &FragmentKey4) -> (u32, u8) {
+        (key.dst, key.protocol as u8)
+    }
+
+    #[inline(always)]
     fn services() -> &'static Services<ServiceKey4> {
         &SERVICES_V4
     }

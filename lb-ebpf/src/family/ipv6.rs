@@ -325,6 +325,11 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn fragment_owner(key: &FragmentKey6) -> (Self::Address, u8) {
+        (key.dst, key.protocol as u8)
+    }
+
+    #[inline(always)]
     fn services() -> &'static Services<ServiceKey6> {
         &SERVICES_V6
     }

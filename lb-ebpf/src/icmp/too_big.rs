@@ -41,6 +41,7 @@ pub fn too_big<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
     }
     let length = F::length(ip);
     let answer = F::tuple(ip, F::ICMP, 0).reversed();
+    let mtu = mtu.max(F::LEAST_MTU);
     make::<F>(ctx, link, length, &answer, mtu).unwrap_or(XDP_DROP)
 }
 

@@ -132,9 +132,8 @@ impl Report<'_> {
         if let Err(reason) = self.link.strip(ctx, cut, G::ETHER_TYPE) {
             return refused(reason).drop(ctx);
         }
-        let mtu = self.mtu.max(G::LEAST_MTU);
         refused(DropReason::TooBig)
-            .with_mtu(Part::Whole, mtu)
+            .with_mtu(Part::Whole, self.mtu.max(1))
             .drop(ctx)
     }
 }
