@@ -64,6 +64,8 @@ impl Link {
             if is_vlan(link.ether_type) {
                 link.pop_tag(ctx, 1)?;
             }
+            // The verifier follows what comes once for any number of tags, not for each.
+            link.payload = black_box(link.payload) & HEADER_MASK;
         }
         Some(link)
     }
@@ -131,7 +133,7 @@ impl Link {
                 outer as u32,
             );
             // The verifier has to see the bound that the compiler knows.
-            black_box(length) as usize & MAX_HEADER.next_power_of_two().wrapping_sub(1)
+            black_box(length) as usize & HEADER_MASK
         } else if outer != 0 {
             move_head(ctx, -outer)?;
             write_ether_type(ctx, EthHdr::LEN, ether_type)?;
@@ -173,6 +175,8 @@ impl Link {
 
 /// An Ethernet header with two tags.
 const MAX_HEADER: usize = EthHdr::LEN + MAX_VLAN_TAGS * VlanHdr::LEN;
+/// The bits of the length of an Ethernet header.
+const HEADER_MASK: usize = MAX_HEADER.next_power_of_two() - 1;
 const TAG: usize = VlanHdr::LEN;
 
 /// Moves the begin of the frame by `delta` bytes, to the front where it is negative.
