@@ -79,6 +79,12 @@ drop_reasons! {
     NoInterface = 17, "no-interface";
     /// The kernel could not make room for another Ethernet header.
     NoHeadroom = 18, "no-headroom";
+    /// The headers of a tunnel to a backend host are truncated, contradict each other, or are of no form that is unwrapped.
+    TunnelHeader = 40, "tunnel-header";
+    /// A tunnel packet to a backend host comes from a source that is not allowed.
+    TunnelSource = 41, "tunnel-source";
+    /// A tunnel packet met congestion, and what it carries cannot say so (RFC 6040).
+    TunnelEcn = 42, "tunnel-ecn";
 }
 
 #[cfg(test)]

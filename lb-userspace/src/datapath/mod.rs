@@ -3,6 +3,7 @@
 
 mod attach;
 mod bpf;
+mod decap;
 mod error;
 mod flows;
 mod key;
@@ -44,6 +45,7 @@ use lb_common::{
 
 pub use self::{
     attach::{AttachedMode, XdpMode},
+    decap::Decap,
     error::{Error, Result},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
     key::{Frontend, word, words, words6},
@@ -136,7 +138,7 @@ impl Datapath {
     /// See [`Error`]: missing privileges, an old kernel, no memory.
     pub fn load(options: &Options) -> Result<Self> {
         error::check_memory(options.max_flows)?;
-        let failed = |error| error::loading(error, options.max_flows);
+        let failed = |error| error::loading(error, Some(options.max_flows));
         let log = options.log as u8;
         let mut loader = EbpfLoader::new();
         loader.override_global(aya_log::LEVEL, &log, false);
@@ -145,7 +147,7 @@ impl Datapath {
         }
         let mut ebpf = loader.load(OBJECT).map_err(failed)?;
 
-        let program = program(&mut ebpf)?;
+        let program = program(&mut ebpf, map_name::PROGRAM)?;
         program.load().map_err(|error| failed(error.into()))?;
 
         let mut datapath = Self {
@@ -190,11 +192,8 @@ impl Datapath {
     /// Where there is no such interface, another program is attached to it, or its driver
     /// does not take the program.
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<AttachedMode> {
-        let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|_| Error::NoInterface {
-            name: interface.to_owned(),
-        })?;
-        let program = program(&mut self.ebpf)?;
-        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
+        let program = program(&mut self.ebpf, map_name::PROGRAM)?;
+        let (attachment, attached) = attach::attach(program, interface, mode)?;
         self.attachments.push(attachment);
         Ok(attached)
     }
@@ -214,7 +213,7 @@ impl Datapath {
         let program = self.ebpf.program(map_name::PROGRAM);
         program
             .and_then(|program| program.fd().ok())
-            .ok_or_else(missing_program)
+            .ok_or_else(|| missing_program(map_name::PROGRAM))
     }
 
     /// What [`Self::set_runtime`] last wrote.
@@ -424,7 +423,8 @@ impl Datapath {
     /// Runs the program on a frame that came in by interface `ifindex`, of which
     /// nothing leaves. The maps are the real ones.
     pub fn test_run(&mut self, frame: &[u8], ifindex: u32) -> Result<TestRun> {
-        test_run::test_run(program(&mut self.ebpf)?, frame, ifindex)
+        let program = program(&mut self.ebpf, map_name::PROGRAM)?;
+        test_run::test_run(program, frame, ifindex)
     }
 }
 
@@ -436,16 +436,16 @@ const FLOW_TABLES: [&str; 4] = [
     map_name::REPLIES_V6,
 ];
 
-/// The XDP program.
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
-    ebpf.program_mut(map_name::PROGRAM)
+/// The XDP program of this name.
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
-        .ok_or_else(missing_program)
+        .ok_or_else(|| missing_program(name))
 }
 
-fn missing_program() -> Error {
+fn missing_program(name: &str) -> Error {
     Error::WrongObject {
-        what: format!("there is no XDP program `{}`", map_name::PROGRAM),
+        what: format!("there is no XDP program `{name}`"),
     }
 }
 
