@@ -6,10 +6,8 @@ use lb_common::{
     decap::{GUE_PORT, Passed, VipCounters},
     drop_reason::DropReason,
 };
-use lb_tests::{CLIENT_IF, difference, in_network_namespace};
+use lb_tests::{CLIENT_IF, Tunnel, difference, in_network_namespace};
 use lb_userspace::datapath::{Decap, Verdict};
-
-use crate::tunnel::{HOST_V4, HOST_V6};
 
 /// A frame, and what becomes of it.
 pub(crate) struct Case {
@@ -140,7 +138,7 @@ fn load(gue_port: u16) -> Decap {
     let address = |text: &str| text.parse::<IpAddr>().expect("an address");
     let mut program =
         Decap::load(gue_port).expect("these tests load the XDP program and must run as root");
-    for host in [IpAddr::from(HOST_V4), HOST_V6.into()] {
+    for host in [IpAddr::from(Tunnel::END_V4), Tunnel::END_V6.into()] {
         program.set_local(host).expect("a local address");
     }
     for (source, length) in SOURCES {

@@ -1,13 +1,11 @@
 //! Congestion notification: the table of RFC 6040, section 4.2.
 
 use lb_common::drop_reason::DropReason;
-use lb_tests::Packet;
+use lb_tests::{Form, Packet, Tunnel};
 
 use crate::{
     bench::{Case, Outcome, run},
-    family, request,
-    tunnel::{Form, Tunnel},
-    vip_index,
+    family, request, vip_index,
 };
 
 const NOT_ECT: u8 = 0;

@@ -1,11 +1,10 @@
 //! What is no tunnel to this host passes byte for byte.
 
-use lb_tests::{BACKEND_IF, Extension, Packet, Tag, edit_ipv4};
+use lb_tests::{BACKEND_IF, Extension, Form, Packet, Tag, Tunnel, edit_ipv4};
 
 use crate::{
     bench::{Case, Outcome, run},
     client, family, request,
-    tunnel::{Form, Tunnel},
 };
 
 fn foreign(name: impl Into<String>, frame: Vec<u8>) -> Case {

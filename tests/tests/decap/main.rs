@@ -6,7 +6,6 @@ mod ecn;
 mod foreign;
 mod malformed;
 mod refused;
-mod tunnel;
 mod unwrapped;
 
 use std::net::SocketAddr;

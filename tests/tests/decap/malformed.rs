@@ -1,12 +1,11 @@
 //! Tunnels to this host whose headers make no sense.
 
 use lb_common::drop_reason::DropReason;
-use lb_tests::{Tag, edit_ipv4};
+use lb_tests::{Form, Tag, Tunnel, edit_ipv4};
 
 use crate::{
     bench::{Case, Outcome, run},
     family, request,
-    tunnel::{Form, Tunnel},
 };
 
 fn malformed(name: impl Into<String>, frame: Vec<u8>) -> Case {

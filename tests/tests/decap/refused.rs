@@ -3,13 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{decap::Passed, drop_reason::DropReason};
-use lb_tests::{BACKEND_IF, CLIENT_IF, Packet, Tag};
+use lb_tests::{BACKEND_IF, CLIENT_IF, Form, Packet, Tag, Tunnel};
 
 use crate::{
     bench::{Case, Outcome, run},
-    client, family, request,
-    tunnel::{Form, Tunnel},
-    vip_index,
+    client, family, request, vip_index,
 };
 
 #[test]

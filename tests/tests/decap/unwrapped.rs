@@ -2,13 +2,11 @@
 
 use std::net::SocketAddr;
 
-use lb_tests::{Extension, Packet, Tag, edit_ipv4};
+use lb_tests::{Extension, Form, Packet, Tag, Tunnel, edit_ipv4};
 
 use crate::{
     bench::{Case, Outcome, run, run_at_port},
-    client, family, request,
-    tunnel::{Form, Tunnel},
-    vip_index,
+    client, family, request, vip_index,
 };
 
 /// A tunnel whose inner packet reaches the stack as it is.

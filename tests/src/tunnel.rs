@@ -2,15 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::packet::{Packet, Tag};
 use etherparse::{
     EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header,
     SingleVlanHeader, UdpHeader, VlanId, VlanPcp,
 };
-use lb_tests::{Packet, Tag};
 
 /// How the inner packet is wrapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub enum Form {
     /// Directly in IP.
     Ipip,
     /// In UDP, with a GUE header of version 0.
@@ -20,50 +20,62 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    pub(crate) const ALL: [Self; 3] = [Self::Ipip, Self::Gue0, Self::Gue1];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ipip, Self::Gue0, Self::Gue1];
 }
 
 /// A packet in a tunnel. What is not set is right.
 #[derive(Clone, Debug)]
-pub(crate) struct Tunnel {
-    pub(crate) form: Form,
-    pub(crate) src: IpAddr,
-    pub(crate) dst: IpAddr,
-    pub(crate) dst_mac: [u8; 6],
-    pub(crate) src_mac: [u8; 6],
-    pub(crate) tags: Vec<Tag>,
+pub struct Tunnel {
+    /// How it is wrapped.
+    pub form: Form,
+    /// Outer source address.
+    pub src: IpAddr,
+    /// Outer destination address.
+    pub dst: IpAddr,
+    /// Ethernet destination address.
+    pub dst_mac: [u8; 6],
+    /// Ethernet source address.
+    pub src_mac: [u8; 6],
+    /// VLAN tags, the outer first.
+    pub tags: Vec<Tag>,
     /// ECN bits of the outer header.
-    pub(crate) ecn: u8,
+    pub ecn: u8,
     /// Options of an outer IPv4 header, a multiple of four bytes.
-    pub(crate) options: Vec<u8>,
+    pub options: Vec<u8>,
     /// Fragment offset in units of eight bytes, and more fragments.
-    pub(crate) fragment: Option<(u16, bool)>,
-    pub(crate) port: u16,
+    pub fragment: Option<(u16, bool)>,
+    /// UDP destination port.
+    pub port: u16,
     /// The GUE header of version 0; the right one for the inner packet if there is none.
-    pub(crate) gue: Option<[u8; 4]>,
+    pub gue: Option<[u8; 4]>,
     /// The inner packet from its IP header on.
-    pub(crate) inner: Vec<u8>,
+    pub inner: Vec<u8>,
     /// What the UDP length is too large by.
-    pub(crate) udp_excess: i32,
+    pub udp_excess: i32,
     /// What the outer IP length is too large by.
-    pub(crate) ip_excess: i32,
+    pub ip_excess: i32,
     /// Bytes behind the outer packet.
-    pub(crate) padding: Vec<u8>,
+    pub padding: Vec<u8>,
 }
 
-/// Addresses of the tunnel's ends: the balancer and this host.
-pub(crate) const BALANCER_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-pub(crate) const BALANCER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 1);
-pub(crate) const HOST_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 11);
-pub(crate) const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x11);
-
 impl Tunnel {
-    /// The balancer sends `inner` to this host.
-    pub(crate) fn new(form: Form, ipv6: bool, inner: &Packet) -> Self {
+    /// IPv4 address that tunnels begin at: the balancer.
+    pub const BEGIN_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    /// IPv6 address that tunnels begin at.
+    pub const BEGIN_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 1);
+    /// IPv4 address that tunnels end at: the backend.
+    pub const END_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 11);
+    /// IPv6 address that tunnels end at.
+    pub const END_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x11);
+
+    /// The balancer sends `inner` to the backend, in an outer IPv6 packet or an IPv4 one.
+    #[must_use]
+    pub fn new(form: Form, ipv6: bool, inner: &Packet) -> Self {
         let (src, dst) = if ipv6 {
-            (BALANCER_V6.into(), HOST_V6.into())
+            (Self::BEGIN_V6.into(), Self::END_V6.into())
         } else {
-            (BALANCER_V4.into(), HOST_V4.into())
+            (Self::BEGIN_V4.into(), Self::END_V4.into())
         };
         Self {
             form,
@@ -85,18 +97,21 @@ impl Tunnel {
     }
 
     /// The same with something changed.
-    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
     /// Offset of the outer IP header.
-    pub(crate) fn ip_offset(&self) -> usize {
+    #[must_use]
+    pub fn ip_offset(&self) -> usize {
         Ethernet2Header::LEN + self.tags.len() * SingleVlanHeader::LEN
     }
 
     /// Length of the outer IP header, options and a fragment header included.
-    pub(crate) fn ip_headers(&self) -> usize {
+    #[must_use]
+    pub fn ip_headers(&self) -> usize {
         match self.src {
             IpAddr::V4(_) => Ipv4Header::MIN_LEN + self.options.len(),
             IpAddr::V6(_) if self.fragment.is_some() => Ipv6Header::LEN + 8,
@@ -105,24 +120,31 @@ impl Tunnel {
     }
 
     /// Offset of what is behind the outer IP header.
-    pub(crate) fn payload_offset(&self) -> usize {
+    #[must_use]
+    pub fn payload_offset(&self) -> usize {
         self.ip_offset() + self.ip_headers()
     }
 
     /// The frame.
-    pub(crate) fn build(&self) -> Vec<u8> {
+    ///
+    /// # Panics
+    ///
+    /// Like [`Self::packet`].
+    #[must_use]
+    pub fn build(&self) -> Vec<u8> {
         let outer = match self.src {
             IpAddr::V4(_) => EtherType::IPV4,
             IpAddr::V6(_) => EtherType::IPV6,
         };
         let mut frame = self.link(outer);
-        frame.extend(self.ip());
+        frame.extend(self.packet());
         frame.extend(&self.padding);
         frame
     }
 
     /// The frame that the stack should get, with this inner packet.
-    pub(crate) fn unwrapped(&self, inner: &[u8]) -> Vec<u8> {
+    #[must_use]
+    pub fn unwrapped(&self, inner: &[u8]) -> Vec<u8> {
         let mut frame = self.link(match inner[0] >> 4 {
             4 => EtherType::IPV4,
             _ => EtherType::IPV6,
@@ -153,7 +175,12 @@ impl Tunnel {
     }
 
     /// The outer packet.
-    fn ip(&self) -> Vec<u8> {
+    ///
+    /// # Panics
+    ///
+    /// When a field does not fit its place in the header.
+    #[must_use]
+    pub fn packet(&self) -> Vec<u8> {
         let payload = self.payload();
         let protocol = match self.form {
             Form::Ipip => self.inner_number(),
