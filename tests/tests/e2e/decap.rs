@@ -143,11 +143,10 @@ impl Scene {
     fn new(name: &str, options: TopologyOptions) -> Result<Self> {
         let (topology, mut servers) = standard(name, options)?;
         let backend = &topology.backends[0];
-        for vip in [
-            format!("{}/32", Topology::VIP4),
-            format!("{}/128", Topology::VIP6),
-        ] {
-            backend.host.ip(&format!("address add {vip} dev lo"))?;
+        // The server can bind it at once, without duplicate address detection.
+        let (v4, v6) = (Topology::VIP4, Topology::VIP6);
+        for vip in [format!("{v4}/32"), format!("{v6}/128 nodad")] {
+            backend.host.ip(&format!("address add dev lo {vip}"))?;
         }
         let mut command = backend.host.command(&programs::paths().server);
         command
