@@ -91,6 +91,12 @@ drop_reasons! {
     FragmentOverlap = 24, "fragment-overlap";
     /// The ICMP error is truncated, or quotes less than the ports of a packet.
     IcmpHeader = 25, "icmp-header";
+    /// The headers of a tunnel to a backend host are truncated, contradict each other, or are of no form that is unwrapped.
+    TunnelHeader = 40, "tunnel-header";
+    /// A tunnel packet to a backend host comes from a source that is not allowed.
+    TunnelSource = 41, "tunnel-source";
+    /// A tunnel packet met congestion, and what it carries cannot say so (RFC 6040).
+    TunnelEcn = 42, "tunnel-ecn";
 }
 
 #[cfg(test)]

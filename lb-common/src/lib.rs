@@ -17,6 +17,7 @@ pub mod addr;
 pub mod backend;
 pub mod checksum;
 pub mod counters;
+pub mod decap;
 pub mod drop_reason;
 pub mod flow;
 pub mod fragment;

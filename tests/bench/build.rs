@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ebpf_build::build_script(ebpf_build::Program::BENCH_DRIVER)
+    ebpf_build::build_script(&[ebpf_build::Program::BENCH_DRIVER])
 }

@@ -15,6 +15,7 @@ mod flow;
 mod namespace;
 mod packet;
 mod snapshot;
+mod tunnel;
 mod world;
 
 pub use self::{
@@ -24,5 +25,6 @@ pub use self::{
     flow::{Flow, Kind},
     namespace::in_network_namespace,
     packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
+    tunnel::{Form, Tunnel},
     world::{BACKEND_IF, CLIENT_IF, Link, OTHER_IF, World},
 };

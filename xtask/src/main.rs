@@ -23,7 +23,7 @@ struct Arguments {
 enum Task {
     /// Install what building and testing need; nothing if it is there.
     Setup,
-    /// Compile the eBPF program alone; print the object's path, and its size.
+    /// Compile the eBPF programs alone; print the objects' paths, and their sizes.
     BuildEbpf,
     /// Run every test, those that need root and BPF included.
     Test {

@@ -14,14 +14,17 @@ use ebpf_build::{Builder, Program, Target};
 
 use crate::project::{cargo, execute, require_root, root, step, target_dir};
 
-/// Compiles the eBPF program and prints where the object is.
+/// Compiles the eBPF programs of `lb` and prints where the objects are.
 pub(crate) fn build_ebpf() -> Result<()> {
-    let built = ebpf_builder()?.build(Program::LB)?;
-    eprint!("{}", built.warnings);
-    let bytes = fs::metadata(&built.object)
-        .with_context(|| format!("cannot read {}", built.object.display()))?
-        .len();
-    writeln!(io::stdout(), "{}\t{bytes} bytes", built.object.display())?;
+    let builder = ebpf_builder()?;
+    for program in [Program::LB, Program::DECAP] {
+        let built = builder.build(program)?;
+        eprint!("{}", built.warnings);
+        let bytes = fs::metadata(&built.object)
+            .with_context(|| format!("cannot read {}", built.object.display()))?
+            .len();
+        writeln!(io::stdout(), "{}\t{bytes} bytes", built.object.display())?;
+    }
     Ok(())
 }
 

@@ -15,7 +15,10 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::wire::{Backend, Failure, Service};
-use crate::state::{Reason, Status};
+use crate::{
+    decap,
+    state::{Reason, Status},
+};
 
 /// How long an answer may take: longer than the server gives itself, so that its
 /// own explanation comes first.
@@ -26,6 +29,14 @@ const PATIENCE: Duration = Duration::from_secs(40);
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    server: Server,
+}
+
+/// Who should listen, in messages.
+#[derive(Clone, Copy, Debug)]
+struct Server {
+    name: &'static str,
+    command: &'static str,
 }
 
 #[expect(
@@ -38,7 +49,29 @@ impl Client {
     pub fn new(socket: &Path) -> Self {
         Self {
             socket: socket.to_owned(),
+            server: Server {
+                name: "balancer",
+                command: "lb run",
+            },
         }
+    }
+
+    /// A client of the `lb decap` that listens at this path, which answers
+    /// [`Self::decap_status`] alone.
+    #[must_use]
+    pub fn of_decap(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            server: Server {
+                name: "`lb decap`",
+                command: "lb decap",
+            },
+        }
+    }
+
+    /// The state of what unwraps tunnels.
+    pub async fn decap_status(&self) -> Result<decap::Status, Reason> {
+        self.ask(Method::GET, "/v1/status".into(), None).await
     }
 
     /// The state of the balancer.
@@ -106,7 +139,7 @@ impl Client {
             .map_err(|_| {
                 Reason::new(
                     format!("no answer within {} seconds", PATIENCE.as_secs()),
-                    "the log of the balancer may say why",
+                    format!("the log of the {} may say why", self.server.name),
                 )
             })?
             .map_err(|error| self.explain(&error))?;
@@ -158,18 +191,21 @@ impl Client {
 
     fn explain(&self, error: &io::Error) -> Reason {
         let socket = self.socket.display();
+        let Server { name, command } = self.server;
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Reason::new(
-                format!("no balancer listens on `{socket}`"),
-                "start one by `lb run`, or name the socket of the one that runs by --socket",
+                format!("no {name} listens on `{socket}`"),
+                format!(
+                    "start one by `{command}`, or name the socket of the one that runs by --socket"
+                ),
             ),
             io::ErrorKind::PermissionDenied => Reason::new(
                 format!("this user may not connect to `{socket}`"),
                 "be root, or a member of the group that the socket belongs to",
             ),
             _ => Reason::new(
-                format!("cannot talk to the balancer on `{socket}`: {error}"),
-                "the log of the balancer may say why",
+                format!("cannot talk to the {name} on `{socket}`: {error}"),
+                format!("the log of the {name} may say why"),
             ),
         }
     }

@@ -17,8 +17,12 @@
 //! by `{"error": {"message", "hint"}}` with status 400 (the request makes no sense),
 //! 404 (what it names is not there), 409 (it contradicts what is there), 500 (the
 //! datapath would not take it) or 503 (the balancer does not answer).
+//!
+//! `lb decap` has a socket of its own, with `GET /v1/status` alone: a
+//! [`decap::Status`](crate::decap::Status).
 
 mod client;
+mod decap;
 mod error;
 mod routes;
 mod server;
@@ -26,5 +30,5 @@ mod socket;
 pub mod wire;
 
 pub use client::Client;
-pub use server::serve;
+pub use server::{serve, serve_decap};
 pub use socket::Socket;

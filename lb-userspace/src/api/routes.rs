@@ -44,7 +44,7 @@ pub(super) fn router(control: Control) -> Router {
         control,
         changes: Arc::default(),
     };
-    Router::new()
+    let routes = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route(
@@ -59,12 +59,17 @@ pub(super) fn router(control: Control) -> Router {
         .route(
             "/v1/services/{name}/backends/{address}",
             put(set_backend).delete(remove_backend),
-        )
+        );
+    with_manners(routes).with_state(api)
+}
+
+/// What holds for every request: it ends, and gets an answer that can be read.
+pub(super) fn with_manners<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(be_impatient))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(api)
 }
 
 async fn be_impatient(request: Request, next: Next) -> Response {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -10,8 +11,8 @@ use hyper_util::{
 };
 use tokio::sync::Semaphore;
 
-use super::{routes, socket::Socket};
-use crate::state::Control;
+use super::{decap, routes, socket::Socket};
+use crate::{decap::Handle, state::Control};
 
 /// Most connections at a time; the next wait in the socket's backlog.
 const MAX_CONNECTIONS: usize = 64;
@@ -23,10 +24,19 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// descriptors, say), instead of failing at full speed.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers requests on the socket until `shutdown` is there, then ends the requests
-/// that have begun, and removes the socket.
+/// Answers requests to the balancer on the socket until `shutdown` is there, then ends
+/// the requests that have begun, and removes the socket.
 pub async fn serve(socket: Socket, control: Control, shutdown: impl Future<Output = ()>) {
-    let service = TowerToHyperService::new(routes::router(control));
+    serve_router(socket, routes::router(control), shutdown).await;
+}
+
+/// The same for what unwraps tunnels.
+pub async fn serve_decap(socket: Socket, handle: Handle, shutdown: impl Future<Output = ()>) {
+    serve_router(socket, decap::router(handle), shutdown).await;
+}
+
+async fn serve_router(socket: Socket, router: Router, shutdown: impl Future<Output = ()>) {
+    let service = TowerToHyperService::new(router);
     let connections = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut shutdown = std::pin::pin!(shutdown);

@@ -88,10 +88,10 @@ fn make_way(path: &Path) -> Result<(), Reason> {
             }),
         Err(error) => Err(Reason::new(
             format!("cannot tell whether somebody listens on `{shown}`: {error}"),
-            "run the balancer as root, or name another place for the socket by --socket",
+            "be root, or name another place for the socket by --socket",
         )),
         Ok(_) => Err(Reason::new(
-            format!("the socket `{shown}` is in use: another balancer listens on it"),
+            format!("the socket `{shown}` is in use: another process listens on it"),
             "stop that one first, or name another place for the socket by --socket",
         )),
     }

@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::{ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
     CommandFactory, Parser, Subcommand,
@@ -13,6 +13,7 @@ use tracing_subscriber::{EnvFilter, filter::ParseError};
 use crate::{
     address::AddressPrefix,
     config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
+    decap::Prefix,
     state::{
         BackendAddress, BackendSpec, Mode, OtherPorts, Protocol, Reason, Scheduler, ServiceAddress,
         Word, parse_port, parse_port_range, parse_source, rules,
@@ -27,7 +28,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "lb", version, max_term_width = 100, subcommand_required = true)]
 pub(super) struct Args {
-    /// Unix socket of the balancer [default: /run/lb/lb.sock]
+    /// Unix socket of the balancer [default: /run/lb/lb.sock, of `decap` /run/lb/decap.sock]
     #[arg(
         long,
         global = true,
@@ -74,6 +75,7 @@ pub(super) enum Command {
     Service(Service),
     #[command(subcommand)]
     Backend(Backend),
+    Decap(Box<Decap>),
 }
 
 /// Run the balancer in the foreground
@@ -121,6 +123,99 @@ pub(super) struct Run {
         value_parser = word::<DatapathLog>()
     )]
     pub(super) datapath_log: DatapathLog,
+}
+
+const DECAP_EXAMPLE: &str = "Example, on a backend of a service on 192.0.2.10:
+  ip address add 192.0.2.10/32 dev lo
+  lb decap --interface eth0 --vip 192.0.2.10
+  lb decap status";
+
+/// Unwrap tunnels on a backend host
+///
+/// Run on a backend of services in the modes `ipip` and `gue`, it takes the inner packets
+/// out of the tunnels that are addressed to this host, hands them to the network stack
+/// and counts them, until SIGINT or SIGTERM. Everything else passes. Needs root.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = DECAP_EXAMPLE
+)]
+pub(super) struct Decap {
+    #[command(flatten)]
+    pub(super) run: DecapRun,
+
+    #[command(subcommand)]
+    pub(super) command: Option<DecapCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DecapCommand {
+    /// Show what was unwrapped, passed and dropped
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DecapRun {
+    /// Interface that tunnels come in by; may be given again
+    #[arg(
+        long = "interface",
+        short,
+        value_name = "IF",
+        required = true,
+        value_parser = typed(config::parse_interface)
+    )]
+    pub(super) interfaces: Vec<String>,
+
+    /// Service address that inner packets are for, or a prefix; may be given again
+    ///
+    /// Tunnels with other packets inside are left to the network stack.
+    #[arg(
+        long = "vip",
+        value_name = "ADDRESS[/LENGTH]",
+        required = true,
+        value_parser = typed(Prefix::from_str)
+    )]
+    pub(super) vips: Vec<Prefix>,
+
+    /// Where tunnels may begin [default: the networks of each interface]; may be given again
+    #[arg(long, value_name = "ADDRESS[/LENGTH]", value_parser = typed(Prefix::from_str))]
+    pub(super) from: Vec<Prefix>,
+
+    /// Where tunnels may end [default: every address of the interfaces]; may be given again
+    #[arg(long = "local", value_name = "ADDRESS")]
+    pub(super) locals: Vec<IpAddr>,
+
+    /// UDP port of GUE
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = lb_common::decap::GUE_PORT,
+        value_parser = value_parser!(u16).range(1..)
+    )]
+    pub(super) gue_port: u16,
+
+    /// Where the program runs on an interface [default: auto]
+    ///
+    /// `native` is in the network driver; `generic` works with every driver, and is
+    /// slow; `auto` is native where the driver can, else generic with a warning.
+    #[arg(long, value_name = "MODE", value_parser = word::<XdpMode>())]
+    pub(super) xdp_mode: Option<XdpMode>,
+
+    /// What is logged to stderr: a level, or levels by module
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "LB_LOG",
+        hide_env_values = true,
+        default_value = "info",
+        value_parser = |text: &str| EnvFilter::try_new(text)
+    )]
+    pub(super) log: EnvFilter,
 }
 
 /// Find every mistake in a configuration file

@@ -4,6 +4,7 @@
 mod args;
 mod backend;
 mod check;
+mod decap;
 mod human;
 mod output;
 mod run;
@@ -37,6 +38,7 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(run) => run::run(*run, socket)?,
         Command::Check(check) => return check::check(&check),
+        Command::Decap(decap) => decap::decap(*decap, socket)?,
         Command::Status(status) => ask(status::status(&client(), &status))?,
         Command::Service(command) => ask(service::service(&client(), command))?,
         Command::Backend(command) => ask(backend::backend(&client(), command))?,

@@ -74,7 +74,7 @@ fn configure(args: Run, socket: Option<PathBuf>) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn log_to_stderr(filter: EnvFilter) {
+pub(super) fn log_to_stderr(filter: EnvFilter) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -130,7 +130,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 /// Comes when the process is told to end by SIGINT or SIGTERM.
-fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
+pub(super) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
     let (mut interrupt, mut terminate): (Signal, Signal) = (
         listen(SignalKind::interrupt())?,

@@ -149,7 +149,7 @@ pub async fn run(
 }
 
 /// The index of the interface of this name.
-fn index_of(interfaces: &[Interface], name: &str) -> datapath::Result<u32> {
+pub(crate) fn index_of(interfaces: &[Interface], name: &str) -> datapath::Result<u32> {
     let interface = interfaces.iter().find(|interface| interface.name == name);
     interface
         .map(|interface| interface.ifindex)
@@ -159,7 +159,7 @@ fn index_of(interfaces: &[Interface], name: &str) -> datapath::Result<u32> {
 }
 
 /// An error of the datapath with what a user can do about it.
-fn explained(error: datapath::Error) -> anyhow::Error {
+pub(crate) fn explained(error: datapath::Error) -> anyhow::Error {
     match error.hint() {
         Some(hint) => Reason::new(chain(&error), hint).into(),
         None => error.into(),
@@ -196,7 +196,7 @@ fn log_level(level: DatapathLog) -> LogLevel {
     }
 }
 
-fn xdp_mode(mode: XdpMode) -> datapath::XdpMode {
+pub(crate) fn xdp_mode(mode: XdpMode) -> datapath::XdpMode {
     match mode {
         XdpMode::Auto => datapath::XdpMode::Auto,
         XdpMode::Native => datapath::XdpMode::Native,

@@ -14,6 +14,7 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkMessage, LinkXdp},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::net::if_::if_nametoindex;
 
 use super::error::{Error, Result, errno};
 
@@ -63,13 +64,15 @@ pub(super) struct Attachment {
     _link: FdLink,
 }
 
-/// Attaches `program` to the interface `name` with index `ifindex`.
+/// Attaches `program` to the interface `name`.
 pub(super) fn attach(
     program: &mut Xdp,
     name: &str,
-    ifindex: u32,
     mode: XdpMode,
 ) -> Result<(Attachment, AttachedMode)> {
+    let ifindex = if_nametoindex(name).map_err(|_| Error::NoInterface {
+        name: name.to_owned(),
+    })?;
     if let Some(program_id) = attached_program(ifindex).map_err(|source| Error::Query {
         interface: name.to_owned(),
         source,

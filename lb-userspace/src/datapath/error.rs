@@ -179,8 +179,9 @@ where
     }
 }
 
-/// What an error of aya while loading means to a user.
-pub(super) fn loading(source: EbpfError, max_flows: u32) -> Error {
+/// What an error of aya while loading means to a user. `max_flows` are the entries of
+/// each flow table, if the object has some.
+pub(super) fn loading(source: EbpfError, max_flows: Option<u32>) -> Error {
     let Some(io_error) = io_error(&source) else {
         return Error::Load { source };
     };
@@ -188,15 +189,15 @@ pub(super) fn loading(source: EbpfError, max_flows: u32) -> Error {
         || io::Error::from(io_error.kind()),
         io::Error::from_raw_os_error,
     );
-    match io_error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) if !is_verdict(&source) => {
+    match (io_error.raw_os_error(), max_flows) {
+        (Some(libc::EPERM | libc::EACCES), _) if !is_verdict(&source) => {
             return Error::Privileges {
                 action: "loading the XDP program",
                 source: io_error,
             };
         }
-        Some(libc::ENOSYS) => return Error::NoBpf { source: io_error },
-        Some(libc::ENOMEM | libc::E2BIG) => {
+        (Some(libc::ENOSYS), _) => return Error::NoBpf { source: io_error },
+        (Some(libc::ENOMEM | libc::E2BIG), Some(max_flows)) => {
             return Error::Memory {
                 max_flows,
                 mebibytes: flow_table_mebibytes(max_flows),

@@ -3,6 +3,7 @@
 
 mod attach;
 mod bpf;
+mod decap;
 mod error;
 mod flows;
 mod key;
@@ -49,6 +50,7 @@ use lb_common::{
 
 pub use self::{
     attach::{AttachedMode, XdpMode},
+    decap::Decap,
     error::{Error, Result},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
@@ -152,7 +154,7 @@ impl Datapath {
     /// See [`Error`]: missing privileges, an old kernel, no memory.
     pub fn load(options: &Options) -> Result<Self> {
         error::check_memory(options.max_flows)?;
-        let failed = |error| error::loading(error, options.max_flows);
+        let failed = |error| error::loading(error, Some(options.max_flows));
         let log = options.log as u8;
         let mut loader = EbpfLoader::new();
         loader.override_global(aya_log::LEVEL, &log, false);
@@ -220,11 +222,8 @@ impl Datapath {
     /// Where there is no such interface, another program is attached to it, or its driver
     /// does not take the program.
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<AttachedMode> {
-        let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|_| Error::NoInterface {
-            name: interface.to_owned(),
-        })?;
         let program = program(&mut self.ebpf, map_name::PROGRAM)?;
-        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
+        let (attachment, attached) = attach::attach(program, interface, mode)?;
         self.attachments.push(attachment);
         Ok(attached)
     }
@@ -463,7 +462,8 @@ impl Datapath {
     /// Runs the program on a frame that came in by interface `ifindex`, of which
     /// nothing leaves. The maps are the real ones.
     pub fn test_run(&mut self, frame: &[u8], ifindex: u32) -> Result<TestRun> {
-        test_run::test_run(program(&mut self.ebpf, map_name::PROGRAM)?, frame, ifindex)
+        let program = program(&mut self.ebpf, map_name::PROGRAM)?;
+        test_run::test_run(program, frame, ifindex)
     }
 }
 
@@ -475,7 +475,7 @@ const FLOW_TABLES: [&str; 4] = [
     map_name::REPLIES_V6,
 ];
 
-/// An XDP program of the object.
+/// The XDP program of this name.
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())

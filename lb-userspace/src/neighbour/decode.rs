@@ -7,6 +7,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
     link::{
         InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
         LinkMessage,
@@ -16,7 +17,7 @@ use netlink_packet_route::{
 };
 
 use super::{
-    Interface,
+    HostAddress, Interface,
     facts::{Link, Neighbour, NeighbourKey, Route, Vlan},
     table::Input,
 };
@@ -77,6 +78,27 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Neighbour {
         ) => Neighbour::Valid(mac),
         _ => Neighbour::Unresolved,
     }
+}
+
+/// An address of an interface; `None` for one of neither IPv4 nor IPv6.
+pub(super) fn address(message: &AddressMessage) -> Option<HostAddress> {
+    let mut local = None;
+    let mut network = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => local = Some(*address),
+            AddressAttribute::Address(address) => network = Some(*address),
+            _ => {}
+        }
+    }
+    // Both are there where they differ: the second one is the peer's then.
+    let address = local.or(network)?;
+    Some(HostAddress {
+        ifindex: message.header.index,
+        device: message.header.index,
+        address,
+        network: (network.unwrap_or(address), message.header.prefix_len),
+    })
 }
 
 /// An interface.

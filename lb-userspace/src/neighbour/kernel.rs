@@ -8,6 +8,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
+    address::AddressMessage,
     link::LinkMessage,
     neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage},
     route::{RouteAttribute, RouteMessage},
@@ -19,7 +20,7 @@ use nix::sys::{
 };
 
 use super::{
-    decode,
+    HostAddress, decode,
     facts::{Link, Neighbour, NeighbourKey, Route},
 };
 
@@ -110,17 +111,8 @@ impl Kernel {
 
     /// All links, by index.
     pub(super) fn links(&mut self) -> io::Result<Vec<Link>> {
-        let mut tries = 0;
-        let answers = loop {
-            tries += 1;
-            let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-            match self.request(request, NLM_F_DUMP) {
-                Err(Failure::Unanswered(error))
-                    if error.kind() == io::ErrorKind::Interrupted && tries < LISTING_TRIES => {}
-                answers => break answers?,
-            }
-        };
-        let mut links: Vec<Link> = answers
+        let mut links: Vec<Link> = self
+            .list(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?
             .iter()
             .filter_map(|answer| match answer {
                 RouteNetlinkMessage::NewLink(link) => Some(decode::link(link)),
@@ -129,6 +121,32 @@ impl Kernel {
             .collect();
         links.sort_by_key(|link| link.interface.ifindex);
         Ok(links)
+    }
+
+    /// All addresses. What is below their interfaces is not looked at.
+    pub(super) fn addresses(&mut self) -> io::Result<Vec<HostAddress>> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let addresses = self.list(&request)?;
+        Ok(addresses
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(address) => decode::address(address),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// All that a request for a listing leads to.
+    fn list(&mut self, request: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.request(request.clone(), NLM_F_DUMP) {
+                Err(Failure::Unanswered(error))
+                    if error.kind() == io::ErrorKind::Interrupted && tries < LISTING_TRIES => {}
+                answers => return Ok(answers?),
+            }
+        }
     }
 
     /// Makes the kernel resolve a neighbour that has no valid entry, or confirm a

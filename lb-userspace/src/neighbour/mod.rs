@@ -20,8 +20,10 @@ use std::{collections::BTreeSet, net::IpAddr, thread};
 use anyhow::Context;
 use tokio::sync::mpsc;
 
+use facts::Route;
 use kernel::Kernel;
 use monitor::Monitor;
+use path::Egress;
 use watcher::{End, Watcher};
 
 pub use hop::{NextHop, NextHopState};
@@ -39,6 +41,21 @@ pub struct Interface {
     pub mtu: u32,
     /// It is switched on and has a carrier.
     pub up: bool,
+}
+
+/// An address of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// Index of the interface that has it.
+    pub ifindex: u32,
+    /// Index of the device that frames to it come in by: below a VLAN interface, else the
+    /// interface itself.
+    pub device: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// An address in the network that is reached by the interface directly, and the
+    /// length of that network's prefix.
+    pub network: (IpAddr, u8),
 }
 
 /// What has changed.
@@ -121,6 +138,41 @@ pub fn interfaces() -> anyhow::Result<Vec<Interface>> {
         .and_then(|mut kernel| kernel.links())
         .context("cannot list the network interfaces")?;
     Ok(links.into_iter().map(|link| link.interface).collect())
+}
+
+/// The addresses of the calling thread's network namespace.
+///
+/// # Errors
+///
+/// When the kernel does not list them.
+pub fn addresses() -> anyhow::Result<Vec<HostAddress>> {
+    let list = |mut kernel: Kernel| Ok((kernel.links()?, kernel.addresses()?));
+    let (links, mut addresses) = Kernel::open()
+        .and_then(list)
+        .context("cannot list the addresses of this host")?;
+    let links = links
+        .into_iter()
+        .map(|link| (link.interface.ifindex, link))
+        .collect();
+    for address in &mut addresses {
+        if let Some(egress) = Egress::new(&links, address.ifindex) {
+            address.device = egress.device.interface.ifindex;
+        }
+    }
+    Ok(addresses)
+}
+
+/// Whether the kernel of the calling thread's network namespace takes packets to this
+/// address.
+///
+/// # Errors
+///
+/// When it does not say.
+pub fn is_local(address: IpAddr) -> anyhow::Result<bool> {
+    let route = Kernel::open()
+        .and_then(|mut kernel| kernel.route(address))
+        .with_context(|| format!("cannot ask for the route to {address}"))?;
+    Ok(matches!(route, Route::Local { .. }))
 }
 
 #[cfg(test)]

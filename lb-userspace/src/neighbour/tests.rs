@@ -495,3 +495,53 @@ fn the_watcher_ends_when_it_is_dropped() {
             .expect("the watcher still holds its end of the channel");
     });
 }
+
+#[test]
+fn addresses_tell_their_interface_and_network() {
+    with_peer(|_| {
+        ip("address add 10.8.0.1 peer 10.8.0.2/32 dev out0");
+        let interfaces = interfaces().unwrap();
+        let index = |name: &str| {
+            let interface = interfaces.iter().find(|interface| interface.name == name);
+            interface.unwrap().ifindex
+        };
+        let addresses = addresses().unwrap();
+        for (address, interface, network, length) in [
+            ("192.0.0.1", "out0", "192.0.0.1", 24),
+            ("2001:db8:0::1", "out0", "2001:db8:0::1", 64),
+            ("fe80::1", "out0", "fe80::1", 64),
+            ("10.8.0.1", "out0", "10.8.0.2", 32),
+            ("127.0.0.1", "lo", "127.0.0.1", 8),
+        ] {
+            let expected = HostAddress {
+                ifindex: index(interface),
+                device: index(interface),
+                address: address.parse().unwrap(),
+                network: (network.parse().unwrap(), length),
+            };
+            assert!(addresses.contains(&expected), "{expected:?}: {addresses:?}");
+        }
+    });
+}
+
+#[test]
+fn addresses_and_local_routes_are_the_hosts() {
+    with_peer(|_| {
+        ip("address add 203.0.113.10/32 dev lo");
+        ip("address add 2001:db8:a::10/128 dev lo");
+        ip("route add local 198.51.100.0/24 dev lo");
+        for (address, local) in [
+            ("192.0.0.1", true),
+            ("192.0.0.2", false),
+            ("203.0.113.10", true),
+            ("203.0.113.11", false),
+            ("198.51.100.0", true),
+            ("198.51.100.99", true),
+            ("2001:db8:a::10", true),
+            ("2001:db8:a::11", false),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(is_local(address).unwrap(), local, "{address}");
+        }
+    });
+}

@@ -3,6 +3,7 @@
 
 mod backends;
 mod counters;
+mod decap;
 mod lifecycle;
 mod programs;
 mod udp;

@@ -1,5 +1,5 @@
-//! Compiles the eBPF programs, `lb-ebpf` and the driver of the benchmark, to object
-//! files.
+//! Compiles the eBPF programs, those of `lb-ebpf` and the driver of the benchmark, to
+//! object files.
 //!
 //! It needs a compiler with a `core` for the BPF target, which stable Rust does
 //! not bring, and `bpf-linker`. `cargo xtask setup` finds or installs both and

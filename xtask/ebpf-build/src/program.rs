@@ -15,12 +15,20 @@ pub struct Program {
 }
 
 impl Program {
-    /// The datapath.
+    /// The datapath of the balancer.
     pub const LB: Self = Self {
         package: "lb-ebpf",
         bin: "lb",
         sources: &["lb-ebpf", "lb-common"],
         installed: Some("LB_EBPF_OBJECT"),
+    };
+
+    /// What unwraps tunnels on backend hosts.
+    pub const DECAP: Self = Self {
+        package: "lb-ebpf",
+        bin: "decap",
+        sources: &["lb-ebpf", "lb-common"],
+        installed: Some("LB_DECAP_EBPF_OBJECT"),
     };
 
     /// The driver of the benchmark.
@@ -32,5 +40,5 @@ impl Program {
     };
 
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::LB, Self::BENCH_DRIVER];
+    pub const ALL: [Self; 3] = [Self::LB, Self::DECAP, Self::BENCH_DRIVER];
 }

@@ -10,12 +10,12 @@ use std::{
 
 use crate::{Builder, Program, Target, decision};
 
-/// Compiles `program` into the `OUT_DIR` of the running build script, under the
+/// Compiles `programs` into the `OUT_DIR` of the running build script, each under the
 /// name of its binary, for `include_bytes_aligned!(concat!(env!("OUT_DIR"), "/NAME"))`.
 /// Says on stderr why it fails.
 #[must_use]
-pub fn build_script(program: Program) -> ExitCode {
-    match run(program) {
+pub fn build_script(programs: &[Program]) -> ExitCode {
+    match programs.iter().copied().try_for_each(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
