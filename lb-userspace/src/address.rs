@@ -149,11 +149,6 @@ impl PortRange {
         self.last as u32 - self.first as u32 + 1
     }
 
-    /// Each of them.
-    pub fn ports(self) -> impl Iterator<Item = u16> {
-        self.first..=self.last
-    }
-
     /// The port, if it is one.
     #[must_use]
     pub const fn single(self) -> Option<u16> {

@@ -144,3 +144,17 @@ pub(super) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
         tracing::info!("{name}: shutting down");
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_limited_by_the_hard_limit_alone() {
+        let limits = || getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let (_, hard) = limits();
+        setrlimit(Resource::RLIMIT_NOFILE, hard - 1, hard).unwrap();
+        raise_file_limit();
+        assert_eq!(limits(), (hard, hard));
+    }
+}

@@ -14,7 +14,7 @@ use std::{
 use lb_common::ports::{PORT_WORDS, PortPool};
 
 use super::mapped::Mapping;
-use crate::address::{PortRange, PortSet};
+use crate::address::PortSet;
 
 /// A port pool.
 struct Pool {
@@ -29,9 +29,8 @@ impl Pool {
     fn used_by_flows(&self) -> Box<[u64]> {
         let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
         let mut used: Box<[u64]> = self.used.get().iter().map(load).collect();
-        for port in self.reserved.ranges().flat_map(PortRange::ports) {
-            let (word, bit) = position(port);
-            used[word] &= !bit;
+        for (word, bits) in masks(&self.reserved) {
+            used[word] &= !bits;
         }
         used
     }
@@ -63,9 +62,8 @@ impl PortPools {
     pub fn reserve(&self, id: u32, ports: PortSet) {
         // Under the same lock as `free`, so that no port is freed that is being reserved.
         if let Some(pool) = self.write().get_mut(&id) {
-            for port in ports.ranges().flat_map(PortRange::ports) {
-                let (word, bit) = position(port);
-                pool.used.get()[word].fetch_or(bit, Ordering::Relaxed);
+            for (word, bits) in masks(&ports) {
+                pool.used.get()[word].fetch_or(bits, Ordering::Relaxed);
             }
             pool.reserved = ports;
         }
@@ -125,4 +123,43 @@ impl PortPools {
 /// The word and the bit of a port.
 fn position(port: u16) -> (usize, u64) {
     (usize::from(port / 64), 1 << (port % 64))
+}
+
+/// The words and bits of some ports. A word may come twice, with other bits.
+fn masks(ports: &PortSet) -> impl Iterator<Item = (usize, u64)> {
+    ports.ranges().flat_map(|range| {
+        let (first, last) = (position(range.first()), position(range.last()));
+        (first.0..=last.0).map(move |word| {
+            // The bits from one on are all but those below it.
+            let from = if word == first.0 { first.1 } else { 1 };
+            let to = if word == last.0 { last.1 } else { 1 << 63 };
+            (word, to | ((to - 1) & !(from - 1)))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::address::PortRange;
+
+    proptest! {
+        #[test]
+        fn masks_have_the_bits_of_the_ports(
+            pairs in vec(prop_oneof![(0..200_u16, 0..200_u16), any::<(u16, u16)>()], 0..5),
+        ) {
+            let range = |(a, b): (u16, u16)| PortRange::new(a.min(b), a.max(b)).unwrap();
+            let ports: PortSet = pairs.into_iter().map(range).collect();
+            let mut bits = vec![0_u64; PORT_WORDS];
+            for (word, mask) in masks(&ports) {
+                bits[word] |= mask;
+            }
+            for port in 0..=u16::MAX {
+                let (word, bit) = position(port);
+                prop_assert_eq!(bits[word] & bit != 0, ports.covers(port.into()), "{}", port);
+            }
+        }
+    }
 }

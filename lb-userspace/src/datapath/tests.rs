@@ -1,6 +1,6 @@
 //! The real program in the real kernel.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use lb_common::{
     addr::LinkPath,
@@ -252,6 +252,35 @@ fn ports_and_prefixes_are_found_until_they_are_removed() {
             datapath.remove_vip(address).unwrap();
         }
     }
+}
+
+#[test]
+fn an_ipv6_address_is_found_under_its_longest_prefix() {
+    let mut datapath = load();
+    let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+    let key = Key::new(128, Plain(words6(address)));
+    let lookup = |datapath: &Datapath| datapath.prefixes_v6.get(&key, 0).ok().map(|vip| vip.0.id);
+    for length in [32, 127, 64] {
+        let prefix = AddressPrefix::new(address.into(), length);
+        datapath.set_vip(prefix, vip(length.into())).unwrap();
+    }
+    assert_eq!(lookup(&datapath), Some(127));
+    let remove = |datapath: &mut Datapath, length| {
+        let prefix = AddressPrefix::new(address.into(), length);
+        datapath.remove_vip(prefix).unwrap();
+    };
+    remove(&mut datapath, 127);
+    assert_eq!(lookup(&datapath), Some(64));
+    remove(&mut datapath, 64);
+    remove(&mut datapath, 32);
+    assert_eq!(lookup(&datapath), None);
+    // An address is no prefix: it is looked for first, in a table of its own.
+    datapath
+        .set_vip(IpAddr::from(address).into(), vip(1))
+        .unwrap();
+    assert_eq!(lookup(&datapath), None);
+    let exact = datapath.vips_v6.get(&Plain(words6(address)), 0).unwrap();
+    assert_eq!(exact.0.id, 1);
 }
 
 #[test]
