@@ -28,6 +28,7 @@
 
 mod background;
 mod balancer;
+mod capture;
 mod command;
 mod config;
 pub mod demo;
@@ -52,6 +53,7 @@ use std::path::PathBuf;
 
 pub use background::{Background, Stop};
 pub use balancer::Balancer;
+pub use capture::{Capture, Packets};
 pub use config::{Health, Mode, Protocol, Service};
 pub use host::Host;
 pub use lab::{Lab, sweep_stale};
