@@ -4,7 +4,8 @@
 //! them. Real servers run in the hosts as [`Process`]es, and real clients as
 //! functions inside [`Host::enter`]. Faults are methods of [`Host`] and
 //! [`Process`]. [`Topology`] is the lab that most tests need: a client, a balancer,
-//! and backends behind a switch.
+//! and backends behind a switch; [`Routed`] is the one for what depends on the
+//! forwarding mode, with routers on both sides of the balancer.
 //!
 //! Everything goes away with the [`Lab`], also when a test panics; what a killed
 //! test leaves is removed by the next one ([`sweep_stale`]).
@@ -42,6 +43,7 @@ mod load;
 mod netns;
 pub mod pattern;
 mod process;
+mod routed;
 mod snmp;
 pub mod standing;
 mod status;
@@ -60,6 +62,7 @@ pub use lab::{Lab, sweep_stale};
 pub use link::{End, Link};
 pub use load::{Load, LoadError, LoadReport};
 pub use process::Process;
+pub use routed::{Direction, Routed, RoutedOptions};
 pub use snmp::Snmp;
 pub use status::{
     BackendStatus, Counters, HealthStatus, InterfaceStatus, NextHopStatus, ServiceStatus, Status,
