@@ -40,6 +40,7 @@ mod interrupt;
 mod lab;
 mod link;
 mod load;
+mod narrowing;
 mod netns;
 pub mod pattern;
 mod process;
@@ -61,8 +62,9 @@ pub use host::Host;
 pub use lab::{Lab, sweep_stale};
 pub use link::{End, Link};
 pub use load::{Load, LoadError, LoadReport};
+pub use narrowing::Direction;
 pub use process::Process;
-pub use routed::{Direction, Routed, RoutedOptions};
+pub use routed::{Routed, RoutedOptions};
 pub use snmp::Snmp;
 pub use status::{
     BackendStatus, Counters, HealthStatus, InterfaceStatus, NextHopStatus, ServiceStatus, Status,

@@ -72,16 +72,8 @@ pub struct Routed {
     pub r1: Host,
     /// The router between balancer and backends.
     pub r2: Host,
-    mode: Mode,
-}
-
-/// Which way the bytes of a transfer go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// From a backend to the client.
-    Download,
-    /// From the client to a backend.
-    Upload,
+    /// What it was made with.
+    pub options: RoutedOptions,
 }
 
 impl Routed {
@@ -98,7 +90,7 @@ impl Routed {
             (1..=80).contains(&options.backends),
             "a routed topology has 1 to 80 backends"
         );
-        let client = lab.host("client")?;
+        let client = end_host(&lab, "client")?;
         let r1 = router(&lab, "r1")?;
         let lb = router(&lab, "lb")?;
         let switch = lab.host("switch")?;
@@ -187,27 +179,28 @@ impl Routed {
             },
             r1,
             r2,
-            mode: options.mode,
+            options,
         };
         for number in 1..=options.backends {
-            let backend = routed.backend(number, options)?;
+            let backend = routed.make_backend(number)?;
             routed.topology.backends.push(backend);
         }
         Ok(routed)
     }
 
     /// Makes a backend.
-    fn backend(&self, number: u8, options: RoutedOptions) -> Result<Backend> {
+    fn make_backend(&self, number: u8) -> Result<Backend> {
+        let options = self.options;
         let name = format!("b{number}");
-        let host = self.topology.lab.host(&name)?;
+        let host = end_host(&self.topology.lab, &name)?;
         let last = 10 + number;
-        let (v4_net, v6_net) = match self.mode {
+        let (v4_net, v6_net) = match self.options.mode {
             Mode::Dsr => ("10.0.0", "2001:db8:3:"),
             _ => ("10.0.1", "2001:db8:5:"),
         };
         // The same digits in both, so that people find them.
         let (v4, v6) = (format!("{v4_net}.{last}"), format!("{v6_net}:{last}"));
-        if self.mode.replies_direct() {
+        if self.options.mode.replies_direct() {
             // Before there is an interface: the service address is for `lo` alone.
             for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
                 host.sysctl(&format!("net/ipv4/conf/all/{key}"), value)?;
@@ -225,7 +218,7 @@ impl Routed {
 
         let mut service_addresses: Vec<IpAddr> = Vec::new();
         let mut batch = String::new();
-        if self.mode.replies_direct() {
+        if self.options.mode.replies_direct() {
             Link::between(
                 End::of(&host, "eth1")
                     .address(&format!("10.0.2.{last}/24"))
@@ -240,7 +233,7 @@ impl Routed {
                 writeln!(batch, "address add {address} dev lo {nodad}")?;
             }
             batch.push_str("route add default via 10.0.2.1\nroute add default via 2001:db8:6::1\n");
-            if self.mode != Mode::Dsr {
+            if self.options.mode != Mode::Dsr {
                 // The answers to health checks go back as they came.
                 batch.push_str(
                     "route add 10.0.0.0/24 via 10.0.1.1\nroute add 2001:db8:3::/64 via 2001:db8:5::1\n",
@@ -259,8 +252,8 @@ impl Routed {
     }
 
     /// The host and the bridge of it that `eth0` of the backends is at.
-    fn lan(&self) -> (&Host, &'static str) {
-        match self.mode {
+    pub(crate) fn lan(&self) -> (&Host, &'static str) {
+        match self.options.mode {
             Mode::Dsr => (&self.topology.switch, "br0"),
             _ => (&self.r2, "lan"),
         }
@@ -273,7 +266,7 @@ impl Routed {
     ///
     /// When it does not start.
     pub fn unwrap_tunnels(&self, program: &Path) -> Result<Vec<Process>> {
-        if !self.mode.is_tunnel() {
+        if !self.options.mode.is_tunnel() {
             return Ok(Vec::new());
         }
         let unwrap = |backend: &Backend| {
@@ -314,54 +307,11 @@ impl Routed {
         let mut points = vec![(client, "eth0"), (&self.r1, "eth1"), (switch, "lb")];
         for backend in backends {
             points.push((self.lan().0, backend.host.name()));
-            if self.mode.replies_direct() {
+            if self.options.mode.replies_direct() {
                 points.push((&self.r1, backend.host.name()));
             }
         }
         points
-    }
-
-    /// Gives the last link before the receiver another MTU: between `r1` and the client for
-    /// downloads, between `r2` and the backends for uploads. With `dsr` it is the network
-    /// that balancer and backends share, since a network without a router has one MTU.
-    ///
-    /// # Errors
-    ///
-    /// When an interface does not take this size.
-    pub fn narrow(&self, direction: Direction, mtu: u32) -> Result<()> {
-        match direction {
-            Direction::Download => {
-                self.r1.set_mtu("eth0", mtu)?;
-                self.topology.client.set_mtu("eth0", mtu)
-            }
-            Direction::Upload => {
-                let (host, bridge) = self.lan();
-                if self.mode == Mode::Dsr {
-                    self.topology.lb.set_mtu("eth1", mtu)?;
-                }
-                for backend in &self.topology.backends {
-                    host.set_mtu(backend.host.name(), mtu)?;
-                    backend.host.set_mtu("eth0", mtu)?;
-                }
-                host.set_mtu(bridge, mtu)
-            }
-        }
-    }
-
-    /// Packets that the kernel of the host before the narrow link has refused as too big so
-    /// far, and told their senders.
-    ///
-    /// # Errors
-    ///
-    /// When its counters cannot be read.
-    pub fn refused(&self, direction: Direction) -> Result<i64> {
-        let host = match (direction, self.mode) {
-            (Direction::Download, _) => &self.r1,
-            (Direction::Upload, Mode::Dsr) => &self.topology.lb,
-            (Direction::Upload, _) => &self.r2,
-        };
-        let counters = host.snmp()?;
-        Ok(counters.get("Ip.FragFails") + counters.get("Ip6.FragFails"))
     }
 
     /// Lets the balancer's kernel, without a balancer, route the service addresses to `b1`.
@@ -375,10 +325,10 @@ impl Routed {
         let backend = &self.topology.backends[0];
         let own: [IpAddr; 2] = [backend.v4.into(), backend.v6.into()];
         for (vips, own) in Self::VIPS.iter().zip(own) {
-            if self.mode != Mode::Dsr {
+            if self.options.mode != Mode::Dsr {
                 self.r2.ip(&format!("route add {vips} via {own}"))?;
             }
-            let next = match (self.mode, own) {
+            let next = match (self.options.mode, own) {
                 (Mode::Dsr, own) => own.to_string(),
                 (_, IpAddr::V4(_)) => "10.0.0.2".to_owned(),
                 (_, IpAddr::V6(_)) => "2001:db8:3::2".to_owned(),
@@ -389,6 +339,21 @@ impl Routed {
         }
         Ok(())
     }
+}
+
+/// A host where transfers begin and end. It relies on ICMP to learn what a path takes, as
+/// kernels do by default. Its sockets hold at most a megabyte each way, so that what is not
+/// read is soon not sent either.
+fn end_host(lab: &Lab, name: &str) -> Result<Host> {
+    let host = lab.host(name)?;
+    for (key, value) in [
+        ("tcp_mtu_probing", "0"),
+        ("tcp_rmem", "4096 131072 1048576"),
+        ("tcp_wmem", "4096 65536 1048576"),
+    ] {
+        host.sysctl(&format!("net/ipv4/{key}"), value)?;
+    }
+    Ok(host)
 }
 
 /// A host that forwards what is not for itself, and sends nobody elsewhere.

@@ -5,11 +5,10 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lb_lab::{
     Direction, Lab, Mode, Packets, Process, Routed, RoutedOptions, Topology, http, pattern, port,
     udp,
@@ -18,11 +17,6 @@ use lb_lab::{
 const SERVER: &str = env!("CARGO_BIN_EXE_lab-server");
 /// Long enough for a loaded machine; only a failed test waits for it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// More than all buffers between two ends hold, so that a transfer that pauses is not over.
-const LENGTH: u64 = 30_000_000;
-/// What is transferred before the path narrows.
-const BEGIN: u64 = 1_000_000;
-
 /// One mode of each set-up of the lab: to a kernel, `full-nat` is `nat` and `ipip` is `gue`.
 const MODES: [Mode; 3] = [Mode::Nat, Mode::Dsr, Mode::Gue];
 
@@ -89,47 +83,18 @@ fn frames_of_nine_thousand_bytes_go_everywhere() -> Result<()> {
     Ok(())
 }
 
-/// Begins a transfer, narrows the path, and ends it; the router must have refused packets.
-fn transfer_through_a_path_that_narrows(
-    routed: &Routed,
-    direction: Direction,
-    server: SocketAddr,
-) -> Result<()> {
-    let client = &routed.topology.client;
-    let before = routed.refused(direction)?;
-    match direction {
-        Direction::Download => {
-            let begin = || http::Transfer::begin(server, LENGTH, u64::MAX, PATIENCE);
-            let mut transfer = client.enter(begin)?;
-            transfer.advance(BEGIN)?;
-            routed.narrow(direction, 1_400)?;
-            transfer.finish()?;
-        }
-        Direction::Upload => {
-            let begin = || http::Upload::begin(server, LENGTH, PATIENCE);
-            let mut upload = client.enter(begin)?;
-            upload.advance(BEGIN)?;
-            routed.narrow(direction, 1_400)?;
-            upload.finish()?;
-        }
-    }
-    ensure!(
-        routed.refused(direction)? > before,
-        "nothing was too big for the narrow link"
-    );
-    Ok(())
-}
-
 #[test]
 fn a_transfer_survives_a_path_that_narrows() -> Result<()> {
     for mode in MODES {
-        for direction in [Direction::Download, Direction::Upload] {
+        for direction in Direction::ALL {
             // Both families by one lab would find the path narrow already.
             for family in 0..2 {
                 let (routed, _servers) = routed("narrow", mode, 1_500)?;
                 let server = addresses(&routed, mode, port::HTTP)[family];
-                transfer_through_a_path_that_narrows(&routed, direction, server)
+                routed
+                    .transfer_while_narrowing(direction, server)
                     .with_context(|| format!("{direction:?} by {mode} from {server}"))?;
+                assert!(routed.refused(direction)? > 0, "nothing was too big");
             }
         }
     }
@@ -140,36 +105,19 @@ fn a_transfer_survives_a_path_that_narrows() -> Result<()> {
 #[test]
 fn without_icmp_a_transfer_stands_still() -> Result<()> {
     let mode = Mode::Dsr;
-    for (family, rule) in [
+    let (routed, _servers) = routed("still", mode, 1_500)?;
+    for rule in [
         "-4 rule add to 192.0.2.0/24 ipproto icmp blackhole",
         "-6 rule add to 2001:db8:2::/64 ipproto ipv6-icmp blackhole",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let (routed, _servers) = routed("still", mode, 1_500)?;
+    ] {
         routed.topology.lb.ip(rule)?;
-        let server = addresses(&routed, mode, port::HTTP)[family];
-        let begin = || http::Transfer::begin(server, LENGTH, u64::MAX, PATIENCE);
-        let mut transfer = routed.topology.client.enter(begin)?;
-        transfer.advance(BEGIN)?;
-        routed.narrow(Direction::Download, 1_400)?;
-
-        let backend = &routed.topology.backends[0].host;
-        let before = backend.snmp()?;
-        let reader = thread::spawn(move || transfer.finish());
-        // The server has sent the same again and again, and was heard not once: a packet
-        // that comes through would begin the count of these timeouts anew.
-        let deadline = Instant::now() + PATIENCE;
-        while backend.snmp()?.since(&before, "TcpExt.TCPTimeouts") < 3 {
-            ensure!(!reader.is_finished(), "the transfer ended");
-            ensure!(Instant::now() < deadline, "nothing is sent again");
-            thread::sleep(Duration::from_millis(20));
-        }
-        assert!(routed.refused(Direction::Download)? > 0);
-        // Back to where it was: the next try comes through.
-        routed.narrow(Direction::Download, 1_500)?;
-        reader.join().expect("the reader panicked")?;
+    }
+    for server in addresses(&routed, mode, port::HTTP) {
+        let before = routed.refused(Direction::Download)?;
+        routed
+            .stall_while_narrowing(Direction::Download, server)
+            .with_context(|| format!("from {server}"))?;
+        assert!(routed.refused(Direction::Download)? > before);
     }
     Ok(())
 }

@@ -46,11 +46,17 @@ const READ_FAMILIES: [&str; 2] = ["ipv6.", "_ws."];
 /// Tunnels in UDP that tshark learns from a script of ours.
 const GUE: &str = include_str!("gue.lua");
 
-/// What no packet may be: cut short, not understood, in error (`PI_ERROR` in
-/// `epan/proto.h`), or with a bad checksum (`PI_CHECKSUM`), which is an error in some
-/// protocols and a warning in others.
+/// What no packet may be: cut short, not understood, with a bad checksum (`PI_CHECKSUM` in
+/// `epan/proto.h`), or otherwise in error (`PI_ERROR`).
+///
+/// The quote of an ICMP error is cut by design, and tshark takes the checksum of the
+/// quoted TCP or UDP to be over what is left; so of these packets, the other layers are
+/// looked at one by one.
 const FLAWED: &str = "_ws.malformed || _ws.short \
-                      || _ws.expert.severity == 0x00800000 || _ws.expert.group == 0x01000000";
+    || ip.checksum.status == 0 || icmp.checksum.status == 0 || icmpv6.checksum.status == 0 \
+    || ip.bogus_ip_length || ipv6.plen_exceeds_framing \
+    || (!icmp && !icmpv6 \
+        && (_ws.expert.severity == 0x00800000 || _ws.expert.group == 0x01000000))";
 
 /// Packets of an interface on their way into a file.
 #[derive(Debug)]
@@ -169,9 +175,9 @@ impl Packets {
     }
 
     /// The packets that are malformed or have a bad checksum, in whatever header: those
-    /// within tunnels and those of datagrams put together from fragments too. A checksum
-    /// over what the quote of an ICMP error leaves out is not looked at. A line for each
-    /// packet: its number in the file, its headers, a summary, and what is wrong.
+    /// within tunnels and those of datagrams put together from fragments too. The TCP or UDP
+    /// checksum in the quote of an ICMP error is not looked at. A line for each packet: its
+    /// number in the file, its headers, a summary, and what is wrong.
     ///
     /// # Errors
     ///
