@@ -4,7 +4,10 @@
 mod backends;
 mod counters;
 mod lifecycle;
+mod modes;
+mod path_mtu;
 mod programs;
+mod traffic;
 mod udp;
 
 use std::{
