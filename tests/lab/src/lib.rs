@@ -67,7 +67,8 @@ pub use process::Process;
 pub use routed::{Routed, RoutedOptions};
 pub use snmp::Snmp;
 pub use status::{
-    BackendStatus, Counters, HealthStatus, InterfaceStatus, NextHopStatus, ServiceStatus, Status,
+    BackendStatus, Counters, DropStatus, HealthStatus, InterfaceStatus, NextHopStatus,
+    ServiceStatus, Status,
 };
 pub use topology::{Backend, SERVER_READY, Topology, TopologyOptions, port};
 

@@ -5,6 +5,7 @@ mod backends;
 mod counters;
 mod lifecycle;
 mod modes;
+mod next_hops;
 mod path_mtu;
 mod programs;
 mod traffic;
