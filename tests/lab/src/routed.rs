@@ -1,11 +1,19 @@
 //! The lab of the forwarding modes: routers on both sides of the balancer, and for
 //! modes whose replies do not come back through it a way around it.
 
-use std::{fmt::Write, net::IpAddr, path::Path};
+use std::{
+    fmt::Write,
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 
 use crate::{Backend, End, Host, Lab, Link, Mode, Process, Topology};
+
+/// How long `lb decap` may take to attach.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What may differ between routed topologies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +67,8 @@ impl RoutedOptions {
 ///
 /// For `dsr`, `eth0` of the backends is at the switch: 10.0.0.11, 2001:db8:3::11.
 ///
-/// `r1` routes service addresses to `lb`, and everybody's default route leads to the
+/// `r1` routes service addresses to `lb`, whose kernel drops what no XDP program takes of
+/// them, as it would only go back to `r1`. Everybody's default route leads to the
 /// client: from backends by `r2` and `lb`, or in the modes whose replies go direct by
 /// `back`. There, the backends have the service addresses on `lo`, and answer no ARP for
 /// them. Receivers merge no segments, and nobody probes for black holes of path MTU
@@ -164,7 +173,8 @@ impl Routed {
         )?;
         lb.ip_batch(
             "route add default via 203.0.113.1\nroute add default via 2001:db8:4::1\n\
-             route add 10.0.1.0/24 via 10.0.0.2\nroute add 2001:db8:5::/64 via 2001:db8:3::2\n",
+             route add 10.0.1.0/24 via 10.0.0.2\nroute add 2001:db8:5::/64 via 2001:db8:3::2\n\
+             route add blackhole 192.0.2.0/24\nroute add blackhole 2001:db8:2::/64\n",
         )?;
         r2.ip_batch("route add default via 10.0.0.1\nroute add default via 2001:db8:3::1\n")?;
 
@@ -281,10 +291,11 @@ impl Routed {
                 .arg("--socket")
                 .arg(self.topology.lab.directory().join(socket));
             let mut process = backend.host.spawn("decap", command)?;
+            let deadline = Instant::now() + PATIENCE;
             while !backend.host.ip("link show dev eth0")?.contains("xdp") {
                 ensure!(
-                    process.is_running()?,
-                    "`lb decap` has ended; its log:\n{}",
+                    process.is_running()? && Instant::now() < deadline,
+                    "`lb decap` has ended or does not attach; its log:\n{}",
                     process.log()
                 );
             }
@@ -335,7 +346,7 @@ impl Routed {
             };
             self.topology
                 .lb
-                .ip(&format!("route add {vips} via {next}"))?;
+                .ip(&format!("route replace {vips} via {next}"))?;
         }
         Ok(())
     }

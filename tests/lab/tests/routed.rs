@@ -84,6 +84,31 @@ fn frames_of_nine_thousand_bytes_go_everywhere() -> Result<()> {
 }
 
 #[test]
+fn large_datagrams_arrive_in_fragments() -> Result<()> {
+    for mode in MODES {
+        let (routed, _servers) = routed("fragments", mode, 1_500)?;
+        for (server, counter) in addresses(&routed, mode, port::ECHO)
+            .into_iter()
+            .zip(["Ip.ReasmOKs", "Ip6.ReasmOKs"])
+        {
+            let capture = routed.r1.capture("eth1", counter, 1_000)?;
+            routed.topology.client.enter(|| -> Result<()> {
+                let socket = udp::connect(server, PATIENCE)?;
+                udp::echo(&socket, &pattern::bytes(60_000))
+            })?;
+            let packets = capture.finish()?;
+            packets.check()?;
+            // A datagram is verified when it is whole.
+            let wanted = if mode.replies_direct() { 1 } else { 2 };
+            assert_eq!(packets.count("udp.checksum.status == 1")?, wanted);
+            let backend = &routed.topology.backends[0].host;
+            assert_eq!(backend.snmp()?.get(counter), 1);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_transfer_survives_a_path_that_narrows() -> Result<()> {
     for mode in MODES {
         for direction in Direction::ALL {
