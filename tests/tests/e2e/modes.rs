@@ -15,14 +15,14 @@ use crate::programs;
 pub(crate) const MODES: &[Mode] = &[Mode::FullNat, Mode::Nat];
 
 /// MTUs of the links, in bytes of an IP packet.
-pub(crate) const MTUS: &[u32] = &[1_500];
+pub(crate) const MTUS: &[u32] = &[1_500, 9_000];
 
 /// Payloads of datagrams that only fragments carry. Without fragments there are none.
-pub(crate) const FRAGMENTED: &[usize] = &[];
+pub(crate) const FRAGMENTED: &[usize] = &[1_473, 2_000, 9_001, 30_000, 60_000];
 
 /// The modes in which a sender learns what a path takes. In the others it does not, and
 /// that is tested, too.
-pub(crate) const PATH_MTU: &[Mode] = &[];
+pub(crate) const PATH_MTU: &[Mode] = &[Mode::FullNat, Mode::Nat];
 
 /// A family, for the tests that are made once for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
