@@ -56,7 +56,7 @@ impl Balancer {
     ) -> Result<Self> {
         let config = topology.lab.directory().join("lb.toml");
         let socket = Self::socket_in(topology.lab.directory());
-        let mut toml = String::from("interfaces = [\"eth0\", \"eth1\"]\n");
+        let mut toml = format!("interfaces = {:?}\n", topology.interfaces);
         writeln!(toml, "socket = \"{}\"", socket.display())?;
         // Several labs run at once; the default would take each more than a gigabyte.
         writeln!(toml, "limits.flows = {FLOWS}")?;

@@ -54,7 +54,9 @@ pub(crate) fn explain_missing(command: &Command, error: io::Error) -> anyhow::Er
     let program = command.get_program().to_string_lossy();
     let hint = match (&*program, error.kind()) {
         ("ip" | "bridge", io::ErrorKind::NotFound) => "; install the package iproute2",
-        ("ethtool" | "tcpdump", io::ErrorKind::NotFound) => "; install the package of that name",
+        ("ethtool" | "tcpdump" | "tshark", io::ErrorKind::NotFound) => {
+            "; install the package of that name"
+        }
         _ => "",
     };
     let message = format!("cannot run `{program}`{hint}");

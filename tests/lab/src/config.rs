@@ -32,11 +32,41 @@ pub enum Mode {
     FullNat,
     /// The destination is translated.
     Nat,
+    /// Only Ethernet addresses change (direct server return).
+    Dsr,
+    /// Wrapped in IPv4 or IPv6.
+    Ipip,
+    /// Wrapped in UDP (draft-ietf-intarea-gue).
+    Gue,
 }
 
 impl Mode {
-    /// All modes.
-    pub const ALL: [Self; 2] = [Self::FullNat, Self::Nat];
+    /// The modes that work in every topology: backends need no service address.
+    pub const NAT: [Self; 2] = [Self::FullNat, Self::Nat];
+
+    /// Whether backends have the service address and answer clients without the balancer;
+    /// then their port is the service's.
+    #[must_use]
+    pub const fn replies_direct(self) -> bool {
+        matches!(self, Self::Dsr | Self::Ipip | Self::Gue)
+    }
+
+    /// Whether backends have packets to unwrap.
+    #[must_use]
+    pub const fn is_tunnel(self) -> bool {
+        self.overhead() > 0
+    }
+
+    /// Bytes that packets grow by at most on their way to a backend: an IPv6 header, and
+    /// with `gue` the headers of UDP and GUE.
+    #[must_use]
+    pub const fn overhead(self) -> u32 {
+        match self {
+            Self::FullNat | Self::Nat | Self::Dsr => 0,
+            Self::Ipip => 40,
+            Self::Gue => 40 + 8 + 4,
+        }
+    }
 }
 
 impl fmt::Display for Mode {
@@ -44,6 +74,9 @@ impl fmt::Display for Mode {
         f.pad(match self {
             Self::FullNat => "full-nat",
             Self::Nat => "nat",
+            Self::Dsr => "dsr",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
         })
     }
 }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 
 use crate::{
-    Background, Process, Snmp, Stop,
+    Background, Capture, Process, Snmp, Stop,
     command::{run, run_with_input},
     netns,
 };
@@ -235,9 +235,9 @@ impl Host {
             .with_context(|| format!("`{interface}` has no Ethernet address"))
     }
 
-    /// Writes the packets of an interface to `HOST-INTERFACE.pcap` in the lab's
-    /// directory with `tcpdump`, until the returned guard is dropped. The directory
-    /// goes with the lab unless `LB_LAB_KEEP` is set.
+    /// Writes the packets of an interface to `HOST-INTERFACE-LABEL.pcap` in the lab's
+    /// directory, whole and at most `limit` of them. The directory goes with the lab
+    /// unless `LB_LAB_KEEP` is set.
     ///
     /// XDP comes before the capture: look at the neighbours of a balancer, not at
     /// the balancer itself.
@@ -245,15 +245,8 @@ impl Host {
     /// # Errors
     ///
     /// When `tcpdump` is missing or does not start to capture.
-    pub fn capture(&self, interface: &str) -> Result<Process> {
-        let file = format!("{}-{interface}.pcap", self.name());
-        let mut command = self.command("tcpdump");
-        command
-            .args(["-n", "-U", "--immediate-mode", "-i", interface, "-w"])
-            .arg(self.0.directory.join(file));
-        let tcpdump = self.spawn(&format!("tcpdump-{interface}"), command)?;
-        tcpdump.wait_for_log("listening on")?;
-        Ok(tcpdump)
+    pub fn capture(&self, interface: &str, label: &str, limit: u32) -> Result<Capture> {
+        Capture::start(self, &self.0.directory, interface, label, limit)
     }
 
     /// The number of this host in its lab and of its next interface, both from 1.

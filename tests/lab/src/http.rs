@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::pattern;
 
+/// Most bytes of a transfer that are read or written at once.
+const CHUNK: usize = 65_536;
+
 /// The answer to a request, up to its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -137,6 +140,8 @@ pub fn get(server: SocketAddr, path: &str, timeout: Duration) -> Result<(Head, V
 pub struct Transfer {
     connection: Connection,
     head: Head,
+    /// Bytes read so far.
+    read: u64,
 }
 
 impl Transfer {
@@ -154,7 +159,11 @@ impl Transfer {
             (head.status, head.length) == (200, length),
             "asked for {length} bytes and was told {head:?}"
         );
-        Ok(Self { connection, head })
+        Ok(Self {
+            connection,
+            head,
+            read: 0,
+        })
     }
 
     /// The backend that serves it.
@@ -163,33 +172,127 @@ impl Transfer {
         &self.head.backend
     }
 
-    /// Reads and checks all that is left.
+    /// Reads and checks at least `length` bytes more, or all that is left.
     ///
     /// # Errors
     ///
     /// When the connection breaks or falls silent, or a byte is not the one that was
     /// sent.
-    pub fn finish(mut self) -> Result<()> {
-        let mut offset = 0;
-        let mut buffer = vec![0; 65_536];
-        while offset < self.head.length {
+    pub fn advance(&mut self, length: u64) -> Result<()> {
+        let end = self.read.saturating_add(length).min(self.head.length);
+        let mut buffer = vec![0; CHUNK];
+        while self.read < end {
             let read = self.connection.stream.read(&mut buffer).with_context(|| {
                 format!(
-                    "transfer from {} broke at byte {offset} of {}",
-                    self.head.backend, self.head.length
+                    "transfer from {} broke at byte {} of {}",
+                    self.head.backend, self.read, self.head.length
                 )
             })?;
             ensure!(
                 read > 0,
-                "{} closed the connection at byte {offset} of {}",
+                "{} closed the connection at byte {} of {}",
                 self.head.backend,
+                self.read,
                 self.head.length
             );
-            pattern::check(&buffer[..read], offset)?;
-            offset += read as u64;
+            pattern::check(&buffer[..read], self.read)?;
+            self.read += read as u64;
         }
-        let trailing = self.connection.stream.read(&mut buffer)?;
-        ensure!(trailing == 0, "{trailing} bytes came after the end");
         Ok(())
+    }
+
+    /// Reads and checks all that is left.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transfer::advance`], or when more comes than was announced.
+    pub fn finish(mut self) -> Result<()> {
+        self.advance(u64::MAX)?;
+        let trailing = self.connection.stream.read(&mut [0; 1])?;
+        ensure!(trailing == 0, "more bytes came after the end");
+        Ok(())
+    }
+}
+
+/// An upload whose bytes the server checks as they come.
+#[derive(Debug)]
+pub struct Upload {
+    connection: Connection,
+    length: u64,
+    /// Bytes sent so far.
+    sent: u64,
+}
+
+impl Upload {
+    /// Announces `length` bytes, and sends none of them yet. `timeout` is the longest
+    /// time that the server may take none of them, and that it may take to answer.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses, or does not answer in time.
+    pub fn begin(server: SocketAddr, length: u64, timeout: Duration) -> Result<Self> {
+        let mut connection = Connection::open(server, timeout)?;
+        let head = format!(
+            "POST /bytes HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n"
+        );
+        connection
+            .stream
+            .get_mut()
+            .write_all(head.as_bytes())
+            .context("cannot announce an upload")?;
+        Ok(Self {
+            connection,
+            length,
+            sent: 0,
+        })
+    }
+
+    /// Sends `length` bytes more, or all that is left.
+    ///
+    /// # Errors
+    ///
+    /// When the connection breaks, or the server takes nothing for too long.
+    pub fn advance(&mut self, length: u64) -> Result<()> {
+        let end = self.sent.saturating_add(length).min(self.length);
+        let mut buffer = vec![0; CHUNK];
+        while self.sent < end {
+            let length = (end - self.sent).min(CHUNK as u64) as usize;
+            let chunk = &mut buffer[..length];
+            pattern::fill(chunk, self.sent);
+            let stream = self.connection.stream.get_mut();
+            stream.write_all(chunk).with_context(|| {
+                format!(
+                    "upload to {} broke at byte {} of {}",
+                    self.connection.server, self.sent, self.length
+                )
+            })?;
+            self.sent += length as u64;
+        }
+        Ok(())
+    }
+
+    /// Sends all that is left, and returns the answer of the server that has found
+    /// every byte to be the one that was sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Upload::advance`], or when a byte was another.
+    pub fn finish(mut self) -> Result<Head> {
+        self.advance(u64::MAX)?;
+        let head = self
+            .connection
+            .read_head()
+            .context("no good answer to an upload")?;
+        let mut text = vec![0; head.length.try_into()?];
+        self.connection.stream.read_exact(&mut text)?;
+        ensure!(
+            head.status == 200,
+            "{} has the status {}: {}",
+            head.backend,
+            head.status,
+            String::from_utf8_lossy(&text)
+        );
+        Ok(head)
     }
 }

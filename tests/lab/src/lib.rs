@@ -4,7 +4,8 @@
 //! them. Real servers run in the hosts as [`Process`]es, and real clients as
 //! functions inside [`Host::enter`]. Faults are methods of [`Host`] and
 //! [`Process`]. [`Topology`] is the lab that most tests need: a client, a balancer,
-//! and backends behind a switch.
+//! and backends behind a switch; [`Routed`] is the one for what depends on the
+//! forwarding mode, with routers on both sides of the balancer.
 //!
 //! Everything goes away with the [`Lab`], also when a test panics; what a killed
 //! test leaves is removed by the next one ([`sweep_stale`]).
@@ -28,6 +29,7 @@
 
 mod background;
 mod balancer;
+mod capture;
 mod command;
 mod config;
 pub mod demo;
@@ -38,9 +40,11 @@ mod interrupt;
 mod lab;
 mod link;
 mod load;
+mod narrowing;
 mod netns;
 pub mod pattern;
 mod process;
+mod routed;
 mod snmp;
 pub mod standing;
 mod status;
@@ -52,15 +56,19 @@ use std::path::PathBuf;
 
 pub use background::{Background, Stop};
 pub use balancer::Balancer;
+pub use capture::{Capture, Packets};
 pub use config::{Health, Mode, Protocol, Service};
 pub use host::Host;
 pub use lab::{Lab, sweep_stale};
 pub use link::{End, Link};
 pub use load::{Load, LoadError, LoadReport};
+pub use narrowing::Direction;
 pub use process::Process;
+pub use routed::{Routed, RoutedOptions};
 pub use snmp::Snmp;
 pub use status::{
-    BackendStatus, Counters, HealthStatus, InterfaceStatus, NextHopStatus, ServiceStatus, Status,
+    BackendStatus, Counters, DropStatus, HealthStatus, InterfaceStatus, NextHopStatus,
+    ServiceStatus, Status,
 };
 pub use topology::{Backend, SERVER_READY, Topology, TopologyOptions, port};
 

@@ -53,11 +53,7 @@ fn make(paths: &Paths) -> Result<Balancer> {
     let topology = Topology::standard(Lab::standing()?, TopologyOptions::default())?;
     topology.start_servers(&paths.server)?;
     let mut services = Vec::new();
-    for mode in Mode::ALL {
-        let last = match mode {
-            Mode::FullNat => 10,
-            Mode::Nat => 20,
-        };
+    for (mode, last) in Mode::NAT.into_iter().zip([10, 20]) {
         for (family, ip) in [
             ("", vip(&format!("192.0.2.{last}"))?),
             ("6", vip(&format!("2001:db8:2::{last}"))?),

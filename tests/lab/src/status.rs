@@ -44,6 +44,8 @@ pub struct BackendStatus {
     /// Its counters.
     #[serde(flatten)]
     pub counters: Counters,
+    /// What was dropped, by reason and direction.
+    pub drops: Vec<DropStatus>,
 }
 
 /// What a health check found.
@@ -60,6 +62,21 @@ pub struct HealthStatus {
 pub struct NextHopStatus {
     /// `resolved`, or why it is not.
     pub state: String,
+    /// Address of the next hop: a gateway's, or the backend's own.
+    pub address: Option<String>,
+    /// Interface that packets leave by.
+    pub interface: Option<String>,
+    /// Ethernet address of the next hop.
+    pub mac: Option<String>,
+}
+
+/// Packets to or from a backend that were dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct DropStatus {
+    /// Name of the reason.
+    pub reason: String,
+    /// How many.
+    pub packets: u64,
 }
 
 /// Counters of a service or a backend.

@@ -67,6 +67,8 @@ pub struct Topology {
     pub switch: Host,
     /// The backends, `b1` first.
     pub backends: Vec<Backend>,
+    /// The interfaces of `lb` that a balancer is to use.
+    pub interfaces: &'static [&'static str],
 }
 
 /// A backend host.
@@ -78,6 +80,8 @@ pub struct Backend {
     pub v4: Ipv4Addr,
     /// Its IPv6 address.
     pub v6: Ipv6Addr,
+    /// Service addresses that it has on `lo`, for modes that leave the destination as it is.
+    pub service_addresses: Vec<IpAddr>,
 }
 
 impl Topology {
@@ -137,6 +141,7 @@ impl Topology {
             lb,
             switch,
             backends,
+            interfaces: &["eth0", "eth1"],
         })
     }
 
@@ -182,7 +187,12 @@ impl Backend {
         .mtu(mtu)
         .up()?;
         host.ip_batch("route add default via 10.0.0.1\nroute add default via 2001:db8:3::1\n")?;
-        Ok(Self { host, v4, v6 })
+        Ok(Self {
+            host,
+            v4,
+            v6,
+            service_addresses: Vec::new(),
+        })
     }
 
     /// Its address of the same family as `like`, with a port.
@@ -208,10 +218,11 @@ impl Backend {
     /// The command that starts `lab-server` here.
     fn server_command(&self, program: &Path) -> std::process::Command {
         let mut command = self.host.command(program);
-        command
-            .args(["--name", self.host.name()])
-            .args(["--address", &self.v4.to_string()])
-            .args(["--address", &self.v6.to_string()]);
+        command.args(["--name", self.host.name()]);
+        let own: [IpAddr; 2] = [self.v4.into(), self.v6.into()];
+        for address in own.iter().chain(&self.service_addresses) {
+            command.args(["--address", &address.to_string()]);
+        }
         command
     }
 }

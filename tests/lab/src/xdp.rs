@@ -53,9 +53,17 @@ fn load(verdict: u32) -> io::Result<OwnedFd> {
         instruction_count: u32,
         instructions: u64,
         license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buffer: u64,
+        kernel_version: u32,
+        program_flags: u32,
     }
     const BPF_PROG_LOAD: libc::c_long = 5;
     const BPF_PROG_TYPE_XDP: u32 = 6;
+    /// Takes frames that lie in several pages: without it, an interface keeps its MTU below
+    /// a page.
+    const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
     /// Class ALU64, operation MOV, source immediate; the immediate stands in the
     /// upper half (RFC 9669, section 3).
     const MOV_R0: u64 = 0xb7;
@@ -68,6 +76,11 @@ fn load(verdict: u32) -> io::Result<OwnedFd> {
         instruction_count: instructions.len() as u32,
         instructions: instructions.as_ptr().addr() as u64,
         license: license.as_ptr().addr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        program_flags: BPF_F_XDP_HAS_FRAGS,
     };
     #[expect(unsafe_code, reason = "libc has no function for bpf(2)")]
     // SAFETY: the kernel reads `attributes` and, before it returns, what they point

@@ -5,7 +5,11 @@ mod backends;
 mod counters;
 mod decap;
 mod lifecycle;
+mod modes;
+mod next_hops;
+mod path_mtu;
 mod programs;
+mod traffic;
 mod udp;
 
 use std::{
@@ -30,14 +34,10 @@ fn standard(name: &str, options: TopologyOptions) -> Result<(Topology, Vec<Proce
 /// A service for each mode and family, made by `service` of its name, address and mode.
 fn of_each_kind(port: u16, service: impl Fn(&str, SocketAddr, Mode) -> Service) -> Vec<Service> {
     let mut services = Vec::new();
-    for mode in Mode::ALL {
+    // A port for each mode, as there is one address for each family.
+    for (mode, port) in Mode::NAT.into_iter().zip(port..) {
         for ip in [IpAddr::from(Topology::VIP4), Topology::VIP6.into()] {
             let family = if ip.is_ipv4() { "v4" } else { "v6" };
-            // A port for each mode, as there is one address for each family.
-            let port = match mode {
-                Mode::FullNat => port,
-                Mode::Nat => port + 1,
-            };
             services.push(service(
                 &format!("{mode}-{family}"),
                 (ip, port).into(),

@@ -16,11 +16,12 @@ pub(crate) const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", 
 
 /// The programs that the tests and the lab call, or a user in the lab's shell, each
 /// with the package that has it.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("ethtool", "ethtool"),
     ("tcpdump", "tcpdump"),
+    ("tshark", "tshark"),
     ("sysctl", "procps"),
     ("curl", "curl"),
 ];
@@ -116,7 +117,7 @@ mod tests {
     fn a_package_with_two_of_the_programs_is_named_once() {
         assert_eq!(
             packages_without(|_| false),
-            ["iproute2", "ethtool", "tcpdump", "procps", "curl"]
+            ["iproute2", "ethtool", "tcpdump", "tshark", "procps", "curl"]
         );
         assert_eq!(
             packages_without(|program| program != "bridge"),

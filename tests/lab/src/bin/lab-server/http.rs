@@ -3,9 +3,10 @@
 //! - `/` the name of the server
 //! - `/healthz` status 200
 //! - `/bytes/N` N bytes of [`pattern`], with `?rate=R` at about R bytes a second
+//! - `POST /bytes` status 200 if the body is [`pattern`], else 422 and what is wrong
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     thread,
     time::{Duration, Instant},
@@ -14,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use lb_lab::pattern;
 
-/// Most bytes that are written at once.
+/// Most bytes that are read or written at once.
 const CHUNK: u64 = 16_384;
 /// A slow transfer writes about this often.
 const PACE: Duration = Duration::from_millis(20);
@@ -25,7 +26,10 @@ pub(crate) fn serve(name: &str, stream: TcpStream) -> Result<()> {
     let client = stream.peer_addr()?;
     let mut reader = BufReader::new(stream);
     while let Some(request) = Request::read(&mut reader)? {
-        let answer = Answer::to(&request.path, name);
+        let answer = match request.upload {
+            Some(length) => Answer::to_upload(&mut reader, length)?,
+            None => Answer::to(&request.path, name),
+        };
         let stream = reader.get_mut();
         // Whole in one write, and so in one packet.
         let head = format!(
@@ -54,6 +58,8 @@ pub(crate) fn serve(name: &str, stream: TcpStream) -> Result<()> {
 struct Request {
     path: String,
     keep_alive: bool,
+    /// Length of the body that follows; `None` where none does.
+    upload: Option<u64>,
 }
 
 impl Request {
@@ -71,13 +77,23 @@ impl Request {
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut request = httparse::Request::new(&mut headers);
         request.parse(&text)?;
-        let close = request.headers.iter().any(|header| {
-            header.name.eq_ignore_ascii_case("connection")
-                && header.value.eq_ignore_ascii_case(b"close")
-        });
+        let value = |name: &str| {
+            let named = |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case(name);
+            request
+                .headers
+                .iter()
+                .find(named)
+                .map(|header| header.value)
+        };
+        let close = value("connection").is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
+        let upload = match value("content-length") {
+            Some(length) => Some(std::str::from_utf8(length)?.parse()?),
+            None => None,
+        };
         Ok(Some(Self {
             path: request.path.unwrap_or_default().to_owned(),
             keep_alive: !close,
+            upload,
         }))
     }
 }
@@ -92,31 +108,56 @@ struct Answer {
 }
 
 impl Answer {
-    fn to(target: &str, name: &str) -> Self {
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let text = |status, text| Self {
+    fn text(status: &'static str, text: String) -> Self {
+        Self {
             status,
             text,
             bytes: 0,
             rate: None,
-        };
+        }
+    }
+
+    fn to(target: &str, name: &str) -> Self {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
         match path {
-            "/" => text("200 OK", format!("{name}\n")),
-            "/healthz" => text("200 OK", "ok\n".to_owned()),
+            "/" => Self::text("200 OK", format!("{name}\n")),
+            "/healthz" => Self::text("200 OK", "ok\n".to_owned()),
             _ => match path.strip_prefix("/bytes/").map(str::parse) {
                 Some(Ok(bytes)) => Self {
                     bytes,
                     rate: query
                         .strip_prefix("rate=")
                         .and_then(|rate| rate.parse().ok()),
-                    ..text("200 OK", String::new())
+                    ..Self::text("200 OK", String::new())
                 },
-                _ => text(
+                _ => Self::text(
                     "404 Not Found",
                     "try /, /healthz or /bytes/N?rate=R\n".to_owned(),
                 ),
             },
         }
+    }
+
+    /// Reads a body to its end, whatever is in it: the client says all before it listens.
+    fn to_upload(reader: &mut impl Read, length: u64) -> Result<Self> {
+        let mut buffer = [0; CHUNK as usize];
+        let mut flaw = None;
+        let mut offset = 0;
+        while offset < length {
+            let wanted = (length - offset).min(CHUNK) as usize;
+            let read = reader.read(&mut buffer[..wanted])?;
+            if read == 0 {
+                bail!("the upload ended at byte {offset} of {length}");
+            }
+            if let Err(error) = pattern::check(&buffer[..read], offset) {
+                flaw.get_or_insert(error);
+            }
+            offset += read as u64;
+        }
+        Ok(match flaw {
+            None => Self::text("200 OK", "received\n".to_owned()),
+            Some(flaw) => Self::text("422 Unprocessable Content", format!("{flaw}\n")),
+        })
     }
 }
 
