@@ -252,9 +252,20 @@ impl Bench {
         Ok(self.datapath.set_runtime(Runtime { clock, flags })?)
     }
 
+    /// Sets the flow clock.
+    pub fn set_clock(&mut self, clock: u32) -> Result<()> {
+        self.clock = clock;
+        self.set_runtime()
+    }
+
     /// Runs the program on a frame.
     pub fn send(&mut self, ifindex: u32, frame: &[u8]) -> Result<TestRun> {
         self.last = None;
+        self.fresh_pools.clear();
+        self.test_run(ifindex, frame)
+    }
+
+    fn test_run(&mut self, ifindex: u32, frame: &[u8]) -> Result<TestRun> {
         Ok(self.datapath.test_run(frame, ifindex)?)
     }
 
@@ -292,7 +303,7 @@ impl Bench {
         };
         self.clock += 1;
         self.set_runtime()?;
-        let run = self.send(ifindex, frame)?;
+        let run = self.test_run(ifindex, frame)?;
         let after = Snapshot::take(&self.datapath, &mut self.tables)?;
         self.enter(&world)?;
         self.fresh_pools.retain(|pool| !after.has_ports_of(*pool));

@@ -131,6 +131,9 @@ impl Link {
 pub struct World {
     /// Services by what clients send to.
     pub services: BTreeMap<Frontend, Service>,
+    /// What holds for an address whatever the port: [`Vip::ECHO`] and
+    /// [`Vip::DROP_OTHER_PORTS`]. The rest follows from the services.
+    pub vip_flags: BTreeMap<AddressPrefix, u32>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
     /// Rings by service id.
@@ -240,6 +243,7 @@ impl World {
         let mut vips = BTreeMap::<AddressPrefix, Vip>::new();
         for frontend in self.services.keys() {
             let vip = vips.entry(frontend.address).or_default();
+            vip.flags |= self.vip_flags.get(&frontend.address).copied().unwrap_or(0);
             vip.flags |= match frontend.protocol {
                 6 => Vip::TCP,
                 _ => Vip::UDP,

@@ -36,6 +36,25 @@ pub(crate) fn test(arguments: &[OsString]) -> Result<()> {
     })
 }
 
+/// Runs the test of the reference model, optimized, with many packets.
+pub(crate) fn soak(packets: u64, seed: Option<u64>) -> Result<()> {
+    require_root("the test loads BPF programs and makes network namespaces")?;
+    let mut test = cargo();
+    test.args([
+        "test",
+        "--release",
+        "--package",
+        "lb-tests",
+        "--test",
+        "model",
+    ])
+    .env("LB_MODEL_PACKETS", packets.to_string());
+    if let Some(seed) = seed {
+        test.env("LB_MODEL_SEED", seed.to_string());
+    }
+    step("soak", || execute(&mut test))
+}
+
 /// Checks format, lints and documentation; every warning is an error. What is
 /// found in one does not hide what is found in the next.
 pub(crate) fn lint() -> Result<()> {

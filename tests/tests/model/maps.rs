@@ -1,0 +1,116 @@
+//! What the daemon would have written to the maps for the model's configuration.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use lb_common::{
+    addr::LinkPath,
+    backend::{Backend, BackendState, Outer},
+    service::{Mode, Service, Vip},
+};
+use lb_model::world;
+use lb_tests::World;
+use lb_userspace::{
+    address::{AddressPrefix, PortRange},
+    datapath::{Frontend, words},
+};
+
+/// The maps of a configuration.
+pub(crate) fn maps(world: &world::World) -> World {
+    let services = world.services.iter().map(|s| (frontend(s), service(s)));
+    let rings = world.services.iter().map(|s| (s.id, Arc::clone(&s.ring)));
+    let modes: BTreeMap<u32, world::Mode> = world.services.iter().map(|s| (s.id, s.mode)).collect();
+    let backends = world.backends.iter().map(|(id, value)| {
+        let mode = modes.get(&value.service).copied();
+        (*id, backend(value, mode))
+    });
+    World {
+        services: services.collect(),
+        backends: backends.collect(),
+        rings: rings.collect(),
+        vip_flags: vip_flags(world),
+        interfaces: world.interfaces.clone(),
+    }
+}
+
+/// "A service of this address says": the union over its services.
+fn vip_flags(world: &world::World) -> BTreeMap<AddressPrefix, u32> {
+    let mut flags = BTreeMap::new();
+    for service in &world.services {
+        let address = frontend(service).address;
+        let flags = flags.entry(address).or_insert(Vip::ECHO);
+        if service.drop_other_ports {
+            *flags |= Vip::DROP_OTHER_PORTS;
+        }
+    }
+    for service in world.services.iter().filter(|service| !service.icmp_echo) {
+        let flags = flags.entry(frontend(service).address).or_default();
+        *flags &= !Vip::ECHO;
+    }
+    flags
+}
+
+fn frontend(service: &world::Service) -> Frontend {
+    let (first, last) = (*service.ports.start(), *service.ports.end());
+    Frontend {
+        address: AddressPrefix::new(service.address.address, service.address.length),
+        ports: PortRange::new(first, last).expect("a range"),
+        protocol: service.protocol,
+    }
+}
+
+fn service(service: &world::Service) -> Service {
+    Service {
+        id: service.id,
+        mode: mode(service.mode) as u8,
+        max_segment_size: service.max_segment_size.unwrap_or(0),
+        ..Service::default()
+    }
+}
+
+fn mode(mode: world::Mode) -> Mode {
+    match mode {
+        world::Mode::FullNat => Mode::FullNat,
+        world::Mode::Nat => Mode::Nat,
+        world::Mode::Dsr => Mode::Dsr,
+        world::Mode::Ipip => Mode::Ipip,
+        world::Mode::Gue => Mode::Gue,
+    }
+}
+
+fn backend(backend: &world::Backend, mode: Option<world::Mode>) -> Backend {
+    let outer = match (mode, backend.address) {
+        (Some(world::Mode::Ipip | world::Mode::Gue), IpAddr::V4(_)) => Outer::Ipv4,
+        (Some(world::Mode::Ipip | world::Mode::Gue), IpAddr::V6(_)) => Outer::Ipv6,
+        _ => Outer::None,
+    };
+    let state = match backend.health {
+        world::Health::Up => BackendState::Up,
+        world::Health::Down => BackendState::Down,
+        world::Health::Removed => return Backend::default(),
+    };
+    Backend {
+        path: backend.path.as_ref().map_or(LinkPath::default(), path),
+        mtu: backend.mtu.unwrap_or(0),
+        service: backend.service,
+        state: state as u8,
+        port: backend.port.unwrap_or(0).to_be(),
+        address: words(backend.address),
+        source: backend.source.map_or([0; 4], words),
+        port_pool: backend.pool,
+        first_port: *backend.source_ports.start(),
+        last_port: *backend.source_ports.end(),
+        outer: outer as u8,
+        source_mask: ((1_u32 << backend.source_bits) - 1).to_be(),
+    }
+}
+
+/// A path as the maps hold it.
+pub(crate) fn path(path: &world::Path) -> LinkPath {
+    let mut link = LinkPath::new(path.ifindex, path.dst, path.src);
+    for (word, tag) in link.tags.iter_mut().zip(&path.tags) {
+        let [a, b] = tag.kind.to_be_bytes();
+        let [c, d] = tag.vlan.to_be_bytes();
+        *word = u32::from_ne_bytes([a, b, c, d]);
+    }
+    link
+}
