@@ -65,8 +65,10 @@ pub struct Backend {
     /// Last port of that range, host byte order.
     pub last_port: u16,
     /// Tunnels: bits of the outer source address that the flow's hash replaces, a mask of
-    /// its last 32 bits, network byte order. Zero in the other modes.
-    pub source_mask: u32,
+    /// its last 16 bits, network byte order. Zero in the other modes.
+    pub source_mask: u16,
+    /// Largest MSS option of a SYN that passes, in bytes; 0 leaves all as they are.
+    pub max_segment_size: u16,
 }
 
 /// What the datapath knows of an interface that it may send by.

@@ -69,9 +69,7 @@ pub struct Service {
     /// A [`Mode`].
     pub mode: u8,
     /// Reserved, zero.
-    pub reserved: u8,
-    /// Largest MSS option of a SYN that passes, in bytes; 0 leaves all as they are.
-    pub max_segment_size: u16,
+    pub reserved: [u8; 3],
 }
 
 /// Value of `VIPS_V4`, `VIPS_V6`, `PREFIXES_V4` and `PREFIXES_V6`: what holds for an

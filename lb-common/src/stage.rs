@@ -10,15 +10,23 @@ pub enum Stage {
     Fragment = 0,
     /// ICMP.
     Icmp = 1,
+    /// ICMP errors about packets that were translated.
+    IcmpNat = 2,
     /// ICMP errors about packets that were wrapped.
-    IcmpTunnel = 2,
+    IcmpTunnel = 3,
     /// Tells the sender of a packet that it is too big.
-    TooBig = 3,
+    TooBig = 4,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 4] = [Self::Fragment, Self::Icmp, Self::IcmpTunnel, Self::TooBig];
+    pub const ALL: [Self; 5] = [
+        Self::Fragment,
+        Self::Icmp,
+        Self::IcmpNat,
+        Self::IcmpTunnel,
+        Self::TooBig,
+    ];
 
     /// The name of its program.
     #[must_use]
@@ -26,6 +34,7 @@ impl Stage {
         match self {
             Self::Fragment => "lb_fragment",
             Self::Icmp => "lb_icmp",
+            Self::IcmpNat => "lb_icmp_nat",
             Self::IcmpTunnel => "lb_icmp_tunnel",
             Self::TooBig => "lb_too_big",
         }

@@ -46,13 +46,13 @@ fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Ser
             .map_err(|(reason, backend)| Refused::forward(reason, service.id, backend))?;
         let id = flow.backend();
         fits(packet, service, id, backend, length)?;
-        mss::clamp(ctx, packet, service.max_segment_size);
+        mss::clamp(ctx, packet, backend);
         (id, translate(ctx, packet, flow, backend))
     } else {
         let (id, backend) = select::backend::<F>(&packet.tuple, service)
             .map_err(|(reason, backend)| Refused::forward(reason, service.id, backend))?;
         fits(packet, service, id, backend, length)?;
-        mss::clamp(ctx, packet, service.max_segment_size);
+        mss::clamp(ctx, packet, backend);
         seen(packet, id);
         (id, direct(ctx, packet, service, id, backend, length))
     };
@@ -147,6 +147,11 @@ fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, reply: Flow<F>
         return Err(refused(DropReason::TooBig).with_mtu(packet.part, reply.mtu()));
     }
     flow::replied(packet, reply);
+    if packet.transport.flags & tcp::SYN != 0
+        && let Some(backend) = BACKENDS.get(id)
+    {
+        mss::clamp(ctx, packet, backend);
+    }
     rewrite(packet, reply);
     let path = reply.path();
     let sent = packet

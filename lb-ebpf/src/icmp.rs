@@ -1,6 +1,6 @@
 //! ICMP (RFC 792, RFC 4443): echo is answered, and errors find whom they concern.
 
-mod error;
+pub mod error;
 mod too_big;
 pub mod tunnel;
 
@@ -132,7 +132,7 @@ pub fn path<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
         return XDP_PASS;
     }
     if F::is_error(kind) {
-        return error::path::<F>(ctx, link, ip, payload.headers, icmp);
+        return error::path::<F>(ctx, link);
     }
     XDP_PASS
 }

@@ -71,6 +71,13 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     by_family!(&ctx, icmp::path)
 }
 
+/// The path of ICMP errors about packets that were translated.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_icmp_nat(ctx: XdpContext) -> u32 {
+    by_family!(&ctx, icmp::error::nat)
+}
+
 /// The path of ICMP errors about packets that were wrapped.
 #[xdp(frags)]
 #[inline(always)]

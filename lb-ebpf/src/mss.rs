@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::{bpf_loop, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
     programs::XdpContext,
 };
-use lb_common::checksum;
+use lb_common::{backend::Backend, checksum};
 use network_types::tcp::TcpHdr;
 
 use crate::{
@@ -24,10 +24,11 @@ const MAX_SEGMENT_SIZE: u8 = 2;
 /// Length of the option, its kind and length included.
 const LENGTH: u8 = 4;
 
-/// Lowers the option of a SYN to `most` bytes; 0 leaves it as it is.
+/// Lowers the option of a SYN to or from a backend to what its service says.
 #[inline(always)]
-pub fn clamp<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, most: u16) {
-    if most == 0 || packet.transport.flags & tcp::SYN == 0 || packet.part == Part::Later {
+pub fn clamp<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, backend: &Backend) {
+    let most = backend.max_segment_size;
+    if packet.transport.flags & tcp::SYN == 0 || most == 0 || packet.part == Part::Later {
         return;
     }
     let segment = packet.link.payload + packet.headers;

@@ -161,7 +161,8 @@ fn wrap<F: Family>(
         sum,
     };
     let mut source = backend.source;
-    let vary = hash.to_be() & backend.source_mask;
+    let [high, low] = (hash as u16 & u16::from_be(backend.source_mask)).to_be_bytes();
+    let vary = u32::from_ne_bytes([0, 0, high, low]);
     if backend.outer == IPV4 {
         source[0] |= vary;
         let addresses = (source[0], backend.address[0]);

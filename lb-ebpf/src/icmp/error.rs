@@ -21,7 +21,7 @@ use crate::{
     forward::is_too_big,
     link::Link,
     maps::BACKENDS,
-    packet::{TCP, UDP, Unparsed, at, check_ip},
+    packet::{Payload, TCP, UDP, Unparsed, at, check_ip},
     select, service, stage, tunnel,
     verdict::{Refused, Verdict, conclude},
 };
@@ -35,6 +35,8 @@ struct Error<'a, F: Family> {
     ip: *mut F::Header,
     /// Length of the IP headers of the error itself.
     headers: usize,
+    /// Length of its IP packet, as its header says.
+    length: u32,
     icmp: *mut Icmp,
     /// The quoted IP header.
     quote: *mut F::Header,
@@ -48,67 +50,116 @@ struct Error<'a, F: Family> {
 
 /// The path of an error.
 #[inline(always)]
-pub fn path<F: Version>(
-    ctx: &XdpContext,
-    link: &Link,
-    ip: *mut F::Header,
-    headers: usize,
-    icmp: *mut Icmp,
-) -> u32 {
-    let quoted = link.payload + headers + size_of::<Icmp>();
-    let Some(quote) = F::header_at(ctx, quoted) else {
-        return malformed::<F>(ctx, ip);
-    };
-    // Whoever sent the packet is told of the error.
-    if !F::same(F::source(quote), F::destination(ip)) {
-        return XDP_PASS;
-    }
-    let payload = match F::payload(ctx, quoted, quote) {
-        Ok(payload) => payload,
-        Err(Unparsed::Foreign) => return stage::enter(ctx, Stage::IcmpTunnel),
-        Err(_) => return malformed::<F>(ctx, ip),
-    };
-    if payload.protocol == F::ICMP {
-        return XDP_PASS;
-    }
-    let offset = quoted + payload.headers;
-    let Some(transport) = at::<Quoted>(ctx, offset) else {
-        return malformed::<F>(ctx, ip);
-    };
-    // SAFETY: `at` checked the bounds.
-    let ports = unsafe { transport.cast::<u32>().read_unaligned() };
-    let error = Error::<F> {
-        link,
-        ip,
-        headers,
-        icmp,
-        quote,
-        transport,
-        offset,
-        tuple: F::tuple(quote, payload.protocol, ports),
+pub fn path<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
+    let error = match Error::<F>::parse(ctx, link) {
+        Ok(error) => error,
+        Err(Unread::Foreign) => return XDP_PASS,
+        Err(Unread::Wrapped) => return stage::enter(ctx, Stage::IcmpTunnel),
+        Err(Unread::Malformed(ip)) => return malformed::<F>(ctx, ip),
     };
     let sent = error.tuple.reversed();
     let service = service::find::<F>(&sent);
-    if service.id != 0 {
+    if service.id != 0 && !Mode::translates(service.mode) {
         conclude(ctx, to_backend(ctx, &error, &sent, &service))
-    } else if let Some(reply) = flow::of_reply::<F>(&sent) {
-        conclude(ctx, to_client(ctx, &error, reply))
-    } else if payload.protocol == UDP {
+    } else if service.id != 0 || flow::of_reply::<F>(&sent).is_some() {
+        stage::enter(ctx, Stage::IcmpNat)
+    } else if F::protocol(&sent) == UDP {
         stage::enter(ctx, Stage::IcmpTunnel)
     } else {
         XDP_PASS
     }
 }
 
-impl<F: Version> Error<'_, F> {
-    /// Whether the error may be sent on. Returns its length in bytes.
+/// The path of an error about a packet that was translated.
+#[inline(always)]
+pub fn nat<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
+    let Ok(error) = Error::<F>::parse(ctx, link) else {
+        return XDP_PASS;
+    };
+    let sent = error.tuple.reversed();
+    let service = service::find::<F>(&sent);
+    let verdict = if service.id != 0 {
+        to_nat_backend(ctx, &error, &sent, &service)
+    } else if let Some(reply) = flow::of_reply::<F>(&sent) {
+        to_client(ctx, &error, reply)
+    } else {
+        return XDP_PASS;
+    };
+    conclude(ctx, verdict)
+}
+
+/// Why an error has no quoted packet of TCP or UDP.
+enum Unread<F: Family> {
+    /// It is about something else.
+    Foreign,
+    /// It may be about a tunnel packet.
+    Wrapped,
+    /// It quotes too little, or what can't be followed. The IP header is its own.
+    Malformed(*mut F::Header),
+}
+
+impl<'a, F: Version> Error<'a, F> {
+    /// Reads an error and what it quotes.
     #[inline(always)]
-    fn check(&self, ctx: &XdpContext) -> Result<u32, DropReason> {
-        let length = check_ip::<F>(ctx, self.link, self.ip, self.headers)?;
+    fn parse(ctx: &XdpContext, link: &'a Link) -> Result<Self, Unread<F>> {
+        let ip = F::header(ctx, link).ok_or(Unread::Foreign)?;
+        let Ok(Payload { headers, .. }) = F::payload(ctx, link.payload, ip) else {
+            return Err(Unread::Foreign);
+        };
+        let malformed = Unread::Malformed(ip);
+        let icmp: *mut Icmp = at(ctx, link.payload + headers).ok_or(Unread::Foreign)?;
+        let quoted = link.payload + headers + size_of::<Icmp>();
+        let Some(quote) = F::header_at(ctx, quoted) else {
+            return Err(malformed);
+        };
+        // Whoever sent the packet is told of the error.
+        if !F::same(F::source(quote), F::destination(ip)) {
+            return Err(Unread::Foreign);
+        }
+        let payload = match F::payload(ctx, quoted, quote) {
+            Ok(payload) => payload,
+            Err(Unparsed::Foreign) => return Err(Unread::Wrapped),
+            Err(_) => return Err(malformed),
+        };
+        if payload.protocol == F::ICMP {
+            return Err(Unread::Foreign);
+        }
+        let offset = quoted + payload.headers;
+        let Some(transport) = at::<Quoted>(ctx, offset) else {
+            return Err(malformed);
+        };
+        // SAFETY: `at` checked the bounds.
+        let ports = unsafe { transport.cast::<u32>().read_unaligned() };
+        Ok(Self {
+            link,
+            ip,
+            headers,
+            length: F::length(ip) as u32,
+            icmp,
+            quote,
+            transport,
+            offset,
+            tuple: F::tuple(quote, payload.protocol, ports),
+        })
+    }
+
+    /// Whether the error may be sent on.
+    #[inline(always)]
+    fn check(&self, ctx: &XdpContext) -> Result<(), DropReason> {
+        check_ip::<F>(ctx, self.link, self.ip, self.headers)?;
         if F::ttl(self.ip) <= 1 {
             return Err(DropReason::TtlExpired);
         }
-        Ok(length)
+        if self.offset + size_of::<Quoted>() > self.end() {
+            return Err(DropReason::IcmpHeader);
+        }
+        Ok(())
+    }
+
+    /// Where the message ends, which the frame may go beyond.
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.link.payload + self.length as usize
     }
 
     /// Gives the error other addresses and makes it quote another packet, with one hop
@@ -151,6 +202,9 @@ impl<F: Version> Error<'_, F> {
         const OF_UDP: usize = core::mem::offset_of!(UdpHdr, check);
         let is_tcp = F::protocol(&self.tuple) == TCP;
         let offset = self.offset + if is_tcp { OF_TCP } else { OF_UDP };
+        if offset + size_of::<u16>() > self.end() {
+            return 0;
+        }
         let Some(field) = at::<u16>(ctx, offset) else {
             return 0;
         };
@@ -178,8 +232,41 @@ impl<F: Version> Error<'_, F> {
     }
 }
 
-/// An error about a packet that a backend sent to a client: for the backend. `sent` is
-/// the tuple of the client's packets.
+/// Sends an error about a packet that a backend sent to a client, translated, to that
+/// backend. `sent` is the tuple of the client's packets.
+#[inline(always)]
+fn to_nat_backend<F: Version>(
+    ctx: &XdpContext,
+    error: &Error<'_, F>,
+    sent: &F::Tuple,
+    service: &Service,
+) -> Verdict {
+    let refused = |reason, backend| Refused::forward(reason, service.id, backend);
+    error.check(ctx).map_err(|reason| refused(reason, 0))?;
+    let flow = flow::of_tuple::<F>(sent).ok_or(refused(DropReason::NoFlow, 0))?;
+    let id = flow.backend();
+    let backend = BACKENDS
+        .get(id)
+        .ok_or(refused(DropReason::BackendGone, 0))?;
+    if backend.state == BackendState::Absent as u8 {
+        return Err(refused(DropReason::BackendGone, 0));
+    }
+    fits(error.length, backend).map_err(|reason| refused(reason, id))?;
+    let mut addresses = F::tuple(error.ip, F::ICMP, 0);
+    F::set_dst(&mut addresses, &backend.address, 0);
+    if service.mode == Mode::FullNat as u8 {
+        F::set_src(&mut addresses, &backend.source);
+    }
+    error.rewrite(ctx, &addresses, &flow.to().reversed());
+    let action = error
+        .send(ctx, &backend.path)
+        .map_err(|reason| refused(reason, id))?;
+    count::forwarded(id, u64::from(error.length));
+    Ok(action)
+}
+
+/// Sends an error about a packet that a backend sent to a client to that backend, as it
+/// is: the backend has the service address itself.
 #[inline(always)]
 fn to_backend<F: Version>(
     ctx: &XdpContext,
@@ -187,68 +274,21 @@ fn to_backend<F: Version>(
     sent: &F::Tuple,
     service: &Service,
 ) -> Verdict {
-    let refused = |(reason, backend)| Refused::forward(reason, service.id, backend);
-    let length = error.check(ctx).map_err(|reason| refused((reason, 0)))?;
-    let (id, action) = if Mode::translates(service.mode) {
-        translated(ctx, error, length, sent, service)
-    } else {
-        whole(ctx, error, length, sent, service)
-    }
-    .map_err(refused)?;
-    count::forwarded(id, u64::from(length));
-    Ok(action)
-}
-
-/// Sends an error, translated, to the backend of its flow. Returns the id of the backend
-/// and the XDP action; an error comes with the id of the backend, 0 for none.
-#[inline(always)]
-fn translated<F: Version>(
-    ctx: &XdpContext,
-    error: &Error<'_, F>,
-    length: u32,
-    sent: &F::Tuple,
-    service: &Service,
-) -> Result<(u32, u32), (DropReason, u32)> {
-    let flow = flow::of_tuple::<F>(sent).ok_or((DropReason::NoFlow, 0))?;
-    let id = flow.backend();
-    let backend = BACKENDS.get(id).ok_or((DropReason::BackendGone, 0))?;
-    if backend.state == BackendState::Absent as u8 {
-        return Err((DropReason::BackendGone, 0));
-    }
-    fits(length, backend).map_err(|reason| (reason, id))?;
-    let mut addresses = F::tuple(error.ip, F::ICMP, 0);
-    F::set_dst(&mut addresses, &backend.address, 0);
-    if service.mode == Mode::FullNat as u8 {
-        F::set_src(&mut addresses, &backend.source);
-    }
-    error.rewrite(ctx, &addresses, &flow.to().reversed());
-    let action = error.send(ctx, &backend.path);
-    action
-        .map(|action| (id, action))
-        .map_err(|reason| (reason, id))
-}
-
-/// Sends an error as it is to a backend that has the service address itself.
-#[inline(always)]
-fn whole<F: Version>(
-    ctx: &XdpContext,
-    error: &Error<'_, F>,
-    length: u32,
-    sent: &F::Tuple,
-    service: &Service,
-) -> Result<(u32, u32), (DropReason, u32)> {
-    let (id, backend) = select::of_ring::<F>(sent, service).ok_or((DropReason::NoBackend, 0))?;
-    fits(length, backend).map_err(|reason| (reason, id))?;
+    let refused = |reason, backend| Refused::forward(reason, service.id, backend);
+    error.check(ctx).map_err(|reason| refused(reason, 0))?;
+    let (id, backend) =
+        select::of_ring::<F>(sent, service).ok_or(refused(DropReason::NoBackend, 0))?;
+    fits(error.length, backend).map_err(|reason| refused(reason, id))?;
     F::decrement_ttl(error.ip);
     let action = if service.mode == Mode::Dsr as u8 {
         error.send(ctx, &backend.path)
     } else {
-        let inner = tunnel::Inner::of_length(length);
+        let inner = tunnel::Inner::of_length(error.length);
         tunnel::send::<F>(ctx, &inner, sent.hash(), service, id)
     };
-    action
-        .map(|action| (id, action))
-        .map_err(|reason| (reason, id))
+    let action = action.map_err(|reason| refused(reason, id))?;
+    count::forwarded(id, u64::from(error.length));
+    Ok(action)
 }
 
 /// Whether an error can go to a backend. Nobody is told of one that can't.
@@ -263,7 +303,8 @@ fn fits(length: u32, backend: &Backend) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// An error about a packet that a client sent to a backend: for the client.
+/// Sends an error about a packet that a client sent to a backend, translated, to that
+/// client.
 #[inline(always)]
 fn to_client<F: Version>(ctx: &XdpContext, error: &Error<'_, F>, reply: Flow<F>) -> Verdict {
     let id = reply.backend();
@@ -271,13 +312,13 @@ fn to_client<F: Version>(ctx: &XdpContext, error: &Error<'_, F>, reply: Flow<F>)
         let service = BACKENDS.get(id).map_or(0, |backend| backend.service);
         Refused::reply(reason, service, id)
     };
-    let length = error.check(ctx).map_err(refused)?;
-    if is_too_big(length, reply.mtu()) {
+    error.check(ctx).map_err(refused)?;
+    if is_too_big(error.length, reply.mtu()) {
         return Err(refused(DropReason::TooBig));
     }
     let to = reply.to();
     error.rewrite(ctx, to, &to.reversed());
     let action = error.send(ctx, reply.path()).map_err(refused)?;
-    count::replied(id, u64::from(length));
+    count::replied(id, u64::from(error.length));
     Ok(action)
 }

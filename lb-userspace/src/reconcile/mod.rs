@@ -198,7 +198,6 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         let entry = Service {
             id: service,
             mode: service::Mode::from(spec.mode) as u8,
-            max_segment_size: spec.max_segment_size.unwrap_or_default(),
             ..Service::default()
         };
         let frontend = frontend(spec);
@@ -281,6 +280,7 @@ fn backend(
         }),
         address: words(address.ip),
         source: source.map(|(source, _)| words(source)).unwrap_or_default(),
+        max_segment_size: spec.max_segment_size.unwrap_or_default(),
         ..Backend::default()
     };
     if spec.mode.tunnels() {
@@ -289,7 +289,7 @@ fn backend(
             IpAddr::V6(_) => Outer::Ipv6,
         } as u8;
         let open = source.map_or(0, |(_, open)| open);
-        entry.source_mask = ((1_u32 << open) - 1).to_be();
+        entry.source_mask = (((1_u32 << open) - 1) as u16).to_be();
     }
     if spec.mode.translates() {
         entry.port = address.port.number().unwrap_or_default().to_be();

@@ -341,7 +341,7 @@ fn tunnels_have_what_their_outer_header_needs() {
         let mut spec = tunnel(mode, address);
         spec.source =
             source.map(|(source, length)| AddressPrefix::new(source.parse().unwrap(), length));
-        let (outer, mtu, port, source, mask): (_, _, u16, &str, u32) = expected;
+        let (outer, mtu, port, source, mask): (_, _, u16, &str, u16) = expected;
         let expected = Backend {
             path: LinkPath::new(ETH0, [2, 0, 0, 0, 0, 0x11], [2; 6]),
             mtu,
@@ -425,14 +425,15 @@ fn other_ports_are_looked_for_only_where_somebody_wants_it() {
 }
 
 #[test]
-fn the_segment_size_goes_with_the_service() {
-    let mut spec = service(10, Mode::Nat, Some(80), Vec::new());
+fn the_segment_size_goes_with_every_backend() {
+    let backends = vec![backend_spec(11, Some(8_080), 100)];
+    let mut spec = service(10, Mode::Nat, Some(80), backends);
     spec.max_segment_size = Some(1_400);
     let image = image_of(&inputs([spec]));
     let sizes: Vec<u16> = image
-        .services
+        .backends
         .values()
-        .map(|s| s.max_segment_size)
+        .map(|backend| backend.max_segment_size)
         .collect();
     assert_eq!(sizes, [1_400]);
 }

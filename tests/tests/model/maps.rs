@@ -18,10 +18,10 @@ use lb_userspace::{
 pub(crate) fn maps(world: &world::World) -> World {
     let services = world.services.iter().map(|s| (frontend(s), service(s)));
     let rings = world.services.iter().map(|s| (s.id, Arc::clone(&s.ring)));
-    let modes: BTreeMap<u32, world::Mode> = world.services.iter().map(|s| (s.id, s.mode)).collect();
+    let owners: BTreeMap<u32, &world::Service> = world.services.iter().map(|s| (s.id, s)).collect();
     let backends = world.backends.iter().map(|(id, value)| {
-        let mode = modes.get(&value.service).copied();
-        (*id, backend(value, mode))
+        let owner = owners.get(&value.service).copied();
+        (*id, backend(value, owner))
     });
     World {
         services: services.collect(),
@@ -62,7 +62,6 @@ fn service(service: &world::Service) -> Service {
     Service {
         id: service.id,
         mode: mode(service.mode) as u8,
-        max_segment_size: service.max_segment_size.unwrap_or(0),
         ..Service::default()
     }
 }
@@ -77,8 +76,8 @@ fn mode(mode: world::Mode) -> Mode {
     }
 }
 
-fn backend(backend: &world::Backend, mode: Option<world::Mode>) -> Backend {
-    let outer = match (mode, backend.address) {
+fn backend(backend: &world::Backend, service: Option<&world::Service>) -> Backend {
+    let outer = match (service.map(|service| service.mode), backend.address) {
         (Some(world::Mode::Ipip | world::Mode::Gue), IpAddr::V4(_)) => Outer::Ipv4,
         (Some(world::Mode::Ipip | world::Mode::Gue), IpAddr::V6(_)) => Outer::Ipv6,
         _ => Outer::None,
@@ -100,7 +99,10 @@ fn backend(backend: &world::Backend, mode: Option<world::Mode>) -> Backend {
         first_port: *backend.source_ports.start(),
         last_port: *backend.source_ports.end(),
         outer: outer as u8,
-        source_mask: ((1_u32 << backend.source_bits) - 1).to_be(),
+        max_segment_size: service
+            .and_then(|service| service.max_segment_size)
+            .unwrap_or(0),
+        source_mask: (((1_u32 << backend.source_bits) - 1) as u16).to_be(),
     }
 }
 
