@@ -36,7 +36,7 @@ pub static REPLIES_V6: Array<Reply6, { MAX_REPLIES as usize }> = Array::new();
 pub static CALLEE: ProgramArray<1> = ProgramArray::new();
 
 /// Prepares the frame and calls the program under test.
-#[xdp]
+#[xdp(frags)]
 pub fn driver(ctx: XdpContext) -> u32 {
     if prepare(&ctx).is_some() {
         // SAFETY: nothing here has anything to drop.
@@ -46,7 +46,7 @@ pub fn driver(ctx: XdpContext) -> u32 {
 }
 
 /// Does nothing: the floor.
-#[xdp]
+#[xdp(frags)]
 pub fn empty(_ctx: XdpContext) -> u32 {
     XDP_PASS
 }
