@@ -28,6 +28,7 @@ mod ports;
 mod select;
 mod service;
 mod stage;
+mod sum;
 mod tunnel;
 mod verdict;
 mod words;

@@ -15,6 +15,7 @@ use crate::{
     link::Link,
     maps::BACKENDS,
     packet::{Packet, Part, UDP, put},
+    sum::sum_of,
 };
 
 /// A GUE header without options, in bytes.
@@ -158,7 +159,6 @@ fn wrap<F: Family>(
         length: (length & !IS_GUE) as usize,
         is_gue: length & IS_GUE != 0,
         hash,
-        sum,
     };
     let mut source = backend.source;
     let [high, low] = (hash as u16 & u16::from_be(backend.source_mask)).to_be_bytes();
@@ -176,7 +176,13 @@ fn wrap<F: Family>(
         let addresses = (source, backend.address);
         let offset = wrap.outer::<Ipv6>(ctx, &link, backend, addresses)?;
         if wrap.is_gue {
-            let checksum = wrap.udp_checksum(backend, &source);
+            let inner = (offset + UDP_GUE) as u64;
+            let sum = if sum == UNKNOWN {
+                sum_of(ctx.ctx, inner, wrap.length as u64)
+            } else {
+                sum
+            };
+            let checksum = wrap.udp_checksum(backend, &source, sum);
             put(ctx, offset, wrap.gue(backend.port, checksum))?;
         }
     }
@@ -193,8 +199,6 @@ struct Wrap {
     is_gue: bool,
     /// Hash of the flow.
     hash: u32,
-    /// One's complement sum of the inner packet, or [`UNKNOWN`].
-    sum: u64,
 }
 
 impl Wrap {
@@ -240,15 +244,11 @@ impl Wrap {
         ]
     }
 
-    /// The UDP checksum over IPv6, zero where the sum of the packet is not known
-    /// (RFC 6935).
+    /// The UDP checksum over IPv6 (RFC 8200, section 8.1) around a packet with this sum.
     #[inline(always)]
-    fn udp_checksum(&self, backend: &Backend, source: &[u32; 4]) -> u16 {
-        if self.sum == UNKNOWN {
-            return 0;
-        }
+    fn udp_checksum(&self, backend: &Backend, source: &[u32; 4], packet: u64) -> u16 {
         let length = (self.length + UDP_GUE) as u16;
-        let mut sum = self.sum + u64::from(length.to_be()) + u64::from(u16::from(UDP).to_be());
+        let mut sum = packet + u64::from(length.to_be()) + u64::from(u16::from(UDP).to_be());
         for word in source {
             sum += u64::from(*word);
         }

@@ -1,11 +1,7 @@
 //! Tells the sender of a packet that it is too big (RFC 1191, RFC 8201), in its place.
 
-use core::hint::black_box;
-
 use aya_ebpf::{
-    bindings::{xdp_action::XDP_DROP, xdp_md},
-    helpers::{bpf_xdp_adjust_tail, bpf_xdp_load_bytes},
-    programs::XdpContext,
+    bindings::xdp_action::XDP_DROP, helpers::bpf_xdp_adjust_tail, programs::XdpContext,
 };
 use lb_common::{
     checksum,
@@ -16,15 +12,13 @@ use lb_common::{
 
 use super::{Icmp, TTL, Version};
 use crate::{
-    family::{Carried, DONT_FRAGMENT, Ipv6},
+    family::{Carried, DONT_FRAGMENT},
     link::Link,
     maps::{ICMP_BUDGET, clock},
     packet::{at, frame_length},
     stage,
+    sum::sum_of,
 };
-
-/// Bytes that are summed at a time.
-const CHUNK: usize = 64;
 
 /// Turns a packet that has been counted as dropped into the error about it, as long as
 /// the budget lasts.
@@ -114,41 +108,4 @@ fn make<F: Version>(
         });
     }
     link.send(&path)
-}
-
-/// The one's complement sum of `length` bytes at `offset` in the frame, at most those
-/// that an error quotes.
-///
-/// A global function, like `ipv6_walk`.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn sum_of(ctx: *mut xdp_md, offset: u64, length: u64) -> u64 {
-    const CHUNKS: usize = Ipv6::QUOTE.div_ceil(CHUNK);
-    let mut sum = 0;
-    let mut done = 0_u32;
-    let length = length as u32;
-    for _ in 0..CHUNKS {
-        // The verifier has to see the bounds, also where the compiler knows them.
-        let rest = black_box(length.saturating_sub(done));
-        if rest == 0 {
-            break;
-        }
-        let size = if rest < CHUNK as u32 {
-            rest
-        } else {
-            CHUNK as u32
-        };
-        let mut words = [0_u64; CHUNK / size_of::<u64>()];
-        // SAFETY: the buffer holds `size` bytes.
-        let error =
-            unsafe { bpf_xdp_load_bytes(ctx, offset as u32 + done, (&raw mut words).cast(), size) };
-        if error != 0 {
-            break;
-        }
-        for word in words {
-            sum += (word & 0xffff_ffff) + (word >> 32);
-        }
-        done += size;
-    }
-    sum
 }

@@ -12,7 +12,7 @@ use lb_lab::{
 use crate::programs;
 
 /// The modes that carry traffic.
-pub(crate) const MODES: &[Mode] = &[Mode::FullNat, Mode::Nat];
+pub(crate) const MODES: &[Mode] = &[Mode::FullNat, Mode::Nat, Mode::Dsr, Mode::Ipip, Mode::Gue];
 
 /// MTUs of the links, in bytes of an IP packet.
 pub(crate) const MTUS: &[u32] = &[1_500, 9_000];
@@ -22,7 +22,7 @@ pub(crate) const FRAGMENTED: &[usize] = &[1_473, 2_000, 9_001, 30_000, 60_000];
 
 /// The modes in which a sender learns what a path takes. In the others it does not, and
 /// that is tested, too.
-pub(crate) const PATH_MTU: &[Mode] = &[Mode::FullNat, Mode::Nat];
+pub(crate) const PATH_MTU: &[Mode] = MODES;
 
 /// A family, for the tests that are made once for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
