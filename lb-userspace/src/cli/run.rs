@@ -76,6 +76,9 @@ fn log_to_stderr(filter: EnvFilter) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // Where stderr cannot be written, a line is lost. Told of that on stderr, it would
+        // be the end of the process.
+        .log_internal_errors(false)
         .with_ansi(output::colour())
         .with_target(false)
         .init();
