@@ -17,10 +17,10 @@ use super::{
     sweeping::{Order, Swept},
 };
 use crate::{
-    datapath::{self, AttachedMode, Datapath},
+    datapath::{self, AttachedMode, Datapath, XdpMode},
     flows::Lifetimes,
     health::{self, Target},
-    neighbour::{self, NextHop, NextHopState},
+    neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Reconciler, Tables, World},
     state::{Change, Desired, HealthStatus, Refusal, ServiceSpec, Status, VirtualAddress},
 };
@@ -28,19 +28,57 @@ use crate::{
 /// How long after the datapath refused something it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// An interface that the program is attached to.
+/// An interface that the program is to be attached to.
 #[derive(Clone, Debug)]
 pub(super) struct Attached {
-    /// Its index.
-    pub(super) ifindex: u32,
     /// Its name.
     pub(super) name: String,
-    /// How.
-    pub(super) mode: AttachedMode,
+    /// How the program is to be attached.
+    pub(super) wanted: XdpMode,
+    /// Whether it is.
+    pub(super) state: Attachment,
+}
+
+/// Whether the program is attached to an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// It is.
+    On {
+        /// Index of the interface.
+        ifindex: u32,
+        /// How.
+        mode: AttachedMode,
+    },
+    /// There is no interface of the name any more.
+    Gone,
+    /// There is one again, but the program is not attached to it (yet).
+    Back {
+        /// Its index.
+        ifindex: u32,
+        /// Its MTU.
+        mtu: u32,
+        /// Why the program could not be attached when it was tried.
+        error: Option<String>,
+    },
+}
+
+impl Attached {
+    /// Index of the interface, while the program is attached to it.
+    fn ifindex(&self) -> Option<u32> {
+        match self.state {
+            Attachment::On { ifindex, .. } => Some(ifindex),
+            Attachment::Gone | Attachment::Back { .. } => None,
+        }
+    }
 }
 
 /// What the daemon needs of the datapath while it runs.
 pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
+    /// Attaches the program to the interface of this name and index.
+    fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode)
+    -> datapath::Result<AttachedMode>;
+    /// Detaches the program from the interface of this index, if it is there.
+    fn detach(&mut self, ifindex: u32);
     /// Writes the flow clock.
     fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
     /// Whether a port of this pool is in use.
@@ -48,6 +86,19 @@ pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
 }
 
 impl Plane for Datapath {
+    fn attach(
+        &mut self,
+        name: &str,
+        ifindex: u32,
+        mode: XdpMode,
+    ) -> datapath::Result<AttachedMode> {
+        self.attach_at(name, ifindex, mode)
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        self.detach(ifindex);
+    }
+
     fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {
         let mut runtime = self.runtime();
         runtime.clock = tick;
@@ -78,7 +129,7 @@ pub(super) struct Balancer<P> {
     pub(super) desired: Desired,
     health: HashMap<Name, Health>,
     hops: HashMap<IpAddr, NextHop>,
-    /// Of the attached interfaces those that are there.
+    /// The interfaces that the program is attached to.
     interfaces: BTreeMap<u32, backend::Interface>,
     pub(super) reconciler: Reconciler,
     pub(super) ledger: Ledger,
@@ -169,23 +220,93 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn neighbour(&mut self, event: neighbour::Event) {
         match event {
             neighbour::Event::NextHop { address, hop } => self.next_hop(address, hop),
-            neighbour::Event::Interface(interface) => {
-                if self.is_attached(interface.ifindex) {
-                    let new = backend::Interface { mtu: interface.mtu };
-                    if self.interfaces.insert(interface.ifindex, new) != Some(new) {
-                        self.overdue = Some(Duration::ZERO);
-                    }
-                }
+            neighbour::Event::Interface(interface) => self.interface(&interface),
+            neighbour::Event::InterfaceGone(ifindex) => self.interface_gone(ifindex),
+        }
+    }
+
+    fn interface(&mut self, interface: &Interface) {
+        let &Interface { ifindex, mtu, .. } = interface;
+        if self.is_attached(ifindex) {
+            let new = backend::Interface { mtu };
+            if self.interfaces.insert(ifindex, new) != Some(new) {
+                self.overdue = Some(Duration::ZERO);
             }
-            neighbour::Event::InterfaceGone(ifindex) => {
-                if self.interfaces.remove(&ifindex).is_some() {
-                    let gone = self.attached.iter().find(|a| a.ifindex == ifindex);
-                    let interface = gone.map_or("", |attached| attached.name.as_str());
-                    tracing::error!(interface, "the interface is gone; start again to attach it");
+            return;
+        }
+        for attached in &mut self.attached {
+            if attached.name == interface.name && attached.ifindex().is_none() {
+                attached.state = Attachment::Back {
+                    ifindex,
+                    mtu,
+                    error: None,
+                };
+                self.overdue = Some(Duration::ZERO);
+            }
+        }
+    }
+
+    fn interface_gone(&mut self, gone: u32) {
+        for attached in &mut self.attached {
+            match attached.state {
+                Attachment::On { ifindex, .. } if ifindex == gone => {
+                    tracing::error!(
+                        interface = attached.name,
+                        "the interface is gone; the program is attached again when one of its \
+                         name comes"
+                    );
+                    self.plane.detach(gone);
+                    self.interfaces.remove(&gone);
+                    attached.state = Attachment::Gone;
                     self.overdue = Some(Duration::ZERO);
+                }
+                Attachment::Back { ifindex, .. } if ifindex == gone => {
+                    attached.state = Attachment::Gone;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Attaches the program to interfaces that have come back. `false` where that is to
+    /// be tried again.
+    fn attach_what_is_back(&mut self) -> bool {
+        let mut all = true;
+        for attached in &mut self.attached {
+            let Attachment::Back {
+                ifindex,
+                mtu,
+                error,
+            } = &mut attached.state
+            else {
+                continue;
+            };
+            let (interface, index) = (attached.name.as_str(), *ifindex);
+            match self.plane.attach(interface, index, attached.wanted) {
+                Ok(mode) => {
+                    tracing::info!(interface, mode = mode.as_str(), "attached again");
+                    self.interfaces
+                        .insert(index, backend::Interface { mtu: *mtu });
+                    attached.state = Attachment::On {
+                        ifindex: index,
+                        mode,
+                    };
+                }
+                Err(new) => {
+                    let new = chain(&new);
+                    if error.as_ref() != Some(&new) {
+                        tracing::error!(
+                            interface,
+                            error = new,
+                            "the program cannot be attached again; trying on"
+                        );
+                    }
+                    *error = Some(new);
+                    all = false;
                 }
             }
         }
+        all
     }
 
     fn next_hop(&mut self, address: IpAddr, hop: NextHop) {
@@ -313,6 +434,7 @@ impl<P: Plane> Balancer<P> {
     }
 
     fn reconcile(&mut self, now: Duration) -> Result<(), reconcile::Error<datapath::Error>> {
+        let all_attached = self.attach_what_is_back();
         let world = World {
             desired: &self.desired,
             is_up: &|spec, backend| {
@@ -329,7 +451,7 @@ impl<P: Plane> Balancer<P> {
         if steps != 0 {
             tracing::debug!(steps, "the datapath is as it should be");
         }
-        self.overdue = None;
+        self.overdue = (!all_attached).then_some(now + RETRY);
         Ok(())
     }
 
@@ -377,16 +499,12 @@ impl<P: Plane> Balancer<P> {
 
     /// Indices of the attached interfaces.
     pub(super) fn ifindexes(&self) -> Vec<u32> {
-        self.attached
-            .iter()
-            .map(|attached| attached.ifindex)
-            .collect()
+        self.attached.iter().filter_map(Attached::ifindex).collect()
     }
 
     fn is_attached(&self, ifindex: u32) -> bool {
-        self.attached
-            .iter()
-            .any(|attached| attached.ifindex == ifindex)
+        let mut attached = self.attached.iter().filter_map(Attached::ifindex);
+        attached.any(|index| index == ifindex)
     }
 }
 

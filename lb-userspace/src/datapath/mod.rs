@@ -52,7 +52,7 @@ pub use self::{
     test_run::{TestRun, Verdict},
 };
 use self::{
-    error::map_error,
+    error::{gone, map_error},
     key::ServiceKey,
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
@@ -193,6 +193,21 @@ impl Datapath {
         let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|_| Error::NoInterface {
             name: interface.to_owned(),
         })?;
+        self.attach_at(interface, ifindex, mode)
+    }
+
+    /// Attaches the program to the interface of this index, which messages call by the
+    /// name `interface`.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::attach`].
+    pub fn attach_at(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        mode: XdpMode,
+    ) -> Result<AttachedMode> {
         let program = program(&mut self.ebpf)?;
         let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
         self.attachments.push(attachment);
@@ -359,10 +374,8 @@ impl Datapath {
     /// No packet leaves by this interface any more.
     pub fn remove_interface(&mut self, ifindex: u32) -> Result<()> {
         remove(&mut self.interfaces, map_name::INTERFACES, ifindex)?;
-        match self.devices.remove(ifindex) {
-            Err(MapError::KeyNotFound) | Ok(()) => Ok(()),
-            Err(error) => Err(map_error("removing", map_name::DEVICES)(error)),
-        }
+        // The kernel has done so itself where the interface is gone.
+        gone(self.devices.remove(ifindex)).map_err(map_error("removing", map_name::DEVICES))
     }
 
     /// What passed for a backend.
@@ -403,10 +416,7 @@ impl Datapath {
         if key == DropKey::overflow(key.reason, key.direction) {
             return self.insert_drop_key(key);
         }
-        match self.drops.remove(&Plain(key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(map_error("removing", map_name::DROPS)(error)),
-        }
+        gone(self.drops.remove(&Plain(key))).map_err(map_error("removing", map_name::DROPS))
     }
 
     fn insert_drop_key(&mut self, key: DropKey) -> Result<()> {
@@ -494,10 +504,7 @@ fn insert<K: Stored, V: Stored>(
 
 /// Removes an entry; it is fine where there is none.
 fn remove<K: Stored, V: Stored>(table: &mut Table<K, V>, name: &'static str, key: K) -> Result<()> {
-    match table.remove(&Plain(key)) {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(error) => Err(map_error("removing", name)(error)),
-    }
+    gone(table.remove(&Plain(key))).map_err(map_error("removing", name))
 }
 
 /// A value for every CPU that there could be.
