@@ -20,6 +20,7 @@
 
 mod client;
 mod error;
+mod places;
 mod routes;
 mod server;
 mod socket;

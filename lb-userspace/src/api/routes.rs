@@ -1,14 +1,12 @@
 //! What each request does.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, Path, State},
     http::{Method, StatusCode, Uri},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use serde_json::{Map, Value};
@@ -24,9 +22,7 @@ use crate::state::{
 
 /// Most bytes of a request's body: a service with all the backends that there is
 /// room for.
-const MAX_BODY: usize = 8 * 1024 * 1024;
-/// How long a request may take, its body included.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const MAX_BODY: usize = 8 * 1024 * 1024;
 
 /// What every request shares.
 #[derive(Clone)]
@@ -62,24 +58,8 @@ pub(super) fn router(control: Control) -> Router {
         )
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn(be_impatient))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api)
-}
-
-async fn be_impatient(request: Request, next: Next) -> Response {
-    tokio::time::timeout(PATIENCE, next.run(request))
-        .await
-        .unwrap_or_else(|_| {
-            let reason = Reason::new(
-                format!(
-                    "the request took longer than {} seconds",
-                    PATIENCE.as_secs()
-                ),
-                "`lb status` shows what has been done; the log of the balancer may say more",
-            );
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
-        })
 }
 
 async fn no_such_path(uri: Uri) -> ApiError {
@@ -113,7 +93,7 @@ async fn service(State(api): State<Api>, Path(name): Path<String>) -> Answer<Ser
 async fn add_service(
     State(api): State<Api>,
     Path(name): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Result<(StatusCode, Json<Service>), ApiError> {
     let spec = read_service(&name, object(body)?)?;
     let added = Service::from(&spec);
@@ -127,7 +107,7 @@ async fn add_service(
 async fn set_service(
     State(api): State<Api>,
     Path(name): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Answer<Service> {
     let spec = read_service(&name, object(body)?)?;
     let _turn = api.turn().await;
@@ -137,7 +117,7 @@ async fn set_service(
 async fn patch_service(
     State(api): State<Api>,
     Path(name): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Answer<Service> {
     let patch = object(body)?;
     let _turn = api.turn().await;
@@ -160,7 +140,7 @@ async fn remove_service(State(api): State<Api>, Path(name): Path<String>) -> Ans
 async fn add_backend(
     State(api): State<Api>,
     Path(service): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Result<(StatusCode, Json<Backend>), ApiError> {
     let added: Backend = wire::read(Value::Object(object(body)?))?;
     let backend = BackendSpec::try_from(&added)?;
@@ -174,7 +154,7 @@ async fn add_backend(
 async fn set_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Answer<Backend> {
     let mut document = object(body)?;
     name_it(&mut document, "address", &address)?;
@@ -231,14 +211,7 @@ impl Api {
 }
 
 /// The JSON object that a body is.
-fn object(body: Result<Bytes, BytesRejection>) -> Result<Map<String, Value>, ApiError> {
-    let body = body.map_err(|rejection| {
-        let reason = Reason {
-            message: rejection.body_text(),
-            hint: None,
-        };
-        ApiError::new(rejection.status(), reason)
-    })?;
+fn object(body: Bytes) -> Result<Map<String, Value>, ApiError> {
     serde_json::from_slice(&body).map_err(|error| {
         ApiError::from(Reason::new(
             format!("the body is no JSON object: {error}"),
