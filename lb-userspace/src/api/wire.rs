@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// What `http` asks for where nothing else is said.
+const DEFAULT_PATH: &str = "/";
+
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,7 +73,7 @@ pub struct Health {
     /// `tcp` or `http`; must be given.
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// Path that `http` asks for.
+    /// Path that `http` asks for; absent where it is `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// `Host` header that `http` sends.
@@ -82,7 +85,7 @@ pub struct Health {
     /// Duration from one check to the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<String>,
-    /// Duration that an answer may take.
+    /// Duration that an answer may take; absent where it follows the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
     /// Successes in a row that bring a backend up.
@@ -170,7 +173,11 @@ impl From<&HealthSpec> for Health {
     fn from(health: &HealthSpec) -> Self {
         let (kind, path, host) = match &health.probe {
             Probe::Tcp => ("tcp", None, None),
-            Probe::Http { path, host } => ("http", Some(path.clone()), host.clone()),
+            Probe::Http { path, host } => {
+                // So that a patch to another type, which has no path, need not name it.
+                let path = (path != DEFAULT_PATH).then(|| path.clone());
+                ("http", path, host.clone())
+            }
         };
         Self {
             kind: kind.to_owned(),
@@ -178,7 +185,7 @@ impl From<&HealthSpec> for Health {
             host,
             port: health.port,
             interval: Some(duration::format(health.interval)),
-            timeout: Some(duration::format(health.timeout)),
+            timeout: health.timeout.map(duration::format),
             rise: health.rise,
             fall: health.fall,
         }
@@ -262,7 +269,7 @@ impl TryFrom<Health> for HealthSpec {
             }
             "tcp" => Probe::Tcp,
             "http" => Probe::Http {
-                path: health.path.unwrap_or_else(|| "/".to_owned()),
+                path: health.path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
                 host: health.host,
             },
             other => return at(Field::HealthType, Err(rules::unknown_probe(other))),
@@ -271,10 +278,11 @@ impl TryFrom<Health> for HealthSpec {
             Some(text) => read_duration(Field::HealthInterval, text)?,
             None => Self::DEFAULT_INTERVAL,
         };
-        let timeout = match &health.timeout {
-            Some(text) => read_duration(Field::HealthTimeout, text)?,
-            None => Self::DEFAULT_TIMEOUT.min(interval),
-        };
+        let timeout = health
+            .timeout
+            .as_deref()
+            .map(|text| read_duration(Field::HealthTimeout, text))
+            .transpose()?;
         Ok(Self {
             probe,
             interval,

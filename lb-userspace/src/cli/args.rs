@@ -304,7 +304,7 @@ pub(super) struct ServiceOptions {
     )]
     pub(super) health_interval: Option<Setting<Duration>>,
 
-    /// How long an answer may take [default: 1s]
+    /// How long an answer may take [default: 1s, or the interval if that is shorter]
     #[arg(
         long,
         value_name = "DURATION",

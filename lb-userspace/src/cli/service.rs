@@ -15,6 +15,7 @@ use crate::{
         wire::{self, Backend, Service},
     },
     config::duration,
+    state::HealthSpec,
 };
 
 pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::Result<()> {
@@ -224,6 +225,19 @@ fn check(service: &Service) -> String {
     }
 }
 
+/// The timeout of a health check, also where it is not given.
+fn timeout(health: &wire::Health) -> String {
+    let interval = health.interval.as_deref().map(duration::parse);
+    match (&health.timeout, interval) {
+        (Some(timeout), _) => timeout.clone(),
+        (None, Some(Ok(interval))) => {
+            let timeout = duration::format(HealthSpec::default_timeout(interval));
+            format!("{timeout} (default)")
+        }
+        (None, _) => "default".to_owned(),
+    }
+}
+
 fn show(service: &Service) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
@@ -255,7 +269,7 @@ fn show(service: &Service) -> String {
         let port = health.port.map(|port| port.to_string());
         line("  port", port.as_deref().unwrap_or("the backend's"));
         line("  interval", health.interval.as_deref().unwrap_or_default());
-        line("  timeout", health.timeout.as_deref().unwrap_or_default());
+        line("  timeout", &timeout(health));
         line("  rise, fall", &format!("{}, {}", health.rise, health.fall));
     }
     text.push('\n');

@@ -61,7 +61,7 @@ async fn a_service_lives_its_life() {
     assert_eq!(health.interval.as_deref(), Some("2s"));
     assert_eq!(patched.backends, web().backends);
 
-    let patch = json!({"health": {"interval": "500ms"}});
+    let patch = json!({"health": {"interval": "500ms", "timeout": "1s"}});
     assert_eq!(
         message(client.patch_service("web", patch).await),
         "the timeout, 1s, is longer than the interval, 500ms"
@@ -115,13 +115,38 @@ async fn a_backend_lives_its_life() {
     balancer.stop().await;
 }
 
+/// A default that depends on something else follows it when that changes.
+#[tokio::test]
+async fn what_was_not_given_is_not_frozen() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    let mut service = web();
+    service.health = wire::read(json!({"type": "http", "interval": "300ms", "port": 80})).unwrap();
+    client.add_service(&service).await.unwrap();
+    let patched = |patch: Value| {
+        let client = client.clone();
+        async move { client.patch_service("web", patch).await.unwrap().health }
+    };
+    // The timeout follows the interval,
+    let health = patched(json!({"health": {"interval": "200ms"}})).await;
+    let health = health.unwrap();
+    assert_eq!(health.interval.as_deref(), Some("200ms"));
+    assert_eq!(health.timeout, None);
+    // and the path the type.
+    let health = patched(json!({"health": {"type": "tcp"}})).await.unwrap();
+    assert_eq!((health.kind.as_str(), health.path), ("tcp", None));
+    balancer.stop().await;
+}
+
 #[tokio::test]
 async fn the_status_arrives_as_it_was() {
     let status = Status {
         drops: [("fragment".to_owned(), 7)].into(),
         interfaces: vec![InterfaceStatus {
             name: "eth0".into(),
+            state: "attached".into(),
             mode: "native".into(),
+            error: None,
         }],
         ..Status::default()
     };
@@ -170,6 +195,12 @@ async fn every_failure_has_a_status_and_a_message() {
             "",
             405,
             "`/v1/status` does not take DELETE",
+        ),
+        (
+            "GET /v1/services/%ff",
+            "",
+            400,
+            "the path `/v1/services/%ff` is not UTF-8",
         ),
         ("GET /v1/services/x", "", 404, "there is no service `x`"),
         ("DELETE /v1/services/x", "", 404, "there is no service `x`"),
@@ -298,10 +329,7 @@ async fn every_failure_has_a_status_and_a_message() {
     );
     assert_eq!(
         (status, &error["error"]["message"]),
-        (
-            413,
-            &json!("Failed to buffer the request body: length limit exceeded")
-        )
+        (413, &json!("the body is larger than 8 MiB"))
     );
 
     balancer.lose_daemon().await;
@@ -311,6 +339,31 @@ async fn every_failure_has_a_status_and_a_message() {
         error,
         json!({"error": {"message": "the balancer is shutting down"}})
     );
+    balancer.stop().await;
+}
+
+/// Clients that connect and say nothing, or not all of it, or do not read, must not keep
+/// others out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_and_slow_clients_do_not_lock_others_out() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    let mut slow = Vec::new();
+    for sent in [
+        "",
+        "GET /v1/status HTTP/1.1\r\nHos",
+        "POST /v1/services/x HTTP/1.1\r\nHost: lb\r\nContent-Length: 99\r\n\r\n{",
+    ] {
+        for _ in 0..64 {
+            let mut stream = UnixStream::connect(balancer.socket()).await.unwrap();
+            stream.write_all(sent.as_bytes()).await.unwrap();
+            slow.push(stream);
+        }
+        let answer = timeout(Duration::from_secs(20), client.services()).await;
+        assert_eq!(answer, Ok(Ok(vec![web()])), "behind 64 times `{sent}`");
+    }
+    drop(slow);
     balancer.stop().await;
 }
 

@@ -76,7 +76,7 @@ fn every_key_is_taken_as_written() {
                 host: Some("www.example.org".into()),
             },
             interval: Duration::from_secs(10),
-            timeout: Duration::from_millis(2500),
+            timeout: Some(Duration::from_millis(2500)),
             rise: 1,
             fall: 5,
             port: Some(8080),
@@ -99,7 +99,7 @@ fn every_key_is_taken_as_written() {
             probe: Probe::Tcp,
             interval: Duration::from_millis(500),
             // The default of one second would be longer than the interval.
-            timeout: Duration::from_millis(500),
+            timeout: None,
             rise: 2,
             fall: 3,
             port: Some(53),
@@ -167,7 +167,7 @@ fn the_documented_defaults_are_the_defaults() {
         }
     }
     // Without what has no default, or whose default is not a value.
-    let without = ["source =", "host =", "port =", "interfaces ="];
+    let without = ["source =", "host =", "port =", "interfaces =", "timeout ="];
     let kept = ["name =", "address =", "mode =", "type ="];
     let bare: String = block
         .lines()
@@ -178,6 +178,9 @@ fn the_documented_defaults_are_the_defaults() {
         .filter(|line| !without.iter().any(|key| line.starts_with(key)))
         .fold(String::new(), |text, line| text + line + "\n");
     assert_eq!(right(&bare), right(&shown));
+    // It follows the interval, and is then what is shown.
+    let timeout = |config: &Config| config.services[0].health.as_ref().unwrap().timeout();
+    assert_eq!(timeout(&right(&bare)), timeout(&documented));
     assert_eq!(documented.services.len(), 1);
 }
 
@@ -240,7 +243,7 @@ fn write_service(service: &ServiceSpec) -> String {
             text,
             "[service.health]\ntype = 'tcp'\ninterval = '{}'\ntimeout = '{}'\nrise = {}",
             config::duration::format(health.interval),
-            config::duration::format(health.timeout),
+            config::duration::format(health.timeout()),
             health.rise,
         );
     }
@@ -275,7 +278,7 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
     let health = (millis(), millis(), 0..3_u32).prop_map(|(interval, timeout, rise)| HealthSpec {
         probe: Probe::Tcp,
         interval,
-        timeout,
+        timeout: Some(timeout),
         rise,
         fall: HealthSpec::DEFAULT_FALL,
         port: None,

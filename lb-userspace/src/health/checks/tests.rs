@@ -26,7 +26,7 @@ fn target(number: usize) -> Target {
         spec: HealthSpec {
             probe: Probe::Tcp,
             interval: INTERVAL,
-            timeout: Duration::from_secs(1),
+            timeout: Some(Duration::from_secs(1)),
             rise: 2,
             fall: 3,
             port: None,
@@ -84,7 +84,12 @@ proptest! {
         let interval = Duration::from_millis(interval);
         let timeout = interval.mul_f64(timeout);
         let latency = timeout.mul_f64(latency).saturating_sub(RESOLUTION);
-        target.spec = HealthSpec { interval, timeout, fall, ..target.spec };
+        target.spec = HealthSpec {
+            interval,
+            timeout: Some(timeout),
+            fall,
+            ..target.spec
+        };
         let runtime = runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -95,7 +100,7 @@ proptest! {
             // After the first check has begun, which must succeed.
             let died = Instant::now() + RESOLUTION + interval.mul_f64(died);
             let (mut checks, mut events) = checks(move |target| async move {
-                within(target.spec.timeout, async {
+                within(target.spec.timeout(), async {
                     if Instant::now() < died {
                         time::sleep(latency).await;
                         return Ok(());
