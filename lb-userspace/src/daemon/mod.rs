@@ -81,7 +81,8 @@ pub async fn run(
     let (hop_sender, mut hops) = mpsc::channel(EVENTS);
     let (result_sender, mut results) = mpsc::channel(EVENTS);
     let neighbours = Neighbours::start(hop_sender).context("listening to the kernel's routes")?;
-    let mut checks = Checks::new(result_sender);
+    let mut checks =
+        Checks::new(result_sender).context("starting the thread that checks backends")?;
 
     let mut attached = Vec::new();
     for (name, ifindex) in config.interfaces.iter().zip(indices) {

@@ -217,7 +217,7 @@ fn check(balancer: &mut Balancer<Memory>, byte: u8, up: bool) {
 /// Ids of the backends that get new flows.
 fn ring(balancer: &Balancer<Memory>) -> Vec<u32> {
     let rings = &balancer.plane.image.rings;
-    assert_eq!(rings.len(), 1);
+    assert!(rings.len() <= 1);
     let members = rings.values().flat_map(|ring| &ring.members);
     members.map(|member| member.id).collect()
 }

@@ -29,7 +29,7 @@ pub struct Image {
     pub pools: BTreeSet<u32>,
     /// Backends by id; those that are absent are not in it.
     pub backends: BTreeMap<u32, Backend>,
-    /// Rings by service id.
+    /// Rings by service id. To the datapath one that was never made is one without members.
     pub rings: BTreeMap<u32, Ring>,
     /// Addresses and protocols of services.
     pub vips: BTreeSet<Frontend>,
@@ -129,7 +129,11 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     let pools: Vec<u32> = new.pools.difference(&old.pools).copied().collect();
     ops.extend(some(pools).map(Op::CreatePools));
     ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
-    let rings = changed(&old.rings, &new.rings).map(|(k, v)| (*k, v.clone()));
+    // Each ring costs a wait for the packets that are on their way. A new service begins
+    // without members, so that it would have to wait for nothing but zeros.
+    let rings = changed(&old.rings, &new.rings)
+        .filter(|(id, ring)| !ring.members.is_empty() || old.rings.contains_key(id))
+        .map(|(k, v)| (*k, v.clone()));
     ops.extend(some(rings.collect()).map(Op::SetRings));
     ops.extend(new.vips.difference(&old.vips).copied().map(Op::SetVip));
     // A flag is set before the first service that needs it, and goes after the last.

@@ -64,8 +64,7 @@ fn assert_sound(image: &Image) {
             "{id}: {backend:?}"
         );
     }
-    for (frontend, service) in &image.services {
-        assert!(image.rings.contains_key(&service.id), "{frontend:?}");
+    for frontend in image.services.keys() {
         assert!(image.vips.contains(&frontend.vip()), "{frontend:?}");
         assert!(
             frontend.port.is_some() || image.flags & Runtime::ANY_PORT != 0,
@@ -306,6 +305,26 @@ fn only_what_changed_is_written() {
 }
 
 #[test]
+fn a_ring_is_made_when_a_backend_takes_flows() {
+    let mut reconciler = Reconciler::default();
+    let mut tables = Checked::default();
+    let mut inputs = web(&[100]);
+    let mut rings = |inputs: &Inputs| {
+        inputs
+            .reconcile(&mut reconciler, &mut tables, at(0))
+            .unwrap();
+        let rings = tables.image.rings.values();
+        rings.map(|ring| ring.members.len()).collect::<Vec<_>>()
+    };
+    inputs.down.insert(11);
+    assert_eq!(rings(&inputs), [0; 0], "the service is there without one");
+    inputs.down.clear();
+    assert_eq!(rings(&inputs), [1]);
+    inputs.down.insert(11);
+    assert_eq!(rings(&inputs), [0], "what has members loses them");
+}
+
+#[test]
 fn a_removed_backend_rests_until_no_flow_names_it() {
     let mut reconciler = Reconciler::default();
     let mut tables = Image::default();
@@ -417,7 +436,8 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
     for (frontend, service) in &image.services {
         let mode = service.mode;
         lines.push(format!("{frontend:?} mode {mode}"));
-        for member in &image.rings[&service.id].members {
+        let ring = image.rings.get(&service.id);
+        for member in ring.into_iter().flat_map(|ring| &ring.members) {
             let (address, weight) = (member.address, member.weight);
             lines.push(format!("{frontend:?} member {address} {weight}"));
         }

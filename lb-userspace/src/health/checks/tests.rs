@@ -43,7 +43,11 @@ where
 {
     let (events, receiver) = mpsc::channel(16);
     let prober = move |target| -> Probing { Box::pin(probing(target)) };
-    (Checks::with_prober(events, Arc::new(prober)), receiver)
+    let tasks = Handle::current();
+    (
+        Checks::with_prober(tasks, events, Arc::new(prober)),
+        receiver,
+    )
 }
 
 /// Asserts that nothing is reported any more and nobody is left who could: the
@@ -290,4 +294,25 @@ async fn a_target_that_went_reports_nothing() {
     finish.send(()).unwrap();
     drop(checks);
     assert_ended(events).await;
+}
+
+/// Nothing else runs on the thread of this test while it does not wait.
+#[tokio::test]
+async fn checks_go_on_while_their_owner_is_busy() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (events, mut results) = mpsc::channel(16);
+    let mut checks = Checks::new(events).unwrap();
+    let mut target = target(11);
+    target.address = listener.local_addr().unwrap();
+    target.spec.interval = Duration::from_millis(100);
+    checks.set([target]);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let mut checked = 0;
+    while checked < 3 {
+        checked += usize::from(listener.accept().is_ok());
+        assert!(std::time::Instant::now() < deadline, "{checked} checks");
+        std::thread::yield_now();
+    }
+    assert!(results.try_recv().unwrap().up);
 }
