@@ -15,13 +15,17 @@ use crate::{
         wire::{self, Backend, Service},
     },
     config::duration,
-    state::HealthSpec,
+    state::{
+        HealthSpec, Reason,
+        rules::{self, Field},
+    },
 };
 
 pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::Result<()> {
     match command {
         args::Service::Add(add) => {
-            let added = client.add_service(&meant(&add)?).await?;
+            let added = client.add_service(&meant(&add)?).await;
+            let added = added.map_err(name_the_option)?;
             done("added", &added, add.json)
         }
         args::Service::Set(set) => {
@@ -29,7 +33,8 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
             if patch.is_empty() {
                 args::nothing_to_set();
             }
-            let changed = client.patch_service(&set.name, patch.into()).await?;
+            let changed = client.patch_service(&set.name, patch.into()).await;
+            let changed = changed.map_err(name_the_option)?;
             done("changed", &changed, set.json)
         }
         args::Service::Remove { name, json } => {
@@ -51,6 +56,18 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
             output::print(&show(&service))
         }
     }
+}
+
+/// The API's word for a health check without a type, in words of the command line.
+fn name_the_option(reason: Reason) -> Reason {
+    let no_probe = rules::no_probe().message;
+    if reason.message == format!("{}: {no_probe}", Field::HealthType) {
+        return Reason::new(
+            no_probe,
+            "say what is asked: `--health tcp` or `--health http:/healthz`",
+        );
+    }
+    reason
 }
 
 fn done(what: &str, service: &Service, json: bool) -> anyhow::Result<()> {

@@ -1,6 +1,10 @@
 //! The file as a whole: its tables, and what its services must not share.
 
-use std::{collections::HashMap, ops::Range, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    path::PathBuf,
+};
 
 use toml::de::{DeTable, DeValue};
 
@@ -107,6 +111,12 @@ fn syntax_errors(
         })
         .map(|(message, span)| syntax_error(source, message, span))
         .collect();
+    // One bracket that is wrong is said to be so once for each that follows.
+    let mut seen = HashSet::new();
+    found.retain(|error| {
+        let (line, _) = source.position(error.span.start);
+        seen.insert((line, error.message.clone()))
+    });
     found.extend(unclosed.map(|span| {
         Diagnostic::error(
             span,

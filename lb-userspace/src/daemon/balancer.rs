@@ -25,6 +25,9 @@ use crate::{
     state::{Change, Desired, HealthStatus, Refusal, ServiceSpec, Status, VirtualAddress},
 };
 
+/// How long the kernel takes to give a neighbour up that does not answer: three requests,
+/// a second apart (`mcast_solicit`, `retrans_time_ms`).
+const RESOLUTION: Duration = Duration::from_secs(3);
 /// How long after the datapath refused something it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -129,6 +132,9 @@ pub(super) struct Balancer<P> {
     pub(super) desired: Desired,
     health: HashMap<Name, Health>,
     hops: HashMap<IpAddr, NextHop>,
+    /// New addresses that have not been resolved yet, and until when that is nothing to
+    /// speak of; `None` before the clock has ticked.
+    fresh: HashMap<IpAddr, Option<Duration>>,
     /// The interfaces that the program is attached to.
     interfaces: BTreeMap<u32, backend::Interface>,
     pub(super) reconciler: Reconciler,
@@ -146,6 +152,7 @@ impl<P: Plane> Balancer<P> {
             desired,
             health: HashMap::new(),
             hops: HashMap::new(),
+            fresh: HashMap::new(),
             interfaces: BTreeMap::new(),
             reconciler: Reconciler::default(),
             ledger: Ledger::default(),
@@ -318,8 +325,15 @@ impl<P: Plane> Balancer<P> {
         let new = self.usable(&hop);
         let why = hop.status(&self.ifindexes()).state;
         let via = hop.interface.as_deref().unwrap_or_default();
+        if new {
+            self.fresh.remove(&address);
+        }
         match (old, new) {
             (Some(true), true) => {}
+            // The first answer of a neighbour is on its way.
+            (None, false) if hop.state == NextHopState::NoNeighbour => {
+                self.fresh.insert(address, None);
+            }
             (_, true) => tracing::info!(backend = %address, via, "the next hop is resolved"),
             (None | Some(true), false) => {
                 tracing::warn!(backend = %address, why, "there is no way to the backend");
@@ -412,8 +426,25 @@ impl<P: Plane> Balancer<P> {
         }
     }
 
+    /// Addresses that are still not resolved though they have had the time for it, each
+    /// of them once.
+    pub(super) fn unresolved(&mut self, now: Duration) -> Vec<IpAddr> {
+        let overdue = |_: &IpAddr, until: &mut Option<Duration>| {
+            *until.get_or_insert(now + RESOLUTION) <= now
+        };
+        let overdue = self.fresh.extract_if(overdue);
+        overdue
+            .map(|(address, _)| address)
+            .filter(|address| self.hops.contains_key(address))
+            .collect()
+    }
+
     /// Moves the flow clock on.
     pub(super) fn tick(&mut self, now: Duration) {
+        for backend in self.unresolved(now) {
+            let why = "no-neighbour";
+            tracing::warn!(%backend, why, "there is no way to the backend");
+        }
         if let Err(error) = self.plane.set_clock(tick(now)) {
             tracing::error!(error = chain(&error), "the flow clock stands still");
         }

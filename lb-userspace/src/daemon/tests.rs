@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
+    net::IpAddr,
     time::Duration,
 };
 
@@ -339,6 +340,24 @@ fn a_backend_without_a_next_hop_waits() {
     resolve(&mut balancer, 12, hop(12));
     balancer.reconcile_if_needed(at(2));
     assert_eq!(ring(&balancer), [1, 2]);
+}
+
+/// Every start has backends whose neighbours have not answered yet.
+#[test]
+fn only_a_backend_that_stays_unresolved_is_warned_of() {
+    let unresolved = |byte| NextHop {
+        state: NextHopState::NoNeighbour,
+        path: None,
+        ..hop(byte)
+    };
+    let mut balancer = balancer(web(None, &[31, 32]));
+    resolve(&mut balancer, 31, unresolved(31));
+    resolve(&mut balancer, 32, unresolved(32));
+    assert_eq!(balancer.unresolved(at(10)), [] as [IpAddr; 0]);
+    resolve(&mut balancer, 31, hop(31));
+    assert_eq!(balancer.unresolved(at(12)), [] as [IpAddr; 0]);
+    assert_eq!(balancer.unresolved(at(13)), [address(32).ip]);
+    assert_eq!(balancer.unresolved(at(20)), [] as [IpAddr; 0], "once");
 }
 
 #[test]

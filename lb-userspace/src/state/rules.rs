@@ -567,6 +567,12 @@ pub fn unknown_probe(word: &str) -> Reason {
     Reason::new(message, "use `tcp` or `http`")
 }
 
+/// A health check that says all but what is asked.
+#[must_use]
+pub fn no_probe() -> Reason {
+    unknown_probe("")
+}
+
 /// A path or host for a health check that does not speak HTTP.
 #[must_use]
 pub fn http_only() -> Reason {
