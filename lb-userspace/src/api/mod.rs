@@ -24,6 +24,7 @@ mod places;
 mod routes;
 mod server;
 mod socket;
+mod unique;
 pub mod wire;
 
 pub use client::Client;

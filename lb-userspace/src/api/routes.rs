@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     error::ApiError,
+    unique::Unique,
     wire::{self, Backend, Service},
 };
 use crate::state::{
@@ -95,7 +96,7 @@ async fn add_service(
     Path(name): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Service>), ApiError> {
-    let spec = read_service(&name, object(body)?)?;
+    let spec = read_service(&name, object(&body)?)?;
     let added = Service::from(&spec);
     let _turn = api.turn().await;
     api.control
@@ -109,7 +110,7 @@ async fn set_service(
     Path(name): Path<String>,
     body: Bytes,
 ) -> Answer<Service> {
-    let spec = read_service(&name, object(body)?)?;
+    let spec = read_service(&name, object(&body)?)?;
     let _turn = api.turn().await;
     api.replace(spec).await
 }
@@ -119,7 +120,7 @@ async fn patch_service(
     Path(name): Path<String>,
     body: Bytes,
 ) -> Answer<Service> {
-    let patch = object(body)?;
+    let patch = object(&body)?;
     let _turn = api.turn().await;
     let now = Service::from(&api.find(&name).await?);
     let mut document = serde_json::to_value(now).expect("its keys are strings");
@@ -142,7 +143,7 @@ async fn add_backend(
     Path(service): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Backend>), ApiError> {
-    let added: Backend = wire::read(Value::Object(object(body)?))?;
+    let added: Backend = wire::read(Value::Object(object(&body)?))?;
     let backend = BackendSpec::try_from(&added)?;
     let _turn = api.turn().await;
     api.control
@@ -156,7 +157,11 @@ async fn set_backend(
     Path((service, address)): Path<(String, String)>,
     body: Bytes,
 ) -> Answer<Backend> {
-    let mut document = object(body)?;
+    let mut document = object(&body)?;
+    // There is nothing else to change, and the default would bring a drained backend back.
+    if !document.contains_key("weight") {
+        return Err(wire::missing("weight").into());
+    }
     name_it(&mut document, "address", &address)?;
     let wanted: Backend = wire::read(Value::Object(document))?;
     let backend = BackendSpec::try_from(&wanted)?;
@@ -211,13 +216,20 @@ impl Api {
 }
 
 /// The JSON object that a body is.
-fn object(body: Bytes) -> Result<Map<String, Value>, ApiError> {
-    serde_json::from_slice(&body).map_err(|error| {
+fn object(body: &Bytes) -> Result<Map<String, Value>, ApiError> {
+    let read = serde_json::from_slice(body).map_err(|error| {
         ApiError::from(Reason::new(
             format!("the body is no JSON object: {error}"),
             "send an object, `{...}`",
         ))
-    })
+    })?;
+    match read {
+        Unique(Value::Object(object)) => Ok(object),
+        Unique(_) => Err(ApiError::from(Reason::new(
+            "the body is JSON, but no object",
+            "send an object, `{...}`",
+        ))),
+    }
 }
 
 fn read_service(name: &str, mut document: Map<String, Value>) -> Result<ServiceSpec, Reason> {

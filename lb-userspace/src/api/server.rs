@@ -19,6 +19,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use percent_encoding::percent_decode_str;
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     error::ApiError,
@@ -40,21 +41,26 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long to wait after a connection could not be accepted (no more file
 /// descriptors, say), instead of failing at full speed.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often to look whether the socket is still there.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Answers requests on the socket until `shutdown` is there, then ends the requests
 /// that have begun, and removes the socket.
-pub async fn serve(socket: Socket, control: Control, shutdown: impl Future<Output = ()>) {
+pub async fn serve(mut socket: Socket, control: Control, shutdown: impl Future<Output = ()>) {
     let router = TowerToHyperService::new(routes::router(control));
     let connections = GracefulShutdown::new();
     let places = Arc::new(Places::new(MAX_CONNECTIONS));
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut is_lost = false;
     loop {
-        let next = async {
-            let accepted = socket.listener.accept().await;
-            (accepted, places.take().await)
-        };
-        let (accepted, place) = tokio::select! {
-            next = next => next,
+        let accepted = tokio::select! {
+            accepted = socket.listener.accept() => accepted,
+            _ = look.tick() => {
+                is_lost = restore(&mut socket, is_lost);
+                continue;
+            }
             () = &mut shutdown => break,
         };
         let stream = match accepted {
@@ -65,7 +71,10 @@ pub async fn serve(socket: Socket, control: Control, shutdown: impl Future<Outpu
                 continue;
             }
         };
-        let place = Arc::new(place);
+        let place = tokio::select! {
+            place = places.take() => Arc::new(place),
+            () = &mut shutdown => break,
+        };
         let service = service_fn({
             let place = Arc::clone(&place);
             let router = router.clone();
@@ -96,6 +105,25 @@ pub async fn serve(socket: Socket, control: Control, shutdown: impl Future<Outpu
         .is_err()
     {
         tracing::warn!("requests to the API were cut off by the shutdown");
+    }
+}
+
+/// Makes the socket again that somebody has removed. Returns whether it is missing still,
+/// of which it speaks only where it `was_lost` not before.
+fn restore(socket: &mut Socket, was_lost: bool) -> bool {
+    match socket.restore() {
+        Ok(false) => false,
+        Ok(true) => {
+            let socket = socket.path().display();
+            tracing::warn!(%socket, "the socket of the API was removed, and is made again");
+            false
+        }
+        Err(reason) => {
+            if !was_lost {
+                tracing::warn!(error = %reason, "the socket of the API was removed");
+            }
+            true
+        }
     }
 }
 

@@ -340,10 +340,7 @@ fn in_words(said: &str) -> Reason {
     if said.starts_with("missing field ")
         && let Some(field) = quoted(said)
     {
-        return Reason {
-            message: format!("`{field}` is missing"),
-            hint: hint_for(&field).map(str::to_owned),
-        };
+        return missing(&field);
     }
     if let Some((unknown, known)) = said.split_once(", expected ")
         && said.starts_with("unknown field ")
@@ -377,6 +374,14 @@ fn in_words(said: &str) -> Reason {
     Reason {
         message: said.to_owned(),
         hint: None,
+    }
+}
+
+/// A key that must be given is not.
+pub(super) fn missing(key: &str) -> Reason {
+    Reason {
+        message: format!("`{key}` is missing"),
+        hint: hint_for(key).map(str::to_owned),
     }
 }
 

@@ -221,7 +221,7 @@ async fn every_failure_has_a_status_and_a_message() {
             "POST /v1/services/x",
             "[]",
             400,
-            "the body is no JSON object: invalid type: sequence, expected a map at line 1 column 0",
+            "the body is JSON, but no object",
         ),
         (
             "POST /v1/services/x",
@@ -295,6 +295,18 @@ async fn every_failure_has_a_status_and_a_message() {
             r#"{"address": "10.0.0.11:8443"}"#,
             409,
             "service `web` has backend `10.0.0.11:8443` already",
+        ),
+        (
+            "PUT /v1/services/web/backends/10.0.0.11:8443",
+            "{}",
+            400,
+            "`weight` is missing",
+        ),
+        (
+            "POST /v1/services/web/backends",
+            r#"{"address": "10.0.0.9:1", "weight": 1, "weight": 2}"#,
+            400,
+            "the body is no JSON object: `weight` is there twice at line 1 column 51",
         ),
         (
             "PUT /v1/services/web/backends/10.0.0.12:8443",
@@ -492,5 +504,36 @@ proptest! {
         prop_assert_eq!(&again, &service);
         let read: Service = wire::read(serde_json::to_value(&again).unwrap()).unwrap();
         prop_assert_eq!(ServiceSpec::try_from(read).unwrap(), spec);
+    }
+}
+
+/// The page about the API shows every key of the status, and no other.
+#[test]
+fn the_documented_status_is_the_status() {
+    let page = include_str!("../../../docs/api.md");
+    let block = page.split("```json\n").nth(1).unwrap();
+    let documented: Value = serde_json::from_str(block.split("```").next().unwrap()).unwrap();
+    let status: Status = serde_json::from_value(documented.clone()).unwrap();
+    // What is not known would be missing here.
+    assert_eq!(serde_json::to_value(&status).unwrap(), documented);
+    let backend = &status.services[0].backends[0];
+    let hop = &backend.next_hop;
+    let optional = [
+        &backend.health.error,
+        &hop.address,
+        &hop.interface,
+        &hop.mac,
+    ];
+    assert!(optional.iter().all(|key| key.is_some()), "{optional:?}");
+    assert!(status.interfaces.iter().any(|one| one.error.is_some()));
+    for state in [
+        "resolved",
+        "no-route",
+        "no-neighbour",
+        "link-down",
+        "not-attached",
+        "local",
+    ] {
+        assert!(page.contains(&format!("`{state}`")), "{state}");
     }
 }
