@@ -56,16 +56,6 @@ fn configure(args: Run, socket: Option<PathBuf>) -> anyhow::Result<Config> {
         config.interfaces.sort_unstable();
         config.interfaces.dedup();
     }
-    if config.interfaces.is_empty() {
-        return Err(Reason::new(
-            "no interface is named",
-            format!(
-                "write `interfaces = [\"eth0\"]` into `{}`, or give --interface eth0",
-                source.name()
-            ),
-        )
-        .into());
-    }
     config.xdp_mode = args.xdp_mode.unwrap_or(config.xdp_mode);
     config.socket = socket.unwrap_or(config.socket);
     config.datapath_log = args.datapath_log;

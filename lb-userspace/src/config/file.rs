@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     ops::Range,
     path::PathBuf,
 };
@@ -178,7 +179,7 @@ fn syntax_error(source: &Source, message: &str, span: Range<usize>) -> Diagnosti
 
 fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
     let interfaces = root
-        .optional("interfaces")
+        .required("interfaces", INTERFACES, out)
         .map(|value| read_interfaces(value, out))
         .unwrap_or_default();
     let xdp_mode = root
@@ -216,7 +217,12 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
 fn read_interfaces(value: Value<'_>, out: &mut Diagnostics) -> Vec<String> {
     let mut seen = HashMap::<String, Range<usize>>::new();
     let mut names = Vec::new();
-    for element in value.array(INTERFACES, out).unwrap_or_default() {
+    let elements = value.array(INTERFACES, out);
+    if elements.as_ref().is_some_and(Vec::is_empty) {
+        let reason = Reason::new("`interfaces` names no interface", INTERFACES);
+        out.push(value.error(reason));
+    }
+    for element in elements.unwrap_or_default() {
         let Some(name) = element.parse(INTERFACES, out, parse_interface) else {
             continue;
         };
@@ -291,6 +297,11 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
     let mut names = HashMap::new();
     let mut addresses = HashMap::new();
     let mut backends = 0;
+    let owners: HashMap<IpAddr, &ReadService> = services
+        .iter()
+        .filter(|service| service.is_read(Field::Address))
+        .map(|service| (service.spec.address.ip, service))
+        .collect();
     for (index, service) in services.iter().enumerate() {
         let spec = &service.spec;
         if service.is_read(Field::Name)
@@ -306,6 +317,7 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
             let reason = rules::same_address(spec, &first.spec.name);
             out.push(conflict(service, first, Field::Address, reason));
         }
+        backends_that_are_services(service, &owners, out);
         if index == MAX_SERVICES {
             let reason = rules::too_many_services();
             out.push(conflict(service, service, Field::Service, reason));
@@ -315,6 +327,34 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
         if room && backends > MAX_BACKENDS && spec.backends.len() <= MAX_BACKENDS {
             let reason = rules::too_many_backends();
             out.push(conflict(service, service, Field::Backends, reason));
+        }
+    }
+}
+
+/// Warns of backends at the address of another service: no host answers there.
+fn backends_that_are_services(
+    service: &ReadService,
+    owners: &HashMap<IpAddr, &ReadService>,
+    out: &mut Diagnostics,
+) {
+    for (index, backend) in service.spec.backends.iter().enumerate() {
+        let ip = backend.address.ip;
+        let field = Field::BackendAddress(index);
+        // That it is the service's own is an error, and said elsewhere.
+        if let Some(owner) = owners.get(&ip)
+            && service.is_read(field)
+            && service.spec.address.ip != ip
+        {
+            let (address, name) = (backend.address, &owner.spec.name);
+            out.push(
+                Diagnostic::warning(
+                    service.span(field),
+                    format!("backend `{address}` has the address of service `{name}`"),
+                    "name the address of the host that serves: what a backend is sent does not \
+                     pass through a service again",
+                )
+                .with_other(owner.span(Field::Address), "the service's"),
+            );
         }
     }
 }

@@ -336,7 +336,8 @@ impl<P: Plane> Balancer<P> {
             }
             (_, true) => tracing::info!(backend = %address, via, "the next hop is resolved"),
             (None | Some(true), false) => {
-                tracing::warn!(backend = %address, why, "there is no way to the backend");
+                let hint = neighbour::remedy(&why);
+                tracing::warn!(backend = %address, why, hint, "there is no way to the backend");
             }
             (Some(false), false) => {
                 tracing::debug!(backend = %address, why, "there is still no way");
@@ -443,7 +444,8 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn tick(&mut self, now: Duration) {
         for backend in self.unresolved(now) {
             let why = "no-neighbour";
-            tracing::warn!(%backend, why, "there is no way to the backend");
+            let hint = neighbour::remedy(why);
+            tracing::warn!(%backend, why, hint, "there is no way to the backend");
         }
         if let Err(error) = self.plane.set_clock(tick(now)) {
             tracing::error!(error = chain(&error), "the flow clock stands still");

@@ -24,7 +24,7 @@ use kernel::Kernel;
 use monitor::Monitor;
 use watcher::{End, Watcher};
 
-pub use hop::{NextHop, NextHopState};
+pub use hop::{NextHop, NextHopState, remedy};
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -232,6 +232,10 @@ fn an_interface_may_go_and_come_back() {
         daemon.wait_until("it has been attached to its third successor", |daemon| {
             daemon.log().matches("INFO attached again").count() == 3 && hop(daemon, 1) == "resolved"
         });
+        daemon.must("backend add web 10.0.0.1:80");
+        daemon.wait_until("it is said of its own address", |daemon| {
+            daemon.log().contains("the address is this host's own")
+        });
         let log = daemon.log();
         assert!(!log.contains("not as it should be"), "{log}");
         assert!(daemon.stop().success());
