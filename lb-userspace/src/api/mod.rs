@@ -24,9 +24,11 @@
 mod client;
 mod decap;
 mod error;
+mod places;
 mod routes;
 mod server;
 mod socket;
+mod unique;
 pub mod wire;
 
 pub use client::Client;

@@ -1,14 +1,12 @@
 //! What each request does.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, Path, State},
     http::{Method, StatusCode, Uri},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use serde_json::{Map, Value};
@@ -16,6 +14,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     error::ApiError,
+    unique::Unique,
     wire::{self, Backend, Service},
 };
 use crate::state::{
@@ -24,9 +23,7 @@ use crate::state::{
 
 /// Most bytes of a request's body: a service with all the backends that there is
 /// room for.
-const MAX_BODY: usize = 8 * 1024 * 1024;
-/// How long a request may take, its body included.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const MAX_BODY: usize = 8 * 1024 * 1024;
 
 /// What every request shares.
 #[derive(Clone)]
@@ -68,23 +65,7 @@ pub(super) fn with_manners<S: Clone + Send + Sync + 'static>(routes: Router<S>) 
     routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn(be_impatient))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-}
-
-async fn be_impatient(request: Request, next: Next) -> Response {
-    tokio::time::timeout(PATIENCE, next.run(request))
-        .await
-        .unwrap_or_else(|_| {
-            let reason = Reason::new(
-                format!(
-                    "the request took longer than {} seconds",
-                    PATIENCE.as_secs()
-                ),
-                "`lb status` shows what has been done; the log of the balancer may say more",
-            );
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
-        })
 }
 
 async fn no_such_path(uri: Uri) -> ApiError {
@@ -118,9 +99,9 @@ async fn service(State(api): State<Api>, Path(name): Path<String>) -> Answer<Ser
 async fn add_service(
     State(api): State<Api>,
     Path(name): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Result<(StatusCode, Json<Service>), ApiError> {
-    let spec = read_service(&name, object(body)?)?;
+    let spec = read_service(&name, object(&body)?)?;
     let added = Service::from(&spec);
     let _turn = api.turn().await;
     api.control
@@ -132,9 +113,9 @@ async fn add_service(
 async fn set_service(
     State(api): State<Api>,
     Path(name): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Answer<Service> {
-    let spec = read_service(&name, object(body)?)?;
+    let spec = read_service(&name, object(&body)?)?;
     let _turn = api.turn().await;
     api.replace(spec).await
 }
@@ -142,9 +123,9 @@ async fn set_service(
 async fn patch_service(
     State(api): State<Api>,
     Path(name): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Answer<Service> {
-    let patch = object(body)?;
+    let patch = object(&body)?;
     let _turn = api.turn().await;
     let now = Service::from(&api.find(&name).await?);
     let mut document = serde_json::to_value(now).expect("its keys are strings");
@@ -165,9 +146,9 @@ async fn remove_service(State(api): State<Api>, Path(name): Path<String>) -> Ans
 async fn add_backend(
     State(api): State<Api>,
     Path(service): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Result<(StatusCode, Json<Backend>), ApiError> {
-    let added: Backend = wire::read(Value::Object(object(body)?))?;
+    let added: Backend = wire::read(Value::Object(object(&body)?))?;
     let backend = BackendSpec::try_from(&added)?;
     let _turn = api.turn().await;
     api.control
@@ -179,9 +160,13 @@ async fn add_backend(
 async fn set_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Answer<Backend> {
-    let mut document = object(body)?;
+    let mut document = object(&body)?;
+    // There is nothing else to change, and the default would bring a drained backend back.
+    if !document.contains_key("weight") {
+        return Err(wire::missing("weight").into());
+    }
     name_it(&mut document, "address", &address)?;
     let wanted: Backend = wire::read(Value::Object(document))?;
     let backend = BackendSpec::try_from(&wanted)?;
@@ -236,20 +221,20 @@ impl Api {
 }
 
 /// The JSON object that a body is.
-fn object(body: Result<Bytes, BytesRejection>) -> Result<Map<String, Value>, ApiError> {
-    let body = body.map_err(|rejection| {
-        let reason = Reason {
-            message: rejection.body_text(),
-            hint: None,
-        };
-        ApiError::new(rejection.status(), reason)
-    })?;
-    serde_json::from_slice(&body).map_err(|error| {
+fn object(body: &Bytes) -> Result<Map<String, Value>, ApiError> {
+    let read = serde_json::from_slice(body).map_err(|error| {
         ApiError::from(Reason::new(
             format!("the body is no JSON object: {error}"),
             "send an object, `{...}`",
         ))
-    })
+    })?;
+    match read {
+        Unique(Value::Object(object)) => Ok(object),
+        Unique(_) => Err(ApiError::from(Reason::new(
+            "the body is JSON, but no object",
+            "send an object, `{...}`",
+        ))),
+    }
 }
 
 fn read_service(name: &str, mut document: Map<String, Value>) -> Result<ServiceSpec, Reason> {

@@ -1,9 +1,9 @@
 //! The Unix socket that the API listens on.
 
 use std::{
-    fs, io,
+    fs, io, mem,
     os::unix::{
-        fs::{FileTypeExt, PermissionsExt},
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
         net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -21,6 +21,10 @@ const MODE: u32 = 0o660;
 pub struct Socket {
     pub(super) listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the file: a name may come to mean another.
+    file: (u64, u64),
+    /// Goes after the socket.
+    directories: Directories,
 }
 
 impl Socket {
@@ -39,13 +43,13 @@ impl Socket {
                 "name a place for the socket that this user may write to, by --socket",
             )
         };
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(failed)?;
-        }
+        let directories = Directories::make(path).map_err(failed)?;
         let listener = UnixListener::bind(path).map_err(failed)?;
         let socket = Self {
             listener,
             path: path.to_owned(),
+            file: file(path).map_err(failed)?,
+            directories,
         };
         fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(failed)?;
         Ok(socket)
@@ -56,10 +60,70 @@ impl Socket {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Listens anew where somebody has removed the file. `false` where it is still there.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::bind`].
+    pub(super) fn restore(&mut self) -> Result<bool, Reason> {
+        if self.is_there() {
+            return Ok(false);
+        }
+        let mut new = Self::bind(&self.path)?;
+        if new.directories.0.is_empty() {
+            mem::swap(&mut new.directories, &mut self.directories);
+        }
+        // The old one leaves alone what is not its own.
+        *self = new;
+        Ok(true)
+    }
+
+    fn is_there(&self) -> bool {
+        file(&self.path).is_ok_and(|file| file == self.file)
+    }
+}
+
+/// Device and inode of a file.
+fn file(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Directories that were not there before, the outermost first. Those that are empty go
+/// when this is dropped, so that a start that fails leaves nothing.
+#[derive(Debug)]
+struct Directories(Vec<PathBuf>);
+
+impl Directories {
+    /// Makes those that the file `path` is to lie in.
+    fn make(path: &Path) -> io::Result<Self> {
+        let missing = path.ancestors().skip(1).filter(|path| !path.exists());
+        let mut missing: Vec<_> = missing.map(Path::to_owned).collect();
+        missing.reverse();
+        let mut made = Self(Vec::new());
+        for directory in missing {
+            fs::create_dir_all(&directory)?;
+            made.0.push(directory);
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Directories {
+    fn drop(&mut self) {
+        for directory in self.0.iter().rev() {
+            // Somebody else may have put something into it.
+            let _not_empty = fs::remove_dir(directory);
+        }
+    }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        if !self.is_there() {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
@@ -110,6 +174,35 @@ mod tests {
         assert_eq!(mode & 0o777, 0o660);
         drop(socket);
         assert!(!path.exists());
+        let left = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 0, "the directories are gone, too");
+    }
+
+    #[tokio::test]
+    async fn a_start_that_fails_leaves_no_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        // Too long for a socket, but not for a directory.
+        let path = directory.path().join("run/lb").join("x".repeat(108));
+        Socket::bind(&path).unwrap_err();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_removed_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/lb.sock");
+        let mut socket = Socket::bind(&path).unwrap();
+        assert_eq!(socket.restore(), Ok(false));
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        assert_eq!(socket.restore(), Ok(true));
+        UnixStream::connect(&path).unwrap();
+
+        // Another daemon's is neither taken nor removed.
+        fs::remove_file(&path).unwrap();
+        let other = Socket::bind(&path).unwrap();
+        assert!(socket.restore().unwrap_err().message.contains("is in use"));
+        drop(socket);
+        UnixStream::connect(other.path()).unwrap();
     }
 
     #[tokio::test]

@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// What `http` asks for where nothing else is said.
+const DEFAULT_PATH: &str = "/";
+
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,7 +87,7 @@ pub struct Health {
     /// `tcp` or `http`; must be given.
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// Path that `http` asks for.
+    /// Path that `http` asks for; absent where it is `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// `Host` header that `http` sends.
@@ -96,7 +99,7 @@ pub struct Health {
     /// Duration from one check to the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<String>,
-    /// Duration that an answer may take.
+    /// Duration that an answer may take; absent where it follows the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
     /// Successes in a row that bring a backend up.
@@ -197,7 +200,11 @@ impl From<&HealthSpec> for Health {
     fn from(health: &HealthSpec) -> Self {
         let (kind, path, host) = match &health.probe {
             Probe::Tcp => ("tcp", None, None),
-            Probe::Http { path, host } => ("http", Some(path.clone()), host.clone()),
+            Probe::Http { path, host } => {
+                // So that a patch to another type, which has no path, need not name it.
+                let path = (path != DEFAULT_PATH).then(|| path.clone());
+                ("http", path, host.clone())
+            }
         };
         Self {
             kind: kind.to_owned(),
@@ -205,7 +212,7 @@ impl From<&HealthSpec> for Health {
             host,
             port: health.port,
             interval: Some(duration::format(health.interval)),
-            timeout: Some(duration::format(health.timeout)),
+            timeout: health.timeout.map(duration::format),
             rise: health.rise,
             fall: health.fall,
         }
@@ -297,7 +304,7 @@ impl TryFrom<Health> for HealthSpec {
             }
             "tcp" => Probe::Tcp,
             "http" => Probe::Http {
-                path: health.path.unwrap_or_else(|| "/".to_owned()),
+                path: health.path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
                 host: health.host,
             },
             other => return at(Field::HealthType, Err(rules::unknown_probe(other))),
@@ -306,10 +313,11 @@ impl TryFrom<Health> for HealthSpec {
             Some(text) => read_duration(Field::HealthInterval, text)?,
             None => Self::DEFAULT_INTERVAL,
         };
-        let timeout = match &health.timeout {
-            Some(text) => read_duration(Field::HealthTimeout, text)?,
-            None => Self::DEFAULT_TIMEOUT.min(interval),
-        };
+        let timeout = health
+            .timeout
+            .as_deref()
+            .map(|text| read_duration(Field::HealthTimeout, text))
+            .transpose()?;
         Ok(Self {
             probe,
             interval,
@@ -352,13 +360,120 @@ fn at<T>(field: impl Display, result: Result<T, Reason>) -> Result<T, Reason> {
 pub fn read<T: DeserializeOwned>(json: Value) -> Result<T, Reason> {
     serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
+        let Reason { message, hint } = in_words(&error.inner().to_string());
         let message = match path.as_str() {
-            "." => error.inner().to_string(),
-            path => format!("{path}: {}", error.inner()),
+            "." => message,
+            path => format!("{path}: {message}"),
         };
-        Reason {
-            message,
-            hint: None,
-        }
+        Reason { message, hint }
     })
+}
+
+/// What the deserializer says, in the words of those who write JSON.
+fn in_words(said: &str) -> Reason {
+    let quoted = |text: &str| Some(text.split('`').nth(1)?.to_owned());
+    if said.starts_with("missing field ")
+        && let Some(field) = quoted(said)
+    {
+        return missing(&field);
+    }
+    if let Some((unknown, known)) = said.split_once(", expected ")
+        && said.starts_with("unknown field ")
+    {
+        let known = known.trim_start_matches("one of ");
+        let message = unknown.replace("unknown field", "unknown key");
+        return Reason::new(message, format!("known here are {known}"));
+    }
+    let wrong = ["invalid type: ", "invalid value: ", "invalid length "];
+    if let Some(rest) = wrong.iter().find_map(|start| said.strip_prefix(start))
+        && let Some((found, expected)) = rest.split_once(", expected ")
+    {
+        let found = match found {
+            "map" => "an object",
+            "sequence" => "an array",
+            other => other,
+        };
+        let expected = match expected {
+            "u16" => "a whole number from 0 to 65535",
+            "u32" => "a whole number",
+            "a sequence" => "an array",
+            text if text.starts_with("struct ") => "an object",
+            "a map" => "an object",
+            other => other,
+        };
+        return Reason {
+            message: format!("this is {found}, but must be {expected}"),
+            hint: Some("docs/api.md has an example of every key".to_owned()),
+        };
+    }
+    Reason {
+        message: said.to_owned(),
+        hint: None,
+    }
+}
+
+/// A key that must be given is not.
+pub(super) fn missing(key: &str) -> Reason {
+    Reason {
+        message: format!("`{key}` is missing"),
+        hint: hint_for(key).map(str::to_owned),
+    }
+}
+
+/// An example of a key that must be given.
+fn hint_for(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "address" => "say where it is reached: `\"address\": \"192.0.2.10:443\"`",
+        "mode" => "say how packets are forwarded: `\"mode\": \"full-nat\"`",
+        "weight" => "say which share of new flows it gets: `\"weight\": 100`; 0 for none",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn mistakes_are_told_without_words_of_rust() {
+        let message = |document: Value| {
+            let mut service = json!({"name": "web", "address": "192.0.2.1:80", "mode": "nat"});
+            for (key, value) in document.as_object().unwrap() {
+                service[key] = value.clone();
+            }
+            read::<Service>(service).unwrap_err()
+        };
+        for (document, expected) in [
+            (
+                json!({"mode": 1}),
+                "mode: this is integer `1`, but must be a string",
+            ),
+            (
+                json!({"health": "tcp"}),
+                "health: this is string \"tcp\", but must be an object",
+            ),
+            (
+                json!({"health": {"port": 65_536}}),
+                "health.port: this is integer `65536`, but must be a whole number from 0 to 65535",
+            ),
+            (
+                json!({"health": {"rise": -1}}),
+                "health.rise: this is integer `-1`, but must be a whole number",
+            ),
+            (
+                json!({"backends": {}}),
+                "backends: this is an object, but must be an array",
+            ),
+            (
+                json!({"backends": [{}]}),
+                "backends[0]: `address` is missing",
+            ),
+        ] {
+            let reason = message(document.clone());
+            assert_eq!(reason.message, expected, "{document}");
+            assert!(reason.hint.is_some(), "{document}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
+use std::{env, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
     CommandFactory, Parser, Subcommand,
@@ -29,13 +29,14 @@ use crate::{
 #[command(name = "lb", version, max_term_width = 100, subcommand_required = true)]
 pub(super) struct Args {
     /// Unix socket of the balancer [default: /run/lb/lb.sock, of `decap` /run/lb/decap.sock]
+    /// [env: LB_SOCKET]
+    // The environment is not clap's to read: it would show the option in every usage line
+    // as if it had been given.
     #[arg(
         long,
         global = true,
         display_order = 1000,
         value_name = "PATH",
-        env = "LB_SOCKET",
-        hide_env_values = true,
         value_parser = typed(config::parse_socket)
     )]
     pub(super) socket: Option<PathBuf>,
@@ -47,6 +48,20 @@ pub(super) struct Args {
 const ADD_EXAMPLE: &str = "Example:
   lb service add web --address 192.0.2.10:443 --mode full-nat \\
       --health http:/healthz --backend 10.0.0.11:8443 --backend 10.0.0.12:8443@50";
+
+/// The socket that the environment names. Ends the process with the exit status for
+/// wrong usage where that can be none.
+pub(super) fn socket_of_environment() -> Option<PathBuf> {
+    let path = env::var_os("LB_SOCKET").filter(|path| !path.is_empty())?;
+    let socket = config::parse_socket(&path.to_string_lossy());
+    Some(socket.unwrap_or_else(|reason| {
+        let hint = reason.hint.unwrap_or_default();
+        let message = format!("LB_SOCKET: {}; {hint}", reason.message);
+        Args::command()
+            .error(ErrorKind::ValueValidation, message)
+            .exit()
+    }))
+}
 
 /// Where the balancer listens unless somebody says otherwise.
 pub(super) fn default_socket() -> PathBuf {
@@ -424,7 +439,7 @@ pub(super) struct ServiceOptions {
     )]
     pub(super) health_interval: Option<Setting<Duration>>,
 
-    /// How long an answer may take [default: 1s]
+    /// How long an answer may take [default: 1s, or the interval if that is shorter]
     #[arg(
         long,
         value_name = "DURATION",

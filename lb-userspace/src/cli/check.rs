@@ -58,12 +58,7 @@ fn summary(source: &Source, outcome: &Outcome) -> String {
     let backends = config.services.iter().map(|service| service.backends.len());
     let services = counted(config.services.len(), "service");
     let backends = counted(backends.sum(), "backend");
-    let interfaces = if config.interfaces.is_empty() {
-        "; it names no interface, so `lb run` needs --interface"
-    } else {
-        ""
-    };
-    format!("{file}: no errors; {services} and {backends}{interfaces}")
+    format!("{file}: no errors; {services} and {backends}")
 }
 
 fn report<'a>(source: &'a Source, outcome: &'a Outcome) -> Report<'a> {

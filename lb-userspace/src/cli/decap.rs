@@ -132,7 +132,7 @@ mod tests {
             ],
             "passed": {"fragment": 0, "not-vip": 3},
             "drops": {"tunnel-ecn": 0, "tunnel-header": 1, "tunnel-source": 100_000},
-            "interfaces": [{"name": "eth0", "mode": "native"}],
+            "interfaces": [{"name": "eth0", "state": "attached", "mode": "native"}],
             "gue_port": 6080,
             "locals": ["10.0.0.11", "2001:db8:3::11"],
             "sources": [{"interface": "eth0", "prefix": "10.0.0.0/24"}],

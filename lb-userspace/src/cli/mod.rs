@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(args: Args) -> anyhow::Result<ExitCode> {
-    let socket = args.socket;
+    let socket = args.socket.or_else(args::socket_of_environment);
     let client = || Client::new(&socket.clone().unwrap_or_else(args::default_socket));
     match args.command {
         Command::Run(run) => run::run(*run, socket)?,

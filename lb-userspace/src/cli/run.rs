@@ -58,16 +58,6 @@ fn configure(args: Run, socket: Option<PathBuf>) -> anyhow::Result<Config> {
         config.interfaces.sort_unstable();
         config.interfaces.dedup();
     }
-    if config.interfaces.is_empty() {
-        return Err(Reason::new(
-            "no interface is named",
-            format!(
-                "write `interfaces = [\"eth0\"]` into `{}`, or give --interface eth0",
-                source.name()
-            ),
-        )
-        .into());
-    }
     config.xdp_mode = args.xdp_mode.unwrap_or(config.xdp_mode);
     config.socket = socket.unwrap_or(config.socket);
     config.datapath_log = args.datapath_log;
@@ -78,6 +68,9 @@ pub(super) fn log_to_stderr(filter: EnvFilter) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // Where stderr cannot be written, a line is lost. Told of that on stderr, it would
+        // be the end of the process.
+        .log_internal_errors(false)
         .with_ansi(output::colour())
         .with_target(false)
         .init();

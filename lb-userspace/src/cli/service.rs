@@ -15,12 +15,17 @@ use crate::{
         wire::{self, Backend, Service},
     },
     config::duration,
+    state::{
+        HealthSpec, Reason,
+        rules::{self, Field},
+    },
 };
 
 pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::Result<()> {
     match command {
         args::Service::Add(add) => {
-            let added = client.add_service(&meant(&add)?).await?;
+            let added = client.add_service(&meant(&add)?).await;
+            let added = added.map_err(name_the_option)?;
             done("added", &added, add.json)
         }
         args::Service::Set(set) => {
@@ -28,7 +33,8 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
             if patch.is_empty() {
                 args::nothing_to_set();
             }
-            let changed = client.patch_service(&set.name, patch.into()).await?;
+            let changed = client.patch_service(&set.name, patch.into()).await;
+            let changed = changed.map_err(name_the_option)?;
             done("changed", &changed, set.json)
         }
         args::Service::Remove { name, json } => {
@@ -50,6 +56,18 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
             output::print(&show(&service))
         }
     }
+}
+
+/// The API's word for a health check without a type, in words of the command line.
+fn name_the_option(reason: Reason) -> Reason {
+    let no_probe = rules::no_probe().message;
+    if reason.message == format!("{}: {no_probe}", Field::HealthType) {
+        return Reason::new(
+            no_probe,
+            "say what is asked: `--health tcp` or `--health http:/healthz`",
+        );
+    }
+    reason
 }
 
 fn done(what: &str, service: &Service, json: bool) -> anyhow::Result<()> {
@@ -237,6 +255,19 @@ fn check(service: &Service) -> String {
     }
 }
 
+/// The timeout of a health check, also where it is not given.
+fn timeout(health: &wire::Health) -> String {
+    let interval = health.interval.as_deref().map(duration::parse);
+    match (&health.timeout, interval) {
+        (Some(timeout), _) => timeout.clone(),
+        (None, Some(Ok(interval))) => {
+            let timeout = duration::format(HealthSpec::default_timeout(interval));
+            format!("{timeout} (default)")
+        }
+        (None, _) => "default".to_owned(),
+    }
+}
+
 fn show(service: &Service) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
@@ -286,7 +317,7 @@ fn show(service: &Service) -> String {
         let port = health.port.map(|port| port.to_string());
         line("  port", port.as_deref().unwrap_or("the backend's"));
         line("  interval", health.interval.as_deref().unwrap_or_default());
-        line("  timeout", health.timeout.as_deref().unwrap_or_default());
+        line("  timeout", &timeout(health));
         line("  rise, fall", &format!("{}, {}", health.rise, health.fall));
     }
     text.push('\n');

@@ -38,9 +38,20 @@ fn show(status: &Status) -> String {
     let interfaces: Vec<_> = status
         .interfaces
         .iter()
-        .map(|interface| format!("{} ({})", interface.name, interface.mode))
+        .map(|interface| {
+            let how = match interface.state.as_str() {
+                "attached" => &interface.mode,
+                other => other,
+            };
+            format!("{} ({how})", interface.name)
+        })
         .collect();
     let _ = writeln!(text, "interfaces  {}", or_none(&interfaces));
+    for interface in &status.interfaces {
+        if let Some(error) = &interface.error {
+            let _ = writeln!(text, "  {}: {error}", interface.name);
+        }
+    }
     let drops: Vec<_> = status
         .drops
         .iter()

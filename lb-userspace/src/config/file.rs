@@ -1,6 +1,11 @@
 //! The file as a whole: its tables, and what its services must not share.
 
-use std::{collections::HashMap, ops::Range, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    ops::Range,
+    path::PathBuf,
+};
 
 use toml::de::{DeTable, DeValue};
 
@@ -107,6 +112,12 @@ fn syntax_errors(
         })
         .map(|(message, span)| syntax_error(source, message, span))
         .collect();
+    // One bracket that is wrong is said to be so once for each that follows.
+    let mut seen = HashSet::new();
+    found.retain(|error| {
+        let (line, _) = source.position(error.span.start);
+        seen.insert((line, error.message.clone()))
+    });
     found.extend(unclosed.map(|span| {
         Diagnostic::error(
             span,
@@ -168,7 +179,7 @@ fn syntax_error(source: &Source, message: &str, span: Range<usize>) -> Diagnosti
 
 fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
     let interfaces = root
-        .optional("interfaces")
+        .required("interfaces", INTERFACES, out)
         .map(|value| read_interfaces(value, out))
         .unwrap_or_default();
     let xdp_mode = root
@@ -206,7 +217,12 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
 fn read_interfaces(value: Value<'_>, out: &mut Diagnostics) -> Vec<String> {
     let mut seen = HashMap::<String, Range<usize>>::new();
     let mut names = Vec::new();
-    for element in value.array(INTERFACES, out).unwrap_or_default() {
+    let elements = value.array(INTERFACES, out);
+    if elements.as_ref().is_some_and(Vec::is_empty) {
+        let reason = Reason::new("`interfaces` names no interface", INTERFACES);
+        out.push(value.error(reason));
+    }
+    for element in elements.unwrap_or_default() {
         let Some(name) = element.parse(INTERFACES, out, parse_interface) else {
             continue;
         };
@@ -280,6 +296,12 @@ fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {
 fn check_together(services: &[ReadService], out: &mut Diagnostics) {
     let mut names = HashMap::new();
     let mut backends = 0;
+    let owners: HashMap<IpAddr, &ReadService> = services
+        .iter()
+        .filter(|service| service.is_read(Field::Address))
+        .filter(|service| service.spec.address.prefix.is_address())
+        .map(|service| (service.spec.address.prefix.address(), service))
+        .collect();
     for (index, service) in services.iter().enumerate() {
         let spec = &service.spec;
         if service.is_read(Field::Name)
@@ -301,6 +323,7 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
             let found = value_error(service, field, reason);
             out.push(found.with_other(first.span(other), label));
         }
+        backends_that_are_services(service, &owners, out);
         if index == MAX_SERVICES {
             let reason = rules::too_many_services();
             out.push(value_error(service, Field::Service, reason));
@@ -310,6 +333,34 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
         if room && backends > MAX_BACKENDS && spec.backends.len() <= MAX_BACKENDS {
             let reason = rules::too_many_backends();
             out.push(value_error(service, Field::Backends, reason));
+        }
+    }
+}
+
+/// Warns of backends at the address of another service: no host answers there.
+fn backends_that_are_services(
+    service: &ReadService,
+    owners: &HashMap<IpAddr, &ReadService>,
+    out: &mut Diagnostics,
+) {
+    for (index, backend) in service.spec.backends.iter().enumerate() {
+        let ip = backend.address.ip;
+        let field = Field::BackendAddress(index);
+        // That it is the service's own is an error, and said elsewhere.
+        if let Some(owner) = owners.get(&ip)
+            && service.is_read(field)
+            && !service.spec.address.prefix.contains(ip)
+        {
+            let (address, name) = (backend.address, &owner.spec.name);
+            out.push(
+                Diagnostic::warning(
+                    service.span(field),
+                    format!("backend `{address}` has the address of service `{name}`"),
+                    "name the address of the host that serves: what a backend is sent does not \
+                     pass through a service again",
+                )
+                .with_other(owner.span(Field::Address), "the service's"),
+            );
         }
     }
 }

@@ -27,8 +27,8 @@ pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
 /// A configuration without a mistake in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Names of the interfaces that the balancer attaches to, without duplicates.
-    /// May be empty: the command line can name them.
+    /// Names of the interfaces that the balancer attaches to, at least one and without
+    /// duplicates.
     pub interfaces: Vec<String>,
     /// How it attaches.
     pub xdp_mode: XdpMode,

@@ -295,8 +295,9 @@ fn read_health(
     let default = HealthSpec::DEFAULT_INTERVAL;
     let interval = read_duration(service, Field::HealthInterval, interval, default, out);
     let timeout = table.optional("timeout");
-    let default = HealthSpec::DEFAULT_TIMEOUT.min(interval);
-    let timeout = read_duration(service, Field::HealthTimeout, timeout, default, out);
+    let timeout = service.optional(Field::HealthTimeout, timeout, None, |value| {
+        value.parse(DURATION, out, duration::parse).map(Some)
+    });
     let mut count = |key, field, default| {
         let value = table.optional(key);
         service.optional(field, value, default, |value| {

@@ -17,32 +17,73 @@ use super::{
     sweeping::{Order, Swept},
 };
 use crate::{
-    datapath::{self, AttachedMode, Datapath},
+    datapath::{self, AttachedMode, Datapath, XdpMode},
     flows::Lifetimes,
     health::{self, Target},
-    neighbour::{self, NextHop, NextHopState},
+    neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Reconciler, Tables, World},
     state::{
         BackendAddress, BackendSpec, Change, Desired, HealthStatus, Refusal, ServiceSpec, Status,
     },
 };
 
+/// How long the kernel takes to give a neighbour up that does not answer: three requests,
+/// a second apart (`mcast_solicit`, `retrans_time_ms`).
+const RESOLUTION: Duration = Duration::from_secs(3);
 /// How long after the datapath refused something it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// An interface that the program is attached to.
+/// An interface that the program is to be attached to.
 #[derive(Clone, Debug)]
 pub(super) struct Attached {
-    /// Its index.
-    pub(super) ifindex: u32,
     /// Its name.
     pub(super) name: String,
-    /// How.
-    pub(super) mode: AttachedMode,
+    /// How the program is to be attached.
+    pub(super) wanted: XdpMode,
+    /// Whether it is.
+    pub(super) state: Attachment,
+}
+
+/// Whether the program is attached to an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// It is.
+    On {
+        /// Index of the interface.
+        ifindex: u32,
+        /// How.
+        mode: AttachedMode,
+    },
+    /// There is no interface of the name any more.
+    Gone,
+    /// There is one again, but the program is not attached to it (yet).
+    Back {
+        /// Its index.
+        ifindex: u32,
+        /// Its MTU.
+        mtu: u32,
+        /// Why the program could not be attached when it was tried.
+        error: Option<String>,
+    },
+}
+
+impl Attached {
+    /// Index of the interface, while the program is attached to it.
+    fn ifindex(&self) -> Option<u32> {
+        match self.state {
+            Attachment::On { ifindex, .. } => Some(ifindex),
+            Attachment::Gone | Attachment::Back { .. } => None,
+        }
+    }
 }
 
 /// What the daemon needs of the datapath while it runs.
 pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
+    /// Attaches the program to the interface of this name and index.
+    fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode)
+    -> datapath::Result<AttachedMode>;
+    /// Detaches the program from the interface of this index, if it is there.
+    fn detach(&mut self, ifindex: u32);
     /// Writes the flow clock.
     fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
     /// Whether a port of this pool is in use.
@@ -50,6 +91,19 @@ pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
 }
 
 impl Plane for Datapath {
+    fn attach(
+        &mut self,
+        name: &str,
+        ifindex: u32,
+        mode: XdpMode,
+    ) -> datapath::Result<AttachedMode> {
+        self.attach_at(name, ifindex, mode)
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        self.detach(ifindex);
+    }
+
     fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {
         let mut runtime = self.runtime();
         runtime.clock = tick;
@@ -80,7 +134,10 @@ pub(super) struct Balancer<P> {
     pub(super) desired: Desired,
     health: HashMap<Name, Health>,
     hops: HashMap<IpAddr, NextHop>,
-    /// Of the attached interfaces those that are there.
+    /// New addresses that have not been resolved yet, and until when that is nothing to
+    /// speak of; `None` before the clock has ticked.
+    fresh: HashMap<IpAddr, Option<Duration>>,
+    /// The interfaces that the program is attached to.
     interfaces: BTreeMap<u32, backend::Interface>,
     pub(super) reconciler: Reconciler,
     pub(super) ledger: Ledger,
@@ -97,6 +154,7 @@ impl<P: Plane> Balancer<P> {
             desired,
             health: HashMap::new(),
             hops: HashMap::new(),
+            fresh: HashMap::new(),
             interfaces: BTreeMap::new(),
             reconciler: Reconciler::default(),
             ledger: Ledger::default(),
@@ -170,23 +228,93 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn neighbour(&mut self, event: neighbour::Event) {
         match event {
             neighbour::Event::NextHop { address, hop } => self.next_hop(address, hop),
-            neighbour::Event::Interface(interface) => {
-                if self.is_attached(interface.ifindex) {
-                    let new = backend::Interface { mtu: interface.mtu };
-                    if self.interfaces.insert(interface.ifindex, new) != Some(new) {
-                        self.overdue = Some(Duration::ZERO);
-                    }
-                }
+            neighbour::Event::Interface(interface) => self.interface(&interface),
+            neighbour::Event::InterfaceGone(ifindex) => self.interface_gone(ifindex),
+        }
+    }
+
+    fn interface(&mut self, interface: &Interface) {
+        let &Interface { ifindex, mtu, .. } = interface;
+        if self.is_attached(ifindex) {
+            let new = backend::Interface { mtu };
+            if self.interfaces.insert(ifindex, new) != Some(new) {
+                self.overdue = Some(Duration::ZERO);
             }
-            neighbour::Event::InterfaceGone(ifindex) => {
-                if self.interfaces.remove(&ifindex).is_some() {
-                    let gone = self.attached.iter().find(|a| a.ifindex == ifindex);
-                    let interface = gone.map_or("", |attached| attached.name.as_str());
-                    tracing::error!(interface, "the interface is gone; start again to attach it");
+            return;
+        }
+        for attached in &mut self.attached {
+            if attached.name == interface.name && attached.ifindex().is_none() {
+                attached.state = Attachment::Back {
+                    ifindex,
+                    mtu,
+                    error: None,
+                };
+                self.overdue = Some(Duration::ZERO);
+            }
+        }
+    }
+
+    fn interface_gone(&mut self, gone: u32) {
+        for attached in &mut self.attached {
+            match attached.state {
+                Attachment::On { ifindex, .. } if ifindex == gone => {
+                    tracing::error!(
+                        interface = attached.name,
+                        "the interface is gone; the program is attached again when one of its \
+                         name comes"
+                    );
+                    self.plane.detach(gone);
+                    self.interfaces.remove(&gone);
+                    attached.state = Attachment::Gone;
                     self.overdue = Some(Duration::ZERO);
+                }
+                Attachment::Back { ifindex, .. } if ifindex == gone => {
+                    attached.state = Attachment::Gone;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Attaches the program to interfaces that have come back. `false` where that is to
+    /// be tried again.
+    fn attach_what_is_back(&mut self) -> bool {
+        let mut all = true;
+        for attached in &mut self.attached {
+            let Attachment::Back {
+                ifindex,
+                mtu,
+                error,
+            } = &mut attached.state
+            else {
+                continue;
+            };
+            let (interface, index) = (attached.name.as_str(), *ifindex);
+            match self.plane.attach(interface, index, attached.wanted) {
+                Ok(mode) => {
+                    tracing::info!(interface, mode = mode.as_str(), "attached again");
+                    self.interfaces
+                        .insert(index, backend::Interface { mtu: *mtu });
+                    attached.state = Attachment::On {
+                        ifindex: index,
+                        mode,
+                    };
+                }
+                Err(new) => {
+                    let new = chain(&new);
+                    if error.as_ref() != Some(&new) {
+                        tracing::error!(
+                            interface,
+                            error = new,
+                            "the program cannot be attached again; trying on"
+                        );
+                    }
+                    *error = Some(new);
+                    all = false;
                 }
             }
         }
+        all
     }
 
     fn next_hop(&mut self, address: IpAddr, hop: NextHop) {
@@ -198,11 +326,19 @@ impl<P: Plane> Balancer<P> {
         let new = self.usable(&hop);
         let why = hop.status(&self.ifindexes()).state;
         let via = hop.interface.as_deref().unwrap_or_default();
+        if new {
+            self.fresh.remove(&address);
+        }
         match (old, new) {
             (Some(true), true) => {}
+            // The first answer of a neighbour is on its way.
+            (None, false) if hop.state == NextHopState::NoNeighbour => {
+                self.fresh.insert(address, None);
+            }
             (_, true) => tracing::info!(backend = %address, via, "the next hop is resolved"),
             (None | Some(true), false) => {
-                tracing::warn!(backend = %address, why, "there is no way to the backend");
+                let hint = neighbour::remedy(&why);
+                tracing::warn!(backend = %address, why, hint, "there is no way to the backend");
             }
             (Some(false), false) => {
                 tracing::debug!(backend = %address, why, "there is still no way");
@@ -292,8 +428,26 @@ impl<P: Plane> Balancer<P> {
         }
     }
 
+    /// Addresses that are still not resolved though they have had the time for it, each
+    /// of them once.
+    pub(super) fn unresolved(&mut self, now: Duration) -> Vec<IpAddr> {
+        let overdue = |_: &IpAddr, until: &mut Option<Duration>| {
+            *until.get_or_insert(now + RESOLUTION) <= now
+        };
+        let overdue = self.fresh.extract_if(overdue);
+        overdue
+            .map(|(address, _)| address)
+            .filter(|address| self.hops.contains_key(address))
+            .collect()
+    }
+
     /// Moves the flow clock on.
     pub(super) fn tick(&mut self, now: Duration) {
+        for backend in self.unresolved(now) {
+            let why = "no-neighbour";
+            let hint = neighbour::remedy(why);
+            tracing::warn!(%backend, why, hint, "there is no way to the backend");
+        }
         if let Err(error) = self.plane.set_clock(tick(now)) {
             tracing::error!(error = chain(&error), "the flow clock stands still");
         }
@@ -314,6 +468,7 @@ impl<P: Plane> Balancer<P> {
     }
 
     fn reconcile(&mut self, now: Duration) -> Result<(), reconcile::Error<datapath::Error>> {
+        let all_attached = self.attach_what_is_back();
         let world = World {
             desired: &self.desired,
             is_up: &|spec, backend| {
@@ -330,7 +485,7 @@ impl<P: Plane> Balancer<P> {
         if steps != 0 {
             tracing::debug!(steps, "the datapath is as it should be");
         }
-        self.overdue = None;
+        self.overdue = (!all_attached).then_some(now + RETRY);
         Ok(())
     }
 
@@ -378,16 +533,12 @@ impl<P: Plane> Balancer<P> {
 
     /// Indices of the attached interfaces.
     pub(super) fn ifindexes(&self) -> Vec<u32> {
-        self.attached
-            .iter()
-            .map(|attached| attached.ifindex)
-            .collect()
+        self.attached.iter().filter_map(Attached::ifindex).collect()
     }
 
     fn is_attached(&self, ifindex: u32) -> bool {
-        self.attached
-            .iter()
-            .any(|attached| attached.ifindex == ifindex)
+        let mut attached = self.attached.iter().filter_map(Attached::ifindex);
+        attached.any(|index| index == ifindex)
     }
 }
 

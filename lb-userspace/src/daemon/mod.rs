@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use self::{
-    balancer::{Attached, Balancer},
+    balancer::{Attached, Attachment, Balancer},
     sweeping::Sweeping,
 };
 use crate::{
@@ -81,18 +81,20 @@ pub async fn run(
     let (hop_sender, mut hops) = mpsc::channel(EVENTS);
     let (result_sender, mut results) = mpsc::channel(EVENTS);
     let neighbours = Neighbours::start(hop_sender).context("listening to the kernel's routes")?;
-    let mut checks = Checks::new(result_sender);
+    let mut checks =
+        Checks::new(result_sender).context("starting the thread that checks backends")?;
 
     let mut attached = Vec::new();
     for (name, ifindex) in config.interfaces.iter().zip(indices) {
+        let wanted = xdp_mode(config.xdp_mode);
         let mode = datapath
-            .attach(name, xdp_mode(config.xdp_mode))
+            .attach_at(name, ifindex, wanted)
             .map_err(explained)?;
         tracing::info!(interface = %name, mode = mode.as_str(), "attached");
         attached.push(Attached {
-            ifindex,
             name: name.clone(),
-            mode,
+            wanted,
+            state: Attachment::On { ifindex, mode },
         });
     }
     let mut balancer = Balancer::new(datapath, attached, config.desired());

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use lb_common::{counters::Direction, drop_reason::DropReason};
 
 use super::{
-    balancer::{Balancer, Plane},
+    balancer::{Attached, Attachment, Balancer, Plane},
     ledger::{Drops, Figures, Reading},
 };
 use crate::{
@@ -25,10 +25,6 @@ pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading) -> Sta
             packets.copied().unwrap_or_default(),
         )
     };
-    let interfaces = balancer.attached.iter().map(|attached| InterfaceStatus {
-        name: attached.name.clone(),
-        mode: attached.mode.as_str().to_owned(),
-    });
     let services = balancer.desired.services();
     let mut taken = TakenPorts::new(&balancer.desired);
     Status {
@@ -39,7 +35,21 @@ pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading) -> Sta
             .iter()
             .map(drops)
             .collect::<BTreeMap<_, _>>(),
-        interfaces: interfaces.collect(),
+        interfaces: balancer.attached.iter().map(interface).collect(),
+    }
+}
+
+fn interface(attached: &Attached) -> InterfaceStatus {
+    let (state, mode, error) = match &attached.state {
+        Attachment::On { mode, .. } => ("attached", mode.as_str(), None),
+        Attachment::Gone => ("gone", "none", None),
+        Attachment::Back { error, .. } => ("not-attached", "none", error.clone()),
+    };
+    InterfaceStatus {
+        name: attached.name.clone(),
+        state: state.to_owned(),
+        mode: mode.to_owned(),
+        error,
     }
 }
 

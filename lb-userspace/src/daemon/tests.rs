@@ -15,12 +15,12 @@ use lb_common::{
 };
 
 use super::{
-    balancer::{Attached, Balancer, Plane},
+    balancer::{Attached, Attachment, Balancer, Plane},
     ledger::Meters,
     sweeping::Swept,
 };
 use crate::{
-    datapath::{self, AttachedMode},
+    datapath::{self, AttachedMode, XdpMode},
     flows::Report,
     health,
     neighbour::{self, Interface, NextHop, NextHopState},
@@ -43,6 +43,11 @@ struct Memory {
     pools_in_use: HashSet<u32>,
     /// Refuses every step.
     refuses: bool,
+    /// Refuses to attach the program.
+    refuses_to_attach: bool,
+    /// What was attached and detached since the start, by index.
+    attached: Vec<u32>,
+    detached: Vec<u32>,
 }
 
 impl Tables for Memory {
@@ -81,6 +86,23 @@ impl Meters for Memory {
 }
 
 impl Plane for Memory {
+    fn attach(
+        &mut self,
+        name: &str,
+        ifindex: u32,
+        _mode: XdpMode,
+    ) -> datapath::Result<AttachedMode> {
+        if self.refuses_to_attach {
+            return Err(datapath::Error::NoInterface { name: name.into() });
+        }
+        self.attached.push(ifindex);
+        Ok(AttachedMode::Generic)
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        self.detached.push(ifindex);
+    }
+
     fn set_clock(&mut self, _tick: u32) -> datapath::Result<()> {
         Ok(())
     }
@@ -112,7 +134,7 @@ fn tcp_check() -> HealthSpec {
     HealthSpec {
         probe: Probe::Tcp,
         interval: at(2),
-        timeout: at(1),
+        timeout: None,
         rise: 2,
         fall: 3,
         port: None,
@@ -153,9 +175,12 @@ fn hop(byte: u8) -> NextHop {
 /// A balancer of one service on eth0, whose next hops are all known.
 fn balancer(spec: ServiceSpec) -> Balancer<Memory> {
     let attached = Attached {
-        ifindex: ETH0,
         name: "eth0".into(),
-        mode: AttachedMode::Native,
+        wanted: XdpMode::Auto,
+        state: Attachment::On {
+            ifindex: ETH0,
+            mode: AttachedMode::Native,
+        },
     };
     let desired = Desired::new([spec]).unwrap();
     let mut balancer = Balancer::new(Memory::default(), vec![attached], desired);
@@ -198,7 +223,7 @@ fn check(balancer: &mut Balancer<Memory>, byte: u8, up: bool) {
 /// Ids of the backends that get new flows.
 fn ring(balancer: &Balancer<Memory>) -> Vec<u32> {
     let rings = &balancer.plane.image.rings;
-    assert_eq!(rings.len(), 1);
+    assert!(rings.len() <= 1);
     let members = rings.values().flat_map(|ring| &ring.members);
     members.map(|member| member.id).collect()
 }
@@ -320,6 +345,24 @@ fn a_backend_without_a_next_hop_waits() {
     resolve(&mut balancer, 12, hop(12));
     balancer.reconcile_if_needed(at(2));
     assert_eq!(ring(&balancer), [1, 2]);
+}
+
+/// Every start has backends whose neighbours have not answered yet.
+#[test]
+fn only_a_backend_that_stays_unresolved_is_warned_of() {
+    let unresolved = |byte| NextHop {
+        state: NextHopState::NoNeighbour,
+        path: None,
+        ..hop(byte)
+    };
+    let mut balancer = balancer(web(None, &[31, 32]));
+    resolve(&mut balancer, 31, unresolved(31));
+    resolve(&mut balancer, 32, unresolved(32));
+    assert_eq!(balancer.unresolved(at(10)), [] as [IpAddr; 0]);
+    resolve(&mut balancer, 31, hop(31));
+    assert_eq!(balancer.unresolved(at(12)), [] as [IpAddr; 0]);
+    assert_eq!(balancer.unresolved(at(13)), [address(32).ip]);
+    assert_eq!(balancer.unresolved(at(20)), [] as [IpAddr; 0], "once");
 }
 
 #[test]
@@ -560,6 +603,59 @@ fn an_interface_that_goes_takes_its_paths_along() {
     assert_eq!(balancer.plane.image.interfaces, BTreeMap::new());
     assert_eq!(ring(&balancer), [0_u32; 0]);
     assert_eq!(balancer.plane.image.backends[&1].path, LinkPath::default());
+    assert_eq!(balancer.plane.detached, [ETH0]);
+    let interface = &balancer.status().interfaces[0];
+    assert_eq!((&*interface.state, &*interface.mode), ("gone", "none"));
+}
+
+#[test]
+fn an_interface_that_comes_back_is_attached_again() {
+    const NEW: u32 = ETH0 + 7;
+    let came = |ifindex, name: &str| {
+        neighbour::Event::Interface(Interface {
+            ifindex,
+            name: name.into(),
+            mac: Some([2; 6]),
+            mtu: 9_000,
+            up: true,
+        })
+    };
+    let mut balancer = balancer(web(None, &[11]));
+    balancer.neighbour(neighbour::Event::InterfaceGone(ETH0));
+    balancer.reconcile_if_needed(at(1));
+    balancer.neighbour(came(NEW + 1, "eth1"));
+    balancer.reconcile_if_needed(at(2));
+    assert_eq!(balancer.status().interfaces[0].state, "gone");
+
+    balancer.plane.refuses_to_attach = true;
+    balancer.neighbour(came(NEW, "eth0"));
+    balancer.reconcile_if_needed(at(3));
+    let interface = balancer.status().interfaces.remove(0);
+    assert_eq!(interface.state, "not-attached");
+    assert_eq!(interface.error.unwrap(), "no such interface: `eth0`");
+    balancer.change(add(12), at(3)).unwrap();
+
+    // It is tried again, whatever else happens meanwhile.
+    balancer.plane.refuses_to_attach = false;
+    balancer.reconcile_if_needed(at(4));
+    assert_eq!(balancer.plane.attached, [NEW]);
+    let interface = &balancer.status().interfaces[0];
+    assert_eq!(
+        (&*interface.state, &*interface.mode),
+        ("attached", "generic")
+    );
+    assert_eq!(balancer.plane.image.interfaces[&NEW].mtu, 9_000);
+    resolve(
+        &mut balancer,
+        11,
+        NextHop {
+            ifindex: NEW,
+            path: Some(LinkPath::new(NEW, [2, 0, 0, 0, 0, 11], [2; 6])),
+            ..hop(11)
+        },
+    );
+    balancer.reconcile_if_needed(at(5));
+    assert_eq!(ring(&balancer), [1]);
 }
 
 #[test]

@@ -64,15 +64,20 @@ pub(super) struct Attachment {
     _link: FdLink,
 }
 
+/// Index of the interface of this name.
+pub(super) fn index_of(name: &str) -> Result<u32> {
+    if_nametoindex(name).map_err(|_| Error::NoInterface {
+        name: name.to_owned(),
+    })
+}
+
 /// Attaches `program` to the interface `name`.
 pub(super) fn attach(
     program: &mut Xdp,
     name: &str,
+    ifindex: u32,
     mode: XdpMode,
 ) -> Result<(Attachment, AttachedMode)> {
-    let ifindex = if_nametoindex(name).map_err(|_| Error::NoInterface {
-        name: name.to_owned(),
-    })?;
     if let Some(program_id) = attached_program(ifindex).map_err(|source| Error::Query {
         interface: name.to_owned(),
         source,

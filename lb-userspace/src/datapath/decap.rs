@@ -82,7 +82,8 @@ impl Decap {
     /// Like [`Datapath::attach`](super::Datapath::attach).
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<AttachedMode> {
         let program = program(&mut self.ebpf, name::PROGRAM)?;
-        let (attachment, attached) = attach::attach(program, interface, mode)?;
+        let ifindex = attach::index_of(interface)?;
+        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
         self.attachments.push(attachment);
         Ok(attached)
     }

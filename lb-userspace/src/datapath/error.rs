@@ -179,6 +179,16 @@ where
     }
 }
 
+/// The result of a removal, for which it is fine that there was nothing to remove. The
+/// kernel says that with `ENOENT`, which aya passes on as the failure of a system call.
+pub(super) fn gone(removal: Result<(), MapError>) -> Result<(), MapError> {
+    match removal {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
 /// What an error of aya while loading means to a user. `max_flows` are the entries of
 /// each flow table, if the object has some.
 pub(super) fn loading(source: EbpfError, max_flows: Option<u32>) -> Error {

@@ -59,7 +59,7 @@ pub use self::{
     test_run::{TestRun, Verdict},
 };
 use self::{
-    error::map_error,
+    error::{gone, map_error},
     key::{ServiceKey, VipKey},
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
@@ -222,8 +222,24 @@ impl Datapath {
     /// Where there is no such interface, another program is attached to it, or its driver
     /// does not take the program.
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<AttachedMode> {
+        let ifindex = attach::index_of(interface)?;
+        self.attach_at(interface, ifindex, mode)
+    }
+
+    /// Attaches the program to the interface of this index, which messages call by the
+    /// name `interface`.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::attach`].
+    pub fn attach_at(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        mode: XdpMode,
+    ) -> Result<AttachedMode> {
         let program = program(&mut self.ebpf, map_name::PROGRAM)?;
-        let (attachment, attached) = attach::attach(program, interface, mode)?;
+        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
         self.attachments.push(attachment);
         Ok(attached)
     }
@@ -403,7 +419,8 @@ impl Datapath {
     /// No packet leaves by this interface any more.
     pub fn remove_interface(&mut self, ifindex: u32) -> Result<()> {
         remove(&mut self.interfaces, map_name::INTERFACES, ifindex)?;
-        removed(self.devices.remove(ifindex), map_name::DEVICES)
+        // The kernel has done so itself where the interface is gone.
+        gone(self.devices.remove(ifindex)).map_err(map_error("removing", map_name::DEVICES))
     }
 
     /// What passed for a backend.
@@ -444,7 +461,7 @@ impl Datapath {
         if key == DropKey::overflow(key.reason, key.direction) {
             return self.insert_drop_key(key);
         }
-        removed(self.drops.remove(&Plain(key)), map_name::DROPS)
+        gone(self.drops.remove(&Plain(key))).map_err(map_error("removing", map_name::DROPS))
     }
 
     fn insert_drop_key(&mut self, key: DropKey) -> Result<()> {
@@ -533,7 +550,7 @@ fn insert<K: Stored, V: Stored>(
 
 /// Removes an entry; it is fine where there is none.
 fn remove<K: Stored, V: Stored>(table: &mut Table<K, V>, name: &'static str, key: K) -> Result<()> {
-    removed(table.remove(&Plain(key)), name)
+    gone(table.remove(&Plain(key))).map_err(map_error("removing", name))
 }
 
 fn insert_prefix<K: Stored, V: Stored>(
@@ -552,15 +569,7 @@ fn remove_prefix<K: Stored, V: Stored>(
     name: &'static str,
     key: &Key<Plain<K>>,
 ) -> Result<()> {
-    removed(trie.remove(key), name)
-}
-
-/// What became of a removal: it is fine where there was nothing to remove.
-fn removed(result: Result<(), MapError>, name: &'static str) -> Result<()> {
-    match result {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(error) => Err(map_error("removing", name)(error)),
-    }
+    gone(trie.remove(key)).map_err(map_error("removing", name))
 }
 
 /// A value for every CPU that there could be.

@@ -351,6 +351,36 @@ fn falls_back_to_generic_mode_only_when_allowed() {
     });
 }
 
+/// The kernel removes an interface that goes from the map of devices by itself.
+#[test]
+fn an_interface_can_be_removed_after_it_has_gone() {
+    in_network_namespace(|| {
+        ip("link add name veth0 index 77 type veth peer name veth1");
+        let mut datapath = load();
+        let interface = Interface { mtu: 1_500 };
+        datapath.set_interface(77, interface).unwrap();
+        datapath.attach("veth0", XdpMode::Native).unwrap();
+        ip("link delete veth0");
+        datapath.detach(77);
+        datapath.remove_interface(77).unwrap();
+        // And so again, and with all that can be removed.
+        datapath.remove_interface(77).unwrap();
+        datapath.remove_service(port_80()).unwrap();
+        datapath.remove_vip(vip_address().into()).unwrap();
+        datapath.remove_rings(&[1]).unwrap();
+        datapath.remove_port_pools(&[1]).unwrap();
+        let key = DropKey {
+            service: 1,
+            ..DropKey::overflow(1, 0)
+        };
+        datapath.clear_drops(key).unwrap();
+
+        ip("link add name veth0 index 77 type veth peer name veth1");
+        datapath.attach_at("veth0", 77, XdpMode::Native).unwrap();
+        datapath.set_interface(77, interface).unwrap();
+    });
+}
+
 #[test]
 fn an_unknown_interface_is_named() {
     let error = load().attach("nowhere", XdpMode::Auto).unwrap_err();

@@ -259,6 +259,8 @@ impl State {
                 .iter()
                 .map(|on| InterfaceStatus {
                     name: on.name.clone(),
+                    state: "attached".to_owned(),
+                    error: None,
                     mode: on.mode.as_str().to_owned(),
                 })
                 .collect(),

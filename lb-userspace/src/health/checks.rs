@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    mem,
+    io, mem,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use tokio::{
+    runtime::{self, Handle, Runtime},
     sync::{Semaphore, mpsc},
     task::AbortHandle,
     time::{Instant, MissedTickBehavior, interval_at},
@@ -58,6 +59,8 @@ type Prober = Arc<dyn Fn(Arc<Target>) -> Probing + Send + Sync>;
 
 /// The checks that run. Dropping this stops them all.
 pub struct Checks {
+    tasks: Handle,
+    _own: Option<Own>,
     events: mpsc::Sender<Event>,
     prober: Prober,
     first: Arc<Semaphore>,
@@ -67,16 +70,33 @@ pub struct Checks {
 impl Checks {
     /// No checks yet. Those to come send an [`Event`] after every result; where the
     /// channel is full they wait.
-    #[must_use]
-    pub fn new(events: mpsc::Sender<Event>) -> Self {
+    ///
+    /// They run on a thread of their own: a check must not be late, and a backend not be
+    /// taken out for it, because the daemon is busy.
+    ///
+    /// # Errors
+    ///
+    /// When no thread can be started.
+    pub fn new(events: mpsc::Sender<Event>) -> io::Result<Self> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("health")
+            .enable_all()
+            .build()?;
         let prober = |target: Arc<Target>| -> Probing {
             Box::pin(async move { probe(target.address, &target.spec).await })
         };
-        Self::with_prober(events, Arc::new(prober))
+        let tasks = runtime.handle().clone();
+        Ok(Self {
+            _own: Some(Own(Some(runtime))),
+            ..Self::with_prober(tasks, events, Arc::new(prober))
+        })
     }
 
-    fn with_prober(events: mpsc::Sender<Event>, prober: Prober) -> Self {
+    fn with_prober(tasks: Handle, events: mpsc::Sender<Event>, prober: Prober) -> Self {
         Self {
+            tasks,
+            _own: None,
             events,
             prober,
             first: Arc::new(Semaphore::new(FIRST_CHECKS)),
@@ -91,10 +111,6 @@ impl Checks {
     /// deciding alone; until that comes nothing is sent of it. Of a target that went
     /// or changed nothing is sent after this returns, not even the result of a check
     /// that is under way; events that are in the channel already stay there.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
     pub fn set(&mut self, wanted: impl IntoIterator<Item = Target>) {
         let mut before = mem::take(&mut self.running);
         for target in wanted {
@@ -112,7 +128,7 @@ impl Checks {
             events: self.events.clone(),
             open: Arc::new(Mutex::new(true)),
         };
-        let task = tokio::spawn(run(
+        let task = self.tasks.spawn(run(
             Arc::clone(&target),
             Arc::clone(&self.prober),
             Arc::clone(&self.first),
@@ -122,6 +138,18 @@ impl Checks {
             target,
             reporter,
             task: task.abort_handle(),
+        }
+    }
+}
+
+/// The runtime that the checks have to themselves.
+struct Own(Option<Runtime>);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // The other way to end it would wait, which the daemon's task may not.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
         }
     }
 }

@@ -50,7 +50,7 @@ impl From<io::Error> for ProbeError {
 ///
 /// Why the backend is not healthy.
 pub async fn probe(target: SocketAddr, spec: &HealthSpec) -> Result<(), ProbeError> {
-    within(spec.timeout, async {
+    within(spec.timeout(), async {
         match &spec.probe {
             Probe::Tcp => tcp::probe(target).await,
             Probe::Http { path, host } => http::probe(target, path, host.as_deref()).await,

@@ -174,6 +174,12 @@ pub(super) fn notifications(datagram: &[u8]) -> Vec<Input> {
 
 fn notification(message: &RouteNetlinkMessage) -> Option<Input> {
     match message {
+        // The kernel says so of its interfaces, and of ports that leave a bridge.
+        RouteNetlinkMessage::DelLink(link)
+            if link.header.interface_family != AddressFamily::Bridge =>
+        {
+            Some(Input::LinkGone(link.header.index))
+        }
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
             Some(Input::LinkChanged(link.header.index))
         }
@@ -338,8 +344,12 @@ mod tests {
         ))];
         let mut bridge = neighbour.clone();
         bridge.header.family = AddressFamily::Bridge;
+        let mut port = vlan_link(None);
+        port.header.interface_family = AddressFamily::Bridge;
         let datagram = datagram(vec![
+            RouteNetlinkMessage::NewLink(vlan_link(None)),
             RouteNetlinkMessage::DelLink(vlan_link(None)),
+            RouteNetlinkMessage::DelLink(port),
             RouteNetlinkMessage::NewNeighbour(neighbour),
             RouteNetlinkMessage::NewNeighbour(bridge),
             RouteNetlinkMessage::DelRoute(RouteMessage::default()),
@@ -349,6 +359,8 @@ mod tests {
             matches!(
                 inputs[..],
                 [
+                    Input::LinkChanged(7),
+                    Input::LinkGone(7),
                     Input::LinkChanged(7),
                     Input::NeighbourChanged(NeighbourKey { ifindex: 5, .. }),
                     Input::RoutesChanged

@@ -66,6 +66,19 @@ impl NextHop {
     }
 }
 
+/// What helps against a next hop in this state of [`NextHopStatus`].
+#[must_use]
+pub fn remedy(state: &str) -> &'static str {
+    match state {
+        "no-route" => "`ip route get` shows what the kernel knows of the address",
+        "no-neighbour" => "nobody answers ARP or neighbour discovery for it: is it up?",
+        "link-down" => "bring the interface up, or its cable",
+        "not-attached" => "name the interface that it is reached by in `interfaces`",
+        "local" => "the address is this host's own: name that of another host",
+        _ => "",
+    }
+}
+
 /// An Ethernet address in the notation of `ip link`.
 fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")

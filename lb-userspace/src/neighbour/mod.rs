@@ -26,7 +26,7 @@ use monitor::Monitor;
 use path::Egress;
 use watcher::{End, Watcher};
 
-pub use hop::{NextHop, NextHopState};
+pub use hop::{NextHop, NextHopState, remedy};
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

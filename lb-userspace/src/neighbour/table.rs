@@ -2,7 +2,7 @@
 //! state machine without sockets and without a clock of its own.
 //!
 //! Notifications of the kernel are only taken as hints that something must be
-//! asked again. So the last answer is always the newest truth, whatever the order
+//! asked again, but for the end of a link. So the last answer is always the newest truth, whatever the order
 //! in which notifications and answers are read, and what a notification leaves out
 //! (bridges send link messages of their own kind) does no harm.
 
@@ -35,6 +35,9 @@ pub(super) enum Input {
     RoutesChanged,
     /// This link may have changed, come or gone.
     LinkChanged(u32),
+    /// This link has gone. One that has its index, and may look the same, is another:
+    /// what was attached to the link went with it.
+    LinkGone(u32),
     /// This neighbour may have changed, come or gone.
     NeighbourChanged(NeighbourKey),
     /// Notifications were lost.
@@ -127,6 +130,10 @@ impl Table {
             Input::Watch(addresses) => self.watch(&addresses, &mut actions),
             Input::RoutesChanged => self.refresh_by(now + SETTLE),
             Input::LinkChanged(ifindex) => actions.push(Action::AskLink(ifindex)),
+            Input::LinkGone(ifindex) => {
+                self.link(ifindex, None, now, &mut actions);
+                actions.push(Action::AskLink(ifindex));
+            }
             Input::NeighbourChanged(key) => {
                 if self.neighbours.contains_key(&key) {
                     actions.push(Action::AskNeighbour(key));

@@ -34,7 +34,7 @@ pub struct Image {
     pub pools: BTreeMap<u32, PortSet>,
     /// Backends by id; those that are absent are not in it.
     pub backends: BTreeMap<u32, Backend>,
-    /// Rings by service id.
+    /// Rings by service id. To the datapath one that was never made is one without members.
     pub rings: BTreeMap<u32, Ring>,
     /// Services by the packets that they take.
     pub services: BTreeMap<Match, Service>,
@@ -151,7 +151,11 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
         }
     }
     ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
-    let rings = changed(&old.rings, &new.rings).map(|(k, v)| (*k, v.clone()));
+    // Each ring costs a wait for the packets that are on their way. A new service begins
+    // without members, so that it would have to wait for nothing but zeros.
+    let rings = changed(&old.rings, &new.rings)
+        .filter(|(id, ring)| !ring.members.is_empty() || old.rings.contains_key(id))
+        .map(|(k, v)| (*k, v.clone()));
     ops.extend(some(rings.collect()).map(Op::SetRings));
     ops.extend(changed(&old.services, &new.services).map(|(k, v)| Op::SetService(*k, *v)));
     // A flag is set before the first address that needs it, and goes after the last.

@@ -71,9 +71,6 @@ fn assert_sound(image: &Image) {
             "{id}: {backend:?}"
         );
     }
-    for (packets, service) in &image.services {
-        assert!(image.rings.contains_key(&service.id), "{packets:?}");
-    }
     for (address, vip) in &image.vips {
         let protocols = [(6, Vip::TCP), (17, Vip::UDP)];
         for (number, _) in protocols.iter().filter(|(_, flag)| vip.flags & flag != 0) {
@@ -378,10 +375,11 @@ fn the_port_of_the_tunnel_is_the_services_to_say() {
 fn only_dsr_cannot_go_by_a_gateway() {
     for (mode, members) in [(Mode::Dsr, 0), (Mode::Ipip, 1), (Mode::Gue, 1)] {
         let mut inputs = inputs([tunnel(mode, "10.0.0.11")]);
-        assert_eq!(image_of(&inputs).rings[&1].members.len(), 1, "{mode}");
+        let in_ring = |image: &Image| image.rings.get(&1).map_or(0, |ring| ring.members.len());
+        assert_eq!(in_ring(&image_of(&inputs)), 1, "{mode}");
         inputs.routed.insert(11);
         let image = image_of(&inputs);
-        assert_eq!(image.rings[&1].members.len(), members, "{mode}");
+        assert_eq!(in_ring(&image), members, "{mode}");
         let has_path = image.backends[&1].path.ifindex != 0;
         assert_eq!(has_path, members == 1, "{mode}");
     }
@@ -555,6 +553,26 @@ fn only_what_changed_is_written() {
 }
 
 #[test]
+fn a_ring_is_made_when_a_backend_takes_flows() {
+    let mut reconciler = Reconciler::default();
+    let mut tables = Checked::default();
+    let mut inputs = web(&[100]);
+    let mut rings = |inputs: &Inputs| {
+        inputs
+            .reconcile(&mut reconciler, &mut tables, at(0))
+            .unwrap();
+        let rings = tables.image.rings.values();
+        rings.map(|ring| ring.members.len()).collect::<Vec<_>>()
+    };
+    inputs.down.insert(11);
+    assert_eq!(rings(&inputs), [0; 0], "the service is there without one");
+    inputs.down.clear();
+    assert_eq!(rings(&inputs), [1]);
+    inputs.down.insert(11);
+    assert_eq!(rings(&inputs), [0], "what has members loses them");
+}
+
+#[test]
 fn a_removed_backend_rests_until_no_flow_names_it() {
     let mut reconciler = Reconciler::default();
     let mut tables = Image::default();
@@ -725,7 +743,8 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
             } => format!("{} {protocol} {ports:?}", addresses[vip]),
         };
         lines.push(format!("{frontend} mode {mode}"));
-        for member in &image.rings[&service.id].members {
+        let ring = image.rings.get(&service.id);
+        for member in ring.into_iter().flat_map(|ring| &ring.members) {
             let (address, weight) = (member.address, member.weight);
             lines.push(format!("{frontend} member {address} {weight}"));
         }

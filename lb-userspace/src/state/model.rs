@@ -138,8 +138,9 @@ pub struct HealthSpec {
     pub probe: Probe,
     /// From the begin of one check to the begin of the next.
     pub interval: Duration,
-    /// How long an answer may take. At most `interval`.
-    pub timeout: Duration,
+    /// How long an answer may take, at most `interval`; `None` where it was not given,
+    /// see [`Self::timeout`].
+    pub timeout: Option<Duration>,
     /// Successes in a row that bring a backend up. At least 1.
     pub rise: u32,
     /// Failures in a row that take a backend down. At least 1.
@@ -158,6 +159,19 @@ impl HealthSpec {
     pub const DEFAULT_RISE: u32 = 2;
     /// `fall` where none is given.
     pub const DEFAULT_FALL: u32 = 3;
+
+    /// How long an answer may take.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+            .unwrap_or_else(|| Self::default_timeout(self.interval))
+    }
+
+    /// The timeout where none is given.
+    #[must_use]
+    pub fn default_timeout(interval: Duration) -> Duration {
+        Self::DEFAULT_TIMEOUT.min(interval)
+    }
 }
 
 /// How long a flow may be silent before it is forgotten, by the state it is in.

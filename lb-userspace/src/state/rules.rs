@@ -478,7 +478,8 @@ fn health(health: &HealthSpec, found: &mut Vec<Violation>) {
             "a port is a number from 1 to 65535",
         ));
     }
-    if !(MIN_HEALTH_INTERVAL..=MAX_HEALTH_INTERVAL).contains(&health.interval) {
+    let in_range = (MIN_HEALTH_INTERVAL..=MAX_HEALTH_INTERVAL).contains(&health.interval);
+    if !in_range {
         found.push(Violation::new(
             Field::HealthInterval,
             format!(
@@ -488,19 +489,20 @@ fn health(health: &HealthSpec, found: &mut Vec<Violation>) {
             "use an interval from 100ms to 1day",
         ));
     }
-    if health.timeout.is_zero() {
+    let timeout = health.timeout();
+    if health.timeout == Some(Duration::ZERO) {
         found.push(Violation::new(
             Field::HealthTimeout,
             "a backend that has no time to answer never will",
             "use a timeout of at least a few milliseconds",
         ));
-    } else if health.timeout > health.interval {
+    } else if in_range && timeout > health.interval {
         found.push(
             Violation::new(
                 Field::HealthTimeout,
                 format!(
                     "the timeout, {}, is longer than the interval, {}",
-                    humantime::format_duration(health.timeout),
+                    humantime::format_duration(timeout),
                     humantime::format_duration(health.interval)
                 ),
                 "one check must end before the next begins: shorten the timeout or lengthen the \
@@ -796,6 +798,12 @@ pub fn unknown_probe(word: &str) -> Reason {
         format!("health check type `{}` is not known", word.escape_debug())
     };
     Reason::new(message, "use `tcp` or `http`")
+}
+
+/// A health check that says all but what is asked.
+#[must_use]
+pub fn no_probe() -> Reason {
+    unknown_probe("")
 }
 
 /// A path or host for a health check that does not speak HTTP.

@@ -15,7 +15,7 @@ pub struct Status {
     /// Packets dropped since the start, by the name of the reason; every reason
     /// is there, also those with 0.
     pub drops: BTreeMap<String, u64>,
-    /// Interfaces that the balancer is attached to.
+    /// Interfaces that the balancer is, or should be, attached to.
     pub interfaces: Vec<InterfaceStatus>,
 }
 
@@ -144,11 +144,17 @@ pub struct DropStatus {
     pub packets: u64,
 }
 
-/// An interface that the balancer is attached to.
+/// An interface that the balancer is, or should be, attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// `native` or `generic`.
+    /// `attached`; `gone`, until there is an interface of the name again; or
+    /// `not-attached`, where there is one again that does not take the program (yet).
+    pub state: String,
+    /// `native` or `generic`; `none` while the balancer is not attached.
     pub mode: String,
+    /// Why the balancer could not be attached to an interface that came back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

@@ -61,7 +61,7 @@ async fn a_service_lives_its_life() {
     assert_eq!(health.interval.as_deref(), Some("2s"));
     assert_eq!(patched.backends, web().backends);
 
-    let patch = json!({"health": {"interval": "500ms"}});
+    let patch = json!({"health": {"interval": "500ms", "timeout": "1s"}});
     assert_eq!(
         message(client.patch_service("web", patch).await),
         "the timeout, 1s, is longer than the interval, 500ms"
@@ -115,13 +115,38 @@ async fn a_backend_lives_its_life() {
     balancer.stop().await;
 }
 
+/// A default that depends on something else follows it when that changes.
+#[tokio::test]
+async fn what_was_not_given_is_not_frozen() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    let mut service = web();
+    service.health = wire::read(json!({"type": "http", "interval": "300ms", "port": 80})).unwrap();
+    client.add_service(&service).await.unwrap();
+    let patched = |patch: Value| {
+        let client = client.clone();
+        async move { client.patch_service("web", patch).await.unwrap().health }
+    };
+    // The timeout follows the interval,
+    let health = patched(json!({"health": {"interval": "200ms"}})).await;
+    let health = health.unwrap();
+    assert_eq!(health.interval.as_deref(), Some("200ms"));
+    assert_eq!(health.timeout, None);
+    // and the path the type.
+    let health = patched(json!({"health": {"type": "tcp"}})).await.unwrap();
+    assert_eq!((health.kind.as_str(), health.path), ("tcp", None));
+    balancer.stop().await;
+}
+
 #[tokio::test]
 async fn the_status_arrives_as_it_was() {
     let status = Status {
         drops: [("fragment".to_owned(), 7)].into(),
         interfaces: vec![InterfaceStatus {
             name: "eth0".into(),
+            state: "attached".into(),
             mode: "native".into(),
+            error: None,
         }],
         ..Status::default()
     };
@@ -171,6 +196,12 @@ async fn every_failure_has_a_status_and_a_message() {
             405,
             "`/v1/status` does not take DELETE",
         ),
+        (
+            "GET /v1/services/%ff",
+            "",
+            400,
+            "the path `/v1/services/%ff` is not UTF-8",
+        ),
         ("GET /v1/services/x", "", 404, "there is no service `x`"),
         ("DELETE /v1/services/x", "", 404, "there is no service `x`"),
         ("PATCH /v1/services/x", "{}", 404, "there is no service `x`"),
@@ -190,7 +221,7 @@ async fn every_failure_has_a_status_and_a_message() {
             "POST /v1/services/x",
             "[]",
             400,
-            "the body is no JSON object: invalid type: sequence, expected a map at line 1 column 0",
+            "the body is JSON, but no object",
         ),
         (
             "POST /v1/services/x",
@@ -198,7 +229,7 @@ async fn every_failure_has_a_status_and_a_message() {
             400,
             "the body is no JSON object: EOF while parsing a value at line 1 column 12",
         ),
-        ("POST /v1/services/x", "{}", 400, "missing field `address`"),
+        ("POST /v1/services/x", "{}", 400, "`address` is missing"),
         (
             "POST /v1/services/x",
             r#"{"name": "y"}"#,
@@ -209,9 +240,7 @@ async fn every_failure_has_a_status_and_a_message() {
             "POST /v1/services/x",
             r#"{"address": "a", "mode": "nat", "color": 1}"#,
             400,
-            "color: unknown field `color`, expected one of `name`, `address`, `protocol`, \
-             `mode`, `scheduler`, `source`, `source_ports`, `gue_port`, `max_segment_size`, \
-             `other_ports`, `icmp_echo`, `timeouts`, `health`, `backends`",
+            "color: unknown key `color`",
         ),
         (
             "POST /v1/services/x",
@@ -247,7 +276,7 @@ async fn every_failure_has_a_status_and_a_message() {
             "POST /v1/services/x",
             r#"{"address": "192.0.2.11:1", "mode": "nat", "backends": [{"address": "10.0.0.1:1", "weight": "5"}]}"#,
             400,
-            "backends[0].weight: invalid type: string \"5\", expected u32",
+            "backends[0].weight: this is string \"5\", but must be a whole number",
         ),
         (
             "POST /v1/services/x",
@@ -292,6 +321,18 @@ async fn every_failure_has_a_status_and_a_message() {
             "service `web` has backend `10.0.0.11:8443` already",
         ),
         (
+            "PUT /v1/services/web/backends/10.0.0.11:8443",
+            "{}",
+            400,
+            "`weight` is missing",
+        ),
+        (
+            "POST /v1/services/web/backends",
+            r#"{"address": "10.0.0.9:1", "weight": 1, "weight": 2}"#,
+            400,
+            "the body is no JSON object: `weight` is there twice at line 1 column 51",
+        ),
+        (
             "PUT /v1/services/web/backends/10.0.0.12:8443",
             r#"{"weight": 1}"#,
             404,
@@ -323,10 +364,7 @@ async fn every_failure_has_a_status_and_a_message() {
     );
     assert_eq!(
         (status, &error["error"]["message"]),
-        (
-            413,
-            &json!("Failed to buffer the request body: length limit exceeded")
-        )
+        (413, &json!("the body is larger than 8 MiB"))
     );
 
     balancer.lose_daemon().await;
@@ -336,6 +374,31 @@ async fn every_failure_has_a_status_and_a_message() {
         error,
         json!({"error": {"message": "the balancer is shutting down"}})
     );
+    balancer.stop().await;
+}
+
+/// Clients that connect and say nothing, or not all of it, or do not read, must not keep
+/// others out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_and_slow_clients_do_not_lock_others_out() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    let mut slow = Vec::new();
+    for sent in [
+        "",
+        "GET /v1/status HTTP/1.1\r\nHos",
+        "POST /v1/services/x HTTP/1.1\r\nHost: lb\r\nContent-Length: 99\r\n\r\n{",
+    ] {
+        for _ in 0..64 {
+            let mut stream = UnixStream::connect(balancer.socket()).await.unwrap();
+            stream.write_all(sent.as_bytes()).await.unwrap();
+            slow.push(stream);
+        }
+        let answer = timeout(Duration::from_secs(20), client.services()).await;
+        assert_eq!(answer, Ok(Ok(vec![web()])), "behind 64 times `{sent}`");
+    }
+    drop(slow);
     balancer.stop().await;
 }
 
@@ -465,5 +528,36 @@ proptest! {
         prop_assert_eq!(&again, &service);
         let read: Service = wire::read(serde_json::to_value(&again).unwrap()).unwrap();
         prop_assert_eq!(ServiceSpec::try_from(read).unwrap(), spec);
+    }
+}
+
+/// The page about the API shows every key of the status, and no other.
+#[test]
+fn the_documented_status_is_the_status() {
+    let page = include_str!("../../../docs/api.md");
+    let block = page.split("```json\n").nth(1).unwrap();
+    let documented: Value = serde_json::from_str(block.split("```").next().unwrap()).unwrap();
+    let status: Status = serde_json::from_value(documented.clone()).unwrap();
+    // What is not known would be missing here.
+    assert_eq!(serde_json::to_value(&status).unwrap(), documented);
+    let backend = &status.services[0].backends[0];
+    let hop = &backend.next_hop;
+    let optional = [
+        &backend.health.error,
+        &hop.address,
+        &hop.interface,
+        &hop.mac,
+    ];
+    assert!(optional.iter().all(|key| key.is_some()), "{optional:?}");
+    assert!(status.interfaces.iter().any(|one| one.error.is_some()));
+    for state in [
+        "resolved",
+        "no-route",
+        "no-neighbour",
+        "link-down",
+        "not-attached",
+        "local",
+    ] {
+        assert!(page.contains(&format!("`{state}`")), "{state}");
     }
 }

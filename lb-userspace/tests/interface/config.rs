@@ -21,6 +21,9 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 const EVERY_KEY: &str = include_str!("config/every-key.toml");
 
+/// The one key that every file must have.
+const INTERFACES: &str = "interfaces = ['eth0']\n";
+
 fn read(text: &[u8]) -> (Source, Outcome) {
     let source = Source::new("lb.toml", text);
     let outcome = config::read(&source);
@@ -43,16 +46,16 @@ fn backend(address: &str, weight: u32) -> BackendSpec {
 }
 
 #[test]
-fn an_empty_file_has_defaults_for_everything() {
+fn nearly_everything_has_a_default() {
     let expected = Config {
-        interfaces: Vec::new(),
+        interfaces: vec!["eth0".into()],
         xdp_mode: XdpMode::Auto,
         socket: PathBuf::from("/run/lb/lb.sock"),
         limits: Limits { flows: 1_048_576 },
         datapath_log: DatapathLog::Off,
         services: Vec::new(),
     };
-    assert_eq!(right(""), expected);
+    assert_eq!(right(INTERFACES), expected);
 }
 
 #[test]
@@ -81,7 +84,7 @@ fn every_key_is_taken_as_written() {
                 host: Some("www.example.org".into()),
             },
             interval: Duration::from_secs(10),
-            timeout: Duration::from_millis(2500),
+            timeout: Some(Duration::from_millis(2500)),
             rise: 1,
             fall: 5,
             port: Some(8080),
@@ -108,7 +111,7 @@ fn every_key_is_taken_as_written() {
             probe: Probe::Tcp,
             interval: Duration::from_millis(500),
             // The default of one second would be longer than the interval.
-            timeout: Duration::from_millis(500),
+            timeout: None,
             rise: 2,
             fall: 3,
             port: Some(53),
@@ -195,17 +198,21 @@ fn the_documented_defaults_are_the_defaults() {
         "host =",
         "port =",
         "interfaces =",
+        "timeout =",
     ];
     let kept = ["name =", "address =", "mode =", "type ="];
     let bare: String = block
         .lines()
         .filter(|line| line.starts_with('[') || kept.iter().any(|key| line.starts_with(key)))
-        .fold(String::new(), |text, line| text + line + "\n");
+        .fold(INTERFACES.to_owned(), |text, line| text + line + "\n");
     let shown: String = block
         .lines()
         .filter(|line| !without.iter().any(|key| line.starts_with(key)))
-        .fold(String::new(), |text, line| text + line + "\n");
+        .fold(INTERFACES.to_owned(), |text, line| text + line + "\n");
     assert_eq!(right(&bare), right(&shown));
+    // It follows the interval, and is then what is shown.
+    let timeout = |config: &Config| config.services[0].health.as_ref().unwrap().timeout();
+    assert_eq!(timeout(&right(&bare)), timeout(&documented));
     assert_eq!(documented.services.len(), 1);
 }
 
@@ -217,7 +224,7 @@ fn windows_line_ends_and_a_byte_order_mark_change_nothing() {
 
 #[test]
 fn more_services_and_backends_than_there_is_room_for_are_refused() {
-    let mut text = String::new();
+    let mut text = INTERFACES.to_owned();
     for n in 0..4096 {
         let (high, low) = (n / 256, n % 256);
         let _ = writeln!(
@@ -241,9 +248,9 @@ fn more_services_and_backends_than_there_is_room_for_are_refused() {
         [
             (
                 "there is room for 65535 backends, of all services together",
-                3855 * 23 + 5
+                3855 * 23 + 6
             ),
-            ("there is room for 4095 services", 4095 * 23 + 1),
+            ("there is room for 4095 services", 4095 * 23 + 2),
         ]
     );
 }
@@ -274,7 +281,7 @@ fn write_service(service: &ServiceSpec) -> String {
             text,
             "[service.health]\ntype = 'tcp'\ninterval = '{}'\ntimeout = '{}'\nrise = {}",
             config::duration::format(health.interval),
-            config::duration::format(health.timeout),
+            config::duration::format(health.timeout()),
             health.rise,
         );
     }
@@ -320,7 +327,7 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
     let health = (millis(), millis(), 0..3_u32).prop_map(|(interval, timeout, rise)| HealthSpec {
         probe: Probe::Tcp,
         interval,
-        timeout,
+        timeout: Some(timeout),
         rise,
         fall: HealthSpec::DEFAULT_FALL,
         port: None,
@@ -364,7 +371,8 @@ proptest! {
     /// The file takes what the API takes, and means the same by it.
     #[test]
     fn file_and_api_agree(services in vec(any_service(), 0..4)) {
-        let text: String = services.iter().map(write_service).collect();
+        let services_text: String = services.iter().map(write_service).collect();
+        let text = format!("{INTERFACES}{services_text}");
         let (source, outcome) = read(text.as_bytes());
         let complaints = outcome.diagnostics.render(&source, false);
         match Desired::new(services.clone()) {

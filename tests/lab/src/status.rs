@@ -103,7 +103,9 @@ pub struct Counters {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// `native` or `generic`.
+    /// `attached`, `gone` or `not-attached`.
+    pub state: String,
+    /// `native`, `generic` or `none`.
     pub mode: String,
 }
 

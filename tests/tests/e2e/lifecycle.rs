@@ -1,9 +1,9 @@
 //! From the start of the daemon to its end.
 
 use anyhow::Result;
-use lb_lab::{Balancer, TopologyOptions, http, port};
+use lb_lab::{Balancer, End, Link, TopologyOptions, http, port};
 
-use crate::{PATIENCE, http_of_each_kind, programs, standard};
+use crate::{PATIENCE, http_of_each_kind, load, programs, standard};
 
 /// Traffic that is for no service passes through the host as if nothing were there.
 #[test]
@@ -36,4 +36,37 @@ fn other_traffic_passes_and_nothing_is_attached_afterwards() -> Result<()> {
         assert!(!link.contains("xdp"), "{link}");
     }
     direct()
+}
+
+/// The interface that clients come by goes, and another of its name takes its place.
+#[test]
+fn traffic_goes_on_when_an_interface_comes_back() -> Result<()> {
+    let (topology, _servers) = standard("replaced", TopologyOptions::default())?;
+    let services = http_of_each_kind(&topology);
+    let balancer = Balancer::start(&topology, &programs::paths().lb, &services)?;
+    load(&topology, &services, 3)?;
+
+    topology.lb.ip("link delete dev eth0")?;
+    balancer.wait_until("eth0 is shown as gone", |status| {
+        status.interfaces[0].state == "gone"
+    })?;
+    balancer.lb("backend set full-nat-v4 10.0.0.11:8080 --weight 50")?;
+
+    Link::between(
+        End::of(&topology.client, "eth0")
+            .address("198.51.100.2/24")
+            .address("2001:db8:1::2/64")
+            .takes_xdp_frames(),
+        End::of(&topology.lb, "eth0")
+            .address("198.51.100.1/24")
+            .address("2001:db8:1::1/64"),
+    )
+    .up()?;
+    topology.client.ip("route add default via 198.51.100.1")?;
+    topology.client.ip("route add default via 2001:db8:1::1")?;
+    balancer.wait_until("eth0 is attached again", |status| {
+        status.interfaces[0].state == "attached"
+    })?;
+    load(&topology, &services, 3)?;
+    balancer.stop()
 }

@@ -26,7 +26,7 @@ fn target(number: usize) -> Target {
         spec: HealthSpec {
             probe: Probe::Tcp,
             interval: INTERVAL,
-            timeout: Duration::from_secs(1),
+            timeout: Some(Duration::from_secs(1)),
             rise: 2,
             fall: 3,
             port: None,
@@ -43,7 +43,11 @@ where
 {
     let (events, receiver) = mpsc::channel(16);
     let prober = move |target| -> Probing { Box::pin(probing(target)) };
-    (Checks::with_prober(events, Arc::new(prober)), receiver)
+    let tasks = Handle::current();
+    (
+        Checks::with_prober(tasks, events, Arc::new(prober)),
+        receiver,
+    )
 }
 
 /// Asserts that nothing is reported any more and nobody is left who could: the
@@ -84,7 +88,12 @@ proptest! {
         let interval = Duration::from_millis(interval);
         let timeout = interval.mul_f64(timeout);
         let latency = timeout.mul_f64(latency).saturating_sub(RESOLUTION);
-        target.spec = HealthSpec { interval, timeout, fall, ..target.spec };
+        target.spec = HealthSpec {
+            interval,
+            timeout: Some(timeout),
+            fall,
+            ..target.spec
+        };
         let runtime = runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -95,7 +104,7 @@ proptest! {
             // After the first check has begun, which must succeed.
             let died = Instant::now() + RESOLUTION + interval.mul_f64(died);
             let (mut checks, mut events) = checks(move |target| async move {
-                within(target.spec.timeout, async {
+                within(target.spec.timeout(), async {
                     if Instant::now() < died {
                         time::sleep(latency).await;
                         return Ok(());
@@ -285,4 +294,25 @@ async fn a_target_that_went_reports_nothing() {
     finish.send(()).unwrap();
     drop(checks);
     assert_ended(events).await;
+}
+
+/// Nothing else runs on the thread of this test while it does not wait.
+#[tokio::test]
+async fn checks_go_on_while_their_owner_is_busy() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (events, mut results) = mpsc::channel(16);
+    let mut checks = Checks::new(events).unwrap();
+    let mut target = target(11);
+    target.address = listener.local_addr().unwrap();
+    target.spec.interval = Duration::from_millis(100);
+    checks.set([target]);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let mut checked = 0;
+    while checked < 3 {
+        checked += usize::from(listener.accept().is_ok());
+        assert!(std::time::Instant::now() < deadline, "{checked} checks");
+        std::thread::yield_now();
+    }
+    assert!(results.try_recv().unwrap().up);
 }

@@ -21,7 +21,7 @@ fn spec(probe: Probe, timeout: Duration) -> HealthSpec {
     HealthSpec {
         probe,
         interval: AMPLE,
-        timeout,
+        timeout: Some(timeout),
         rise: HealthSpec::DEFAULT_RISE,
         fall: HealthSpec::DEFAULT_FALL,
         port: None,

@@ -393,6 +393,22 @@ fn a_link_change_asks_for_the_routes_again() {
     assert_eq!(world.hop().state, NextHopState::NoRoute);
 }
 
+/// What was attached to the old one is not attached to its successor.
+#[test]
+fn a_link_that_is_made_anew_is_told_as_another() {
+    let mut world = World::watching(&[ADDRESS]);
+    world.kernel.told.clear();
+    world.take(Input::LinkGone(ETH0));
+    let links: Vec<_> = world
+        .kernel
+        .told
+        .iter()
+        .filter(|event| !matches!(event, Event::NextHop { .. }))
+        .collect();
+    let new = Event::Interface(link(ETH0).interface);
+    assert_eq!(links, [&Event::InterfaceGone(ETH0), &new]);
+}
+
 #[test]
 fn a_link_that_is_not_known_yet_is_asked_for() {
     const NEW: u32 = 9;
