@@ -164,6 +164,9 @@ pub trait Family: Sized {
     /// whose IP headers are `headers` bytes. `None` if the headers alone don't tell it.
     fn sum(packet: &Packet<'_, Self>, length: u32) -> Option<u64>;
 
+    /// Length of the header in bytes, IPv4 options included.
+    fn header_length(ip: *mut Self::Header) -> usize;
+
     /// Protocol or next header of the fixed header.
     fn next(ip: *mut Self::Header) -> u8;
 

@@ -101,9 +101,9 @@ unsafe extern "C" fn step(_index: u32, search: *mut Search) -> i64 {
         search.at += 1;
         return 0;
     }
-    if kind == MAX_SEGMENT_SIZE {
+    if kind == MAX_SEGMENT_SIZE && length == LENGTH {
         let old = u16::from_be_bytes([high, low]);
-        if length == LENGTH && u32::from(old) > search.most {
+        if u32::from(old) > search.most {
             replace(search, old);
         }
         return 1;

@@ -198,6 +198,12 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn header_length(ip: *mut Ipv4Hdr) -> usize {
+        // SAFETY: the bounds were checked when the header was parsed.
+        usize::from(unsafe { (*ip).ihl() })
+    }
+
+    #[inline(always)]
     fn next(ip: *mut Ipv4Hdr) -> u8 {
         // SAFETY: the bounds were checked when the header was parsed.
         unsafe { (*ip).proto }

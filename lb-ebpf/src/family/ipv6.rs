@@ -212,6 +212,11 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn header_length(_ip: *mut Ipv6Hdr) -> usize {
+        Ipv6Hdr::LEN
+    }
+
+    #[inline(always)]
     fn next(ip: *mut Ipv6Hdr) -> u8 {
         // SAFETY: the bounds were checked when the header was parsed.
         unsafe { (*ip).next_hdr }
@@ -415,7 +420,7 @@ extern "C" fn ipv6_walk(ctx: *mut xdp_md, ip: u64, next: u32) -> u64 {
 const fn fragment(next: u8, headers: usize) -> Outcome {
     match next {
         TCP | UDP => Outcome::fragment(next, headers),
-        DESTINATION | ROUTING => Outcome::MALFORMED,
+        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION => Outcome::MALFORMED,
         _ => Outcome::FOREIGN,
     }
 }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{bindings::xdp_action::XDP_PASS, programs::XdpContext};
 use lb_common::{backend::Outer, drop_reason::DropReason, service::Mode};
-use network_types::{ip::IpProto, udp::UdpHdr};
+use network_types::ip::IpProto;
 
 use super::{Icmp, Version};
 use crate::{
@@ -13,6 +13,9 @@ use crate::{
     select, service,
     verdict::Refused,
 };
+
+/// Half-words of a UDP header and a GUE header without options.
+const UDP_GUE_WORDS: usize = 6;
 
 /// The path of an error about a packet that may have been wrapped here.
 #[inline(always)]
@@ -37,21 +40,26 @@ pub fn path<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
     let Some(outer) = F::header_at(ctx, quoted) else {
         return XDP_PASS;
     };
+    // A header that was made here has no options.
+    if F::header_length(outer) != F::HEADER {
+        return XDP_PASS;
+    }
     let mut overhead = F::HEADER;
     let mut protocol = F::next(outer);
-    let mode = if protocol == UDP {
-        Mode::Gue
-    } else {
-        Mode::Ipip
-    };
+    let mut mode = Mode::Ipip;
+    let mut port = 0;
     if protocol == UDP {
-        overhead += UdpHdr::LEN;
-        let Some(gue) = at::<[u8; 4]>(ctx, quoted + overhead) else {
+        let Some(gue) = at::<[u16; UDP_GUE_WORDS]>(ctx, quoted + overhead) else {
             return XDP_PASS;
         };
         // SAFETY: `at` checked the bounds.
-        protocol = unsafe { (*gue)[1] };
-        overhead += size_of::<[u8; 4]>();
+        let [_, dst_port, _, _, kind, flags] = unsafe { gue.read_unaligned() };
+        let [version, inner] = kind.to_ne_bytes();
+        if version != 0 || flags != 0 {
+            return XDP_PASS;
+        }
+        (mode, port, protocol) = (Mode::Gue, dst_port, inner);
+        overhead += UDP_GUE_WORDS * size_of::<u16>();
     }
     let report = Report {
         link,
@@ -59,6 +67,7 @@ pub fn path<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
         quoted,
         overhead,
         mode,
+        port,
         mtu: F::mtu(rest).saturating_sub(overhead as u32),
     };
     match protocol {
@@ -79,6 +88,8 @@ struct Report<'a> {
     overhead: usize,
     /// How packets of this kind are wrapped.
     mode: Mode,
+    /// GUE: the destination port, network byte order. Else 0.
+    port: u16,
     /// The size of packets that would have passed, without outer headers.
     mtu: u32,
 }
@@ -119,6 +130,7 @@ impl Report<'_> {
         };
         if service.mode != self.mode as u8
             || backend.outer != family as u8
+            || backend.port != self.port
             || !F::same(F::address(&backend.address), F::destination(outer))
         {
             return XDP_PASS;

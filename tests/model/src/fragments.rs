@@ -55,6 +55,14 @@ impl Fragments {
         }
     }
 
+    /// Whether the first fragment of this one's packet is known.
+    #[must_use]
+    pub fn is_known(&self, ip: &Ip, piece: Piece, clock: u32) -> bool {
+        self.0
+            .get(&key(ip, piece))
+            .is_some_and(|first| clock.wrapping_sub(first.seen) <= LIFETIME)
+    }
+
     /// Whether this is "a second first fragment with other ports".
     #[must_use]
     pub fn contradicts(&self, ip: &Ip, piece: Piece, ports: [u16; 2], clock: u32) -> bool {
@@ -68,7 +76,7 @@ impl Fragments {
         let first = First {
             ports,
             seen: clock,
-            length: ip.length - ip.headers,
+            length: ip.payload(),
         };
         self.0.insert(key(ip, piece), first);
     }

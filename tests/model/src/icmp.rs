@@ -7,6 +7,7 @@ use etherparse::{IpDscp, IpNumber, Ipv4Header, Ipv6Header, checksum::Sum16BitWor
 use crate::{
     bytes::{be16, get16, put16},
     checksum, nat,
+    outcome::Reason,
     packet::{self, ICMP, ICMPV6, Ip, Read, TCP, Tuple, UDP},
 };
 
@@ -45,7 +46,7 @@ pub fn is_icmp(ip: &Ip) -> bool {
 pub fn message(ip: &Ip, packet: &[u8]) -> Option<Message> {
     let header = packet.get(ip.headers..ip.headers + HEADER)?;
     let message = match (ip.protocol, header[0], header[1]) {
-        (ICMP, 8, _) | (ICMPV6, 128, _) => Message::EchoRequest,
+        (ICMP, 8, 0) | (ICMPV6, 128, 0) => Message::EchoRequest,
         (ICMP, 3, 4) => Message::Error(Some(be16(header, 6).into())),
         (ICMP, 3 | 11 | 12, _) => Message::Error(None),
         (ICMPV6, 2, _) => Message::Error(Some(
@@ -61,7 +62,7 @@ pub fn message(ip: &Ip, packet: &[u8]) -> Option<Message> {
 #[must_use]
 pub fn echo_reply(packet: &[u8], ip: &Ip) -> Vec<u8> {
     let mut reply = packet.to_vec();
-    packet::edit_header(&mut reply, false, |header| {
+    packet::edit_header(&mut reply, |header| {
         packet::set_addresses(header, ip.dst, ip.src);
         header[if ip.src.is_ipv4() { 8 } else { 7 }] = TTL;
     });
@@ -86,7 +87,8 @@ pub struct Quote {
 /// What is quoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Quoted {
-    /// A TCP or UDP packet of which "addresses, protocol and ports" are there.
+    /// A TCP or UDP packet of which "addresses, protocol and eight bytes of the transport
+    /// header" are there.
     Packet(Quote),
     /// A packet of another protocol, or of another sender.
     Foreign,
@@ -121,7 +123,9 @@ pub fn read_quote(ether_type: u16, quote: &[u8], by: Option<IpAddr>) -> Quoted {
         _ if !complete => Quoted::Incomplete,
         _ if !by.is_none_or(|by| was_sent_by(quote, by)) => Quoted::Foreign,
         Read::Packet(ip) if ![TCP, UDP].contains(&ip.protocol) => Quoted::Foreign,
-        Read::Packet(ip) if ip.is_later_fragment() => Quoted::Incomplete,
+        // What is a fragment has its ports nowhere, or is told of by its first.
+        Read::Packet(ip) if ip.piece.is_some() => Quoted::Incomplete,
+        Read::Packet(ip) if quote.len() < ip.headers + 8 => Quoted::Incomplete,
         Read::Packet(ip) => match ip.ports(quote) {
             Some(ports) => Quoted::Packet(Quote {
                 tuple: ip.tuple(ports),
@@ -134,15 +138,31 @@ pub fn read_quote(ether_type: u16, quote: &[u8], by: Option<IpAddr>) -> Quoted {
     }
 }
 
-/// Gives an error other addresses, and what it quotes another tuple. Checksums are updated
-/// "where they are there and not zero".
+/// What an error about a flow is held to.
+///
+/// # Errors
+///
+/// The first that is wrong.
+pub fn check(ip: &Ip, quote: &Quote, packet: &[u8]) -> Result<(), Reason> {
+    ip.check_headers(packet)?;
+    ip.check_ttl()?;
+    // What stands behind the message in the frame is no part of it.
+    if ip.headers + HEADER + quote.ip.headers + 8 > ip.length {
+        return Err(Reason::IcmpHeader);
+    }
+    Ok(())
+}
+
+/// Gives an error other addresses, and what it quotes another tuple. "The IP header
+/// checksum in the quote is updated, the transport checksum too if it is quoted, unless it
+/// is the zero of UDP."
 pub fn translate(packet: &mut [u8], ip: &Ip, src: IpAddr, dst: IpAddr, quote: &Quote, to: Tuple) {
     let mut before = packet[ip.headers + HEADER..ip.length].to_vec();
-    packet::edit_header(packet, false, |header| {
+    packet::edit_header(packet, |header| {
         packet::set_addresses(header, src, dst);
     });
     let message = &mut packet[ip.headers..ip.length];
-    nat::translate(&mut message[HEADER..], &quote.ip, to, true);
+    nat::translate(&mut message[HEADER..], &quote.ip, to);
     let mut after = message[HEADER..].to_vec();
     // The checksum pads an odd byte; it stays the same, and so does the padding.
     for bytes in [&mut before, &mut after] {
@@ -164,6 +184,7 @@ pub fn too_big(packet: &[u8], ip: &Ip, mtu: u32) -> Vec<u8> {
     match (ip.dst, ip.src) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let most = MAX_ERROR_V4 - 20 - HEADER;
+            let mtu = mtu.max(68);
             let quote = &packet[..packet.len().min(most)];
             let mut message = vec![3, 4, 0, 0, 0, 0, 0, 0];
             put16(&mut message, 6, mtu.min(0xffff) as u16);
@@ -173,6 +194,7 @@ pub fn too_big(packet: &[u8], ip: &Ip, mtu: u32) -> Vec<u8> {
             let mut header = Ipv4Header {
                 // Internetwork control (RFC 1812, section 4.3.2.5).
                 dscp: IpDscp::try_new(0b11_0000).expect("six bits"),
+                dont_fragment: true,
                 time_to_live: TTL,
                 protocol: IpNumber(ICMP),
                 source: src.octets(),
@@ -185,6 +207,7 @@ pub fn too_big(packet: &[u8], ip: &Ip, mtu: u32) -> Vec<u8> {
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let most = MAX_ERROR_V6 - 40 - HEADER;
+            let mtu = mtu.max(1_280);
             let quote = &packet[..packet.len().min(most)];
             let mut message = vec![2, 0, 0, 0];
             message.extend(mtu.to_be_bytes());
@@ -253,8 +276,9 @@ pub struct Outer {
 #[must_use]
 pub fn outer(family: IpAddr, quote: &[u8]) -> Option<Outer> {
     let (headers, protocol) = if family.is_ipv4() {
-        let words = quote.first().filter(|byte| **byte >> 4 == 4)? & 0xf;
-        (usize::from(words) * 4, *quote.get(9)?)
+        // The balancer sets no options.
+        quote.first().filter(|byte| **byte == 0x45)?;
+        (20, *quote.get(9)?)
     } else {
         quote.first().filter(|byte| **byte >> 4 == 6)?;
         (40, *quote.get(6)?)

@@ -183,6 +183,9 @@ impl Model {
         let ports = match ip.piece {
             Some(piece) if piece.offset != 0 => {
                 match self.fragments.of_later(ip, piece, self.clock) {
+                    Known::Ports(_) if piece.offset + ip.payload() > 0xffff => {
+                        return Err(Drop::unknown(Reason::IpLength).into());
+                    }
                     Known::Ports(ports) => ports,
                     Known::Overlap => {
                         return Err(Drop::unknown(Reason::FragmentOverlap).into());
@@ -191,7 +194,10 @@ impl Model {
                 }
             }
             // "A first fragment must hold the transport header."
-            Some(_) if ip.length.min(packet.bytes.len()) < ip.headers + header => {
+            Some(piece) if packet.bytes.len() < ip.headers + header => {
+                if self.fragments.is_known(ip, piece, self.clock) {
+                    return Err(Drop::unknown(Reason::FragmentTiny).into());
+                }
                 return portless(Reason::FragmentTiny);
             }
             _ if packet.bytes.len() < ip.headers + header => {
@@ -228,6 +234,10 @@ impl Model {
         } else if vip.is_some_and(Vip::drops_other_ports) {
             Err(Drop::unknown(Reason::NoService).into())
         } else {
+            // "And also to the host where the first one went there."
+            if vip.is_some_and(|vip| vip.has(Some(ip.protocol))) {
+                self.forwarded(packet, ports);
+            }
             Ok(passed)
         }
     }
@@ -271,7 +281,7 @@ impl Model {
             .ok_or(refused(Reason::NextHopUnresolved))?;
         self.fits(packet, backend.mtu, &refused)?;
         let mut changed = bytes.to_vec();
-        nat::translate(&mut changed, ip, flow.server, false);
+        nat::translate(&mut changed, ip, flow.server);
         packet::decrement_ttl(&mut changed);
         if let Some(most) = service.max_segment_size {
             segment_size::clamp(&mut changed, ip, most);
@@ -294,7 +304,7 @@ impl Model {
         let flags = ip.flags(bytes);
         nat::replied(&mut self.flows, &mut self.totals, flow, flags, self.clock);
         let mut changed = bytes.to_vec();
-        nat::translate(&mut changed, ip, flow.client.reversed(), false);
+        nat::translate(&mut changed, ip, flow.client.reversed());
         packet::decrement_ttl(&mut changed);
         let most = world.services.iter().find(|other| other.id == service);
         if let Some(most) = most.and_then(|service| service.max_segment_size) {
@@ -355,7 +365,9 @@ impl Model {
         if service.mode != Mode::Dsr {
             let hash = hash::five_tuple(tuple.src, tuple.dst, tuple.protocol);
             let inner = ip.trimmed(&changed);
-            changed = tunnels::wrap(inner, ip, service.mode, backend, hash);
+            let mut wrapped = tunnels::wrap(inner, ip, service.mode, backend, hash);
+            wrapped.extend(&changed[ip.length..]);
+            changed = wrapped;
             ether_type = tunnels::outer_type(backend);
         }
         let action = link::exit(world, frame.ifindex, path).map_err(refused)?;
@@ -401,14 +413,9 @@ impl Model {
     ) -> Verdict {
         let Packet { frame, ip, bytes } = packet;
         let passed = Outcome::pass(frame.bytes);
-        if let Some(mtu) = mtu
-            && let Some(outcome) = self.tunnel_error(world, packet, mtu)
-        {
-            return outcome;
-        }
         let quote = match icmp::quoted(ip, bytes) {
             Quoted::Packet(quote) => quote,
-            Quoted::Foreign => return Ok(passed),
+            Quoted::Foreign => return self.tunnel_error(world, packet, mtu),
             Quoted::Incomplete if vip.is_some() => {
                 return Err(Drop::unknown(Reason::IcmpHeader).into());
             }
@@ -418,8 +425,7 @@ impl Model {
         let tuple = quote.tuple.reversed();
         if let Some(service) = services::find(world, tuple.dst, tuple.protocol) {
             let refused = |reason| Drop::forward(reason, service.id, 0);
-            ip.check_headers(bytes).map_err(refused)?;
-            ip.check_ttl().map_err(refused)?;
+            icmp::check(ip, &quote, bytes).map_err(refused)?;
             if !service.mode.translates() {
                 let backend = nat::of_ring(world, service, tuple)?;
                 return self.deliver(world, service, packet, tuple, backend);
@@ -431,7 +437,7 @@ impl Model {
         }
         match self.flows.of_backend(&tuple).cloned() {
             Some(flow) => self.error_to_client(world, packet, &quote, &flow),
-            None => Ok(passed),
+            None => self.tunnel_error(world, packet, mtu),
         }
     }
 
@@ -451,7 +457,7 @@ impl Model {
             .backends
             .get(&flow.backend)
             .filter(|backend| backend.health != Health::Removed)
-            .ok_or(refused(Reason::BackendGone))?;
+            .ok_or(Drop::forward(Reason::BackendGone, service.id, 0))?;
         let path = backend
             .path
             .as_ref()
@@ -482,8 +488,7 @@ impl Model {
     ) -> Verdict {
         let Packet { frame, ip, bytes } = packet;
         let refused = |reason| Drop::reply(reason, service_of(world, flow), flow.backend);
-        ip.check_headers(bytes).map_err(refused)?;
-        ip.check_ttl().map_err(refused)?;
+        icmp::check(ip, quote, bytes).map_err(refused)?;
         self.fits(packet, flow.mtu, &refused)?;
         let (src, dst) = (flow.client.dst.ip(), flow.client.src.ip());
         let mut changed = bytes.to_vec();
@@ -498,32 +503,63 @@ impl Model {
     }
 
     /// "It was wrapped by `ipip` or `gue`: the client gets the error, from the service
-    /// address, quoting its own packet, with the MTU less the outer headers." `None` where
-    /// the quoted packet is no tunnel's.
-    fn tunnel_error(&self, world: &World, packet: &Packet<'_>, mtu: u32) -> Option<Verdict> {
+    /// address, quoting its own packet, with the MTU less the outer headers." It passes
+    /// where the quoted packet is no tunnel's.
+    fn tunnel_error(&mut self, world: &World, packet: &Packet<'_>, mtu: Option<u32>) -> Verdict {
+        let passed = Ok(Outcome::pass(packet.frame.bytes));
+        let told = mtu.and_then(|mtu| self.sender_of_wrapped(world, packet, mtu));
+        told.unwrap_or(passed)
+    }
+
+    fn sender_of_wrapped(
+        &mut self,
+        world: &World,
+        packet: &Packet<'_>,
+        mtu: u32,
+    ) -> Option<Verdict> {
         let Packet { frame, ip, bytes } = packet;
         let quote = &bytes[ip.headers + icmp::HEADER..];
-        let outer = icmp::outer(ip.src, quote)?;
+        let outer = icmp::outer(ip.src, quote).filter(|outer| outer.src == ip.dst)?;
         let (ether_type, inner) = icmp::wrapped(&outer, quote)?;
         let Quoted::Packet(quote) = icmp::read_quote(ether_type, &inner, None) else {
             return None;
         };
         let service = services::find(world, quote.tuple.dst, quote.tuple.protocol)
             .filter(|service| matches!(service.mode, Mode::Ipip | Mode::Gue))?;
-        let (_, backend) = nat::of_ring(world, service, quote.tuple).ok()?;
-        let hash = hash::five_tuple(quote.tuple.src, quote.tuple.dst, quote.tuple.protocol);
-        if backend.address != outer.dst || tunnels::source(backend, hash) != outer.src {
+        let (id, backend) = nat::of_ring(world, service, quote.tuple).ok()?;
+        let is_gue = service.mode == Mode::Gue;
+        if backend.address != outer.dst || is_gue != (outer.protocol == packet::UDP) {
             return None;
         }
-        let refused = |reason| Drop::forward(reason, service.id, 0);
+        if is_gue && outer.port != Some(backend.port.unwrap_or(6_080)) {
+            return None;
+        }
+        let refused = |reason| Drop::reply(reason, service.id, id);
         if let Err(reason) = ip.check_headers(bytes) {
             return Some(Err(refused(reason).into()));
         }
         let headers = tunnels::overhead(service.mode, backend.address) as u32;
-        let answer = icmp::too_big(&inner, &quote.ip, mtu.saturating_sub(headers));
+        let drop = refused(Reason::TooBig);
+        if !self.may_answer(&quote.ip) {
+            return Some(Err(drop.into()));
+        }
+        let length = inner.len().min(quote.ip.length);
+        let answer = icmp::too_big(&inner[..length], &quote.ip, mtu.saturating_sub(headers));
         let path = frame.link.way_back(frame.ifindex);
         let sent = frame.link.frame(&path, ether_type, &answer);
-        Some(Ok(Outcome::sent(Action::Transmit, sent)))
+        Some(Err(Outcome {
+            drop: Some(drop),
+            ..Outcome::sent(Action::Transmit, sent)
+        }))
+    }
+
+    /// "At most 100 of these are sent in a tick. None to a martian source."
+    fn may_answer(&mut self, ip: &Ip) -> bool {
+        if sources::is_martian(ip.src, ip.dst) || self.answers == 0 {
+            return false;
+        }
+        self.answers -= 1;
+        true
     }
 
     /// *Too big*: whether a packet fits the way that it would go. If not it is dropped,
@@ -539,11 +575,10 @@ impl Model {
             return Ok(());
         };
         let drop = refused(Reason::TooBig);
-        // "The answer to an ICMP message is none."
-        if icmp::is_icmp(ip) || self.answers == 0 {
+        // "None is sent about a later fragment, about ICMP."
+        if icmp::is_icmp(ip) || ip.is_later_fragment() || !self.may_answer(ip) {
             return Err(drop.into());
         }
-        self.answers -= 1;
         let answer = icmp::too_big(ip.trimmed(bytes), ip, mtu);
         let sent = frame.link.answer(frame.bytes, &answer);
         Err(Outcome {

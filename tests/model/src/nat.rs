@@ -163,8 +163,8 @@ pub(crate) fn of_client(
     if let Some(known) = context.flows.of_client(&tuple).cloned() {
         match fate(context.world, service, &known, ip, flags) {
             Fate::Stays => return Ok(went_on(context, known, flags)),
-            Fate::BeginsAnew => end(context, &known),
-            Fate::Gone => {
+            Fate::BeginsAnew if begins(service.mode, ip, flags) => end(context, &known),
+            Fate::BeginsAnew | Fate::Gone => {
                 end(context, &known);
                 return Err(Drop::forward(Reason::BackendGone, service.id, 0));
             }
@@ -260,6 +260,8 @@ pub(crate) fn replied(
 /// The table "a packet without an entry" of the architecture.
 fn begins(mode: Mode, ip: &Ip, flags: Flags) -> bool {
     match mode {
+        // "They begin no flow."
+        _ if ip.is_later_fragment() => false,
         _ if ip.protocol != TCP => true,
         Mode::FullNat => flags.opens(),
         _ => !flags.rst() && !flags.accepts(),
@@ -281,11 +283,11 @@ fn begin(
         return Err(refused(Reason::MartianSource, 0));
     }
     let (id, backend) = of_ring(context.world, service, tuple)?;
-    if sources::is_hairpin(service.mode, ip.src, backend) {
-        return Err(refused(Reason::Hairpin, id));
-    }
     if backend.path.is_none() {
         return Err(refused(Reason::NextHopUnresolved, id));
+    }
+    if sources::is_hairpin(service.mode, ip.src, backend) {
+        return Err(refused(Reason::Hairpin, id));
     }
     let server = server(context, service, backend, tuple).map_err(|reason| refused(reason, id))?;
     let flow = Flow {
@@ -380,13 +382,12 @@ fn server(
 }
 
 /// Gives an IP packet the addresses and ports of another tuple, its checksums as right or
-/// wrong as they were. `quoted`: the packet is the quote of an ICMP error, of which not
-/// all may be there, and whose checksums may be zero because nobody computed them.
-pub fn translate(packet: &mut [u8], ip: &Ip, to: Tuple, quoted: bool) {
+/// wrong as they were. Of the quote of an ICMP error not all may be there.
+pub fn translate(packet: &mut [u8], ip: &Ip, to: Tuple) {
     let addresses = [ip.src, ip.dst];
     let mut before = packet::octets(addresses);
     let mut after = packet::octets([to.src.ip(), to.dst.ip()]);
-    packet::edit_header(packet, quoted, |header| {
+    packet::edit_header(packet, |header| {
         packet::set_addresses(header, to.src.ip(), to.dst.ip());
     });
     if ip.is_later_fragment() {
@@ -404,7 +405,7 @@ pub fn translate(packet: &mut [u8], ip: &Ip, to: Tuple, quoted: bool) {
     let old = be16(segment, at);
     let is_udp = ip.protocol != TCP;
     // Of a datagram, zero says that there is no checksum.
-    if old == 0 && (is_udp || quoted) {
+    if old == 0 && is_udp {
         return;
     }
     let new = checksum::updated(old, &before, &after);

@@ -309,6 +309,12 @@ impl Ip {
         }
     }
 
+    /// Bytes behind the IP headers, as the length field says.
+    #[must_use]
+    pub fn payload(&self) -> usize {
+        self.length.saturating_sub(self.headers)
+    }
+
     /// The packet without what stands behind it in the frame.
     #[must_use]
     pub fn trimmed<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
@@ -321,21 +327,12 @@ impl Ip {
     ///
     /// The first that is wrong.
     pub fn check_headers(&self, packet: &[u8]) -> Result<(), Reason> {
-        if self.length > packet.len() {
+        if self.length > packet.len() || self.length < self.headers {
             return Err(Reason::IpLength);
         }
         let header = packet.get(..self.headers);
         if self.src.is_ipv4() && header.is_none_or(|header| checksum::sum(header) != 0xffff) {
             return Err(Reason::IpChecksum);
-        }
-        if self.length < self.headers {
-            return Err(Reason::IpLength);
-        }
-        // *Fragments*: "Length and offset must not lead beyond 65,535 bytes."
-        if let Some(piece) = self.piece
-            && piece.offset + self.length - self.headers > 0xffff
-        {
-            return Err(Reason::IpLength);
         }
         Ok(())
     }
@@ -361,15 +358,17 @@ impl Ip {
         } else {
             usize::from(be16(header, 4))
         };
-        if own < transport_header(self.protocol) {
+        let least = transport_header(self.protocol);
+        if self.piece.is_some() && (room < least || self.protocol == TCP && own > room) {
+            return Err(Reason::FragmentTiny);
+        }
+        if own < least {
             return Err(Reason::TransportHeader);
         }
         if own > room {
-            match (self.piece, self.protocol) {
-                (None, _) => return Err(Reason::TransportHeader),
-                (Some(_), TCP) => return Err(Reason::FragmentTiny),
-                // The datagram goes on in the next fragments.
-                (Some(_), _) => {}
+            // Of a fragment, the datagram goes on in the next ones.
+            if self.piece.is_none() {
+                return Err(Reason::TransportHeader);
             }
         }
         if self.protocol == TCP && !self.flags(packet).plausible() {
@@ -398,9 +397,8 @@ pub fn ether_type(address: IpAddr) -> u16 {
     if address.is_ipv4() { IPV4 } else { IPV6 }
 }
 
-/// Changes the header of an IP packet, and updates the checksum that an IPv4 header has
-/// unless it is zero and `keep_zero`.
-pub fn edit_header(packet: &mut [u8], keep_zero: bool, edit: impl FnOnce(&mut [u8])) {
+/// Changes the header of an IP packet, and updates the checksum that an IPv4 header has.
+pub fn edit_header(packet: &mut [u8], edit: impl FnOnce(&mut [u8])) {
     const CHECKSUM: std::ops::Range<usize> = 10..12;
     if packet[0] >> 4 == 6 {
         edit(packet);
@@ -410,15 +408,13 @@ pub fn edit_header(packet: &mut [u8], keep_zero: bool, edit: impl FnOnce(&mut [u
     let old = be16(packet, CHECKSUM.start);
     let before = words(packet);
     edit(packet);
-    if !(keep_zero && old == 0) {
-        let new = checksum::updated(old, &before, &words(packet));
-        put16(packet, CHECKSUM.start, new);
-    }
+    let new = checksum::updated(old, &before, &words(packet));
+    put16(packet, CHECKSUM.start, new);
 }
 
 /// One hop less to go.
 pub fn decrement_ttl(packet: &mut [u8]) {
-    edit_header(packet, false, |header| {
+    edit_header(packet, |header| {
         let ttl = if header[0] >> 4 == 4 { 8 } else { 7 };
         header[ttl] -= 1;
     });

@@ -54,8 +54,8 @@ pub fn overhead(mode: Mode, backend: IpAddr) -> usize {
     }
 }
 
-/// Wraps the packet of a flow with this hash. "Ethernet padding behind the inner packet is
-/// not sent along": `packet` has none.
+/// Wraps the packet of a flow with this hash. `packet` is without what stands behind it in
+/// the frame.
 ///
 /// # Panics
 ///
@@ -73,9 +73,9 @@ pub fn wrap(packet: &[u8], ip: &Ip, mode: Mode, backend: &Backend, hash: u32) ->
             length: (UDP_HEADER + GUE_HEADER + packet.len()) as u16,
             checksum: 0,
         };
-        if let IpAddr::V6(dst) = backend.address
-            && let Some(inner) = sum_of(packet, ip)
-        {
+        if let IpAddr::V6(dst) = backend.address {
+            // "Where the headers alone don't tell, all of the packet is summed."
+            let inner = sum_of(packet, ip).unwrap_or_else(|| checksum::sum(packet));
             let IpAddr::V6(src) = src else {
                 panic!("source and backend are of one family")
             };
@@ -157,10 +157,11 @@ fn outer(
 }
 
 /// The one's complement sum of a packet whose transport checksum is right, or `None` where
-/// that is not known: "UDP without a checksum, a fragment, ICMP", and a datagram that is
-/// shorter than its packet, whose checksum does not cover the rest.
+/// "the headers alone don't tell: UDP without a checksum or shorter than its packet, IPv6
+/// extension headers, a fragment, ICMP".
 fn sum_of(packet: &[u8], ip: &Ip) -> Option<u16> {
-    if ip.piece.is_some() || ![TCP, UDP].contains(&ip.protocol) {
+    let has_extensions = !ip.src.is_ipv4() && ip.headers != 40;
+    if ip.piece.is_some() || has_extensions || ![TCP, UDP].contains(&ip.protocol) {
         return None;
     }
     let segment = packet.get(ip.headers..ip.length)?;
