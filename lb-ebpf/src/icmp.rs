@@ -29,6 +29,9 @@ struct Icmp {
     rest: u32,
 }
 
+/// The begin of the quoted transport header, which every error has (RFC 792).
+type Quoted = [u16; 4];
+
 /// What differs between ICMP and ICMPv6.
 pub trait Version: Family {
     /// Type of an echo request.

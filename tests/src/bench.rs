@@ -11,6 +11,7 @@ use lb_common::{
     Runtime,
     backend::{Backend, Interface},
     flow::FlowValue as _,
+    fragment::FRAGMENT_TICKS,
 };
 use lb_userspace::datapath::{
     Datapath, Family, FlowPair, FlowTable, FlowTables, LogLevel, Options, TestRun, Verdict,
@@ -146,6 +147,8 @@ impl Bench {
     pub fn run(&mut self, case: &Case) -> Result<()> {
         self.reset(&case.world)
             .with_context(|| format!("{}: preparing", case.name))?;
+        // The first fragments of the case before are forgotten.
+        self.clock += FRAGMENT_TICKS + 1;
         self.resume(case)
     }
 

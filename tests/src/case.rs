@@ -9,6 +9,7 @@ use lb_common::{
 
 use crate::{
     flow::Flow,
+    icmp,
     packet::Packet,
     world::{CLIENT_IF, World},
 };
@@ -225,6 +226,40 @@ impl Case {
         let change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
         let ifindex = flow.backend_link.ifindex;
         self.frame(label, ifindex, frame, Outcome::Dropped, change)
+    }
+
+    /// A packet from the client is too big for the backend's way: it is dropped, and the
+    /// client told that `mtu` bytes pass.
+    #[must_use]
+    pub fn lose_too_big(
+        self,
+        label: impl Into<String>,
+        flow: &Flow,
+        request: &Packet,
+        mtu: u16,
+    ) -> Self {
+        let reason = DropReason::TooBig;
+        let change = Change::dropped(reason, Direction::Forward, flow.service, flow.backend);
+        let ifindex = flow.client_link.ifindex;
+        let told = Outcome::Sent(ifindex, icmp::too_big(request, mtu));
+        self.frame(label, ifindex, request.build(), told, change)
+    }
+
+    /// A packet from the backend is too big for the client's way: it is dropped, and the
+    /// backend told that `mtu` bytes pass.
+    #[must_use]
+    pub fn refuse_too_big_reply(
+        self,
+        label: impl Into<String>,
+        flow: &Flow,
+        reply: &Packet,
+        mtu: u16,
+    ) -> Self {
+        let reason = DropReason::TooBig;
+        let change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
+        let ifindex = flow.backend_link.ifindex;
+        let told = Outcome::Sent(ifindex, icmp::too_big(reply, mtu));
+        self.frame(label, ifindex, reply.build(), told, change)
     }
 
     /// A frame goes to the kernel as it came, and leaves no trace.

@@ -12,6 +12,7 @@ mod bench;
 mod case;
 mod decode;
 mod flow;
+mod icmp;
 mod namespace;
 mod packet;
 mod snapshot;
@@ -23,6 +24,7 @@ pub use self::{
     case::{Case, Change, Outcome, Step},
     decode::difference,
     flow::{Flow, Kind},
+    icmp::echo,
     namespace::in_network_namespace,
     packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
     tunnel::{Form, Tunnel},

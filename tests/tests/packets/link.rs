@@ -127,7 +127,6 @@ fn too_big(kind: Kind) -> Case {
     let headers = flow.request().with_payload([]).ip_length();
     let sized =
         |packet: lb_tests::Packet, length: usize| packet.with_payload(vec![0x5a; length - headers]);
-    let too_big = DropReason::TooBig;
     Case::new(format!("{kind}: as large as the MTU, and larger"))
         .given(|world| {
             world.edit(flow.backend, |backend| backend.mtu = 1_400);
@@ -136,26 +135,22 @@ fn too_big(kind: Kind) -> Case {
         })
         .established(&flow)
         .forward("request as large", &flow, &sized(flow.request(), 1_400))
-        .lose(
+        .lose_too_big(
             "request too large",
             &flow,
             &sized(flow.request(), 1_401),
-            too_big,
+            1_400,
         )
         .reply("reply as large", &flow, &sized(flow.reply(), 1_300))
-        .refuse_reply(
-            "reply too large",
-            &flow,
-            sized(flow.reply(), 1_301).build(),
-            too_big,
-        )
+        .refuse_too_big_reply("reply too large", &flow, &sized(flow.reply(), 1_301), 1_300)
         .forward("from elsewhere", &other, &other.request())
         .reply("reply as large there", &other, &sized(other.reply(), 1_200))
-        .refuse_reply(
+        // No IPv6 sender is told of less than 1,280.
+        .refuse_too_big_reply(
             "reply too large there",
             &other,
-            sized(other.reply(), 1_201).build(),
-            too_big,
+            &sized(other.reply(), 1_201),
+            if kind.ipv6 { 1_280 } else { 1_200 },
         )
 }
 

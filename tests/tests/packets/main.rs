@@ -2,6 +2,8 @@
 
 mod backends;
 mod foreign;
+mod fragments;
+mod icmp;
 mod lifecycle;
 mod link;
 mod malformed;
@@ -28,6 +30,8 @@ fn there_are_enough_cases() {
 
     let tables = [
         backends::cases(),
+        fragments::cases(),
+        icmp::cases(),
         lifecycle::cases(),
         link::cases(),
         malformed::cases(),

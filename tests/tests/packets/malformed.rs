@@ -272,7 +272,6 @@ fn ipv4(kind: Kind) -> Vec<Case> {
 
     let mut fragments = established("IPv4 fragments");
     for (name, offset, more) in [
-        ("first fragment", 0, true),
         ("middle fragment", 185, true),
         ("last fragment", 370, false),
         ("smallest offset", 1, false),
@@ -373,19 +372,10 @@ fn ipv6(kind: Kind) -> Vec<Case> {
     cases.push(chain);
 
     let mut fragments = established("IPv6 fragments");
-    let shapes: [(&str, &[Extension]); 6] = [
-        ("first fragment", &[Fragment(0, true)]),
+    let shapes: [(&str, &[Extension]); 3] = [
         ("middle fragment", &[Fragment(181, true)]),
         ("last fragment", &[Fragment(362, false)]),
         ("largest offset", &[Fragment(0x1fff, false)]),
-        (
-            "first fragment behind options",
-            &[HopByHop(6), Fragment(0, true)],
-        ),
-        (
-            "last fragment whose first began with options",
-            &[Fragment(362, false), Destination(6)],
-        ),
     ];
     for (name, extensions) in shapes {
         fragments = fault(
@@ -395,6 +385,18 @@ fn ipv6(kind: Kind) -> Vec<Case> {
             Broken::Portless(DropReason::FragmentFirstMissing),
             |packet| packet.with_extensions(extensions).build(),
         );
+    }
+    for next in [HopByHop(6), Routing(0), Destination(6)] {
+        for offset in [0, 362] {
+            let extensions = [Fragment(offset, true), next.clone()];
+            fragments = fault(
+                fragments,
+                &flow,
+                &format!("fragment at {offset} that goes on with {next:?}"),
+                Broken::Portless(DropReason::Ipv6Extension),
+                |packet| packet.with_extensions(&extensions).build(),
+            );
+        }
     }
     cases.push(fragments);
     cases

@@ -49,13 +49,17 @@ const GUE: &str = include_str!("gue.lua");
 /// What no packet may be: cut short, not understood, with a bad checksum (`PI_CHECKSUM` in
 /// `epan/proto.h`), or otherwise in error (`PI_ERROR`).
 ///
+/// A TCP checksum of 0xffff is as right as one of 0 (RFC 1624, section 3); senders make
+/// it, and tshark calls it an error.
+///
 /// The quote of an ICMP error is cut by design, and tshark takes the checksum of the
 /// quoted TCP or UDP to be over what is left; so of these packets, the other layers are
 /// looked at one by one.
 const FLAWED: &str = "_ws.malformed || _ws.short \
     || ip.checksum.status == 0 || icmp.checksum.status == 0 || icmpv6.checksum.status == 0 \
     || ip.bogus_ip_length || ipv6.plen_exceeds_framing \
-    || (!icmp && !icmpv6 \
+    || (!icmp && !icmpv6 && (tcp.checksum.status == 0 || udp.checksum.status == 0)) \
+    || (!icmp && !icmpv6 && !tcp.checksum.ffff \
         && (_ws.expert.severity == 0x00800000 || _ws.expert.group == 0x01000000))";
 
 /// Packets of an interface on their way into a file.
