@@ -8,9 +8,10 @@ use lb_common::{
 };
 
 use crate::{
-    flow::Flow,
+    flow::{Flow, Kind},
+    fragment::First,
     icmp,
-    packet::Packet,
+    packet::{Packet, Transport},
     world::{CLIENT_IF, World},
 };
 
@@ -18,13 +19,19 @@ use crate::{
 pub struct Case {
     /// What is tested, in a line.
     pub name: String,
+    /// The kind of service that it is about, if it is about one, and what is sent to it.
+    pub(crate) subject: Option<(Kind, String)>,
     pub(crate) world: World,
     pub(crate) steps: Vec<Step>,
+    /// The flow clock stands still while it runs.
+    pub(crate) is_one_tick: bool,
 }
 
 /// One thing that happens in a [`Case`].
 pub struct Step {
     pub(crate) label: String,
+    /// It only makes ready for what is tested.
+    pub(crate) is_preparation: bool,
     pub(crate) action: Action,
 }
 
@@ -40,6 +47,8 @@ pub(crate) enum Action {
     Reconcile(Box<dyn Fn(&mut World) + Send + Sync>),
     /// The daemon removes a flow that was silent for too long.
     Sweep(Box<Flow>),
+    /// This many ticks of the flow clock pass.
+    Wait(u32),
 }
 
 /// What becomes of a frame.
@@ -66,6 +75,12 @@ pub struct Change {
     pub taken: BTreeSet<(u32, u16)>,
     /// Pool and number of the ports that are given back.
     pub freed: BTreeSet<(u32, u16)>,
+    /// First fragments that are remembered.
+    pub fragments: BTreeSet<First>,
+    /// Errors that are sent and taken from the budget of this tick.
+    pub errors: u32,
+    /// Entries of flows that have spoken; `None` where the packet does not tell.
+    pub spoken: Option<u64>,
 }
 
 impl Change {
@@ -73,7 +88,51 @@ impl Change {
         self.counters.entry(backend).or_default()
     }
 
-    fn dropped(reason: DropReason, direction: Direction, service: u32, backend: u32) -> Self {
+    /// A packet of `bytes` bytes from the client goes to the flow's backend. It tells
+    /// nothing of the flow.
+    #[must_use]
+    pub fn forwarded(flow: &Flow, bytes: usize) -> Self {
+        let mut change = Self {
+            spoken: Some(0),
+            ..Self::default()
+        };
+        let counters = change.counters(flow.backend);
+        (counters.packets, counters.bytes) = (1, bytes as u64);
+        change
+    }
+
+    /// A packet of `bytes` bytes from the flow's backend goes to the client. It tells
+    /// nothing of the flow.
+    #[must_use]
+    pub fn replied(flow: &Flow, bytes: usize) -> Self {
+        let mut change = Self {
+            spoken: Some(0),
+            ..Self::default()
+        };
+        let counters = change.counters(flow.backend);
+        (counters.reply_packets, counters.reply_bytes) = (1, bytes as u64);
+        change
+    }
+
+    /// What a packet from the client tells of its flow.
+    #[must_use]
+    pub fn speaking(mut self, flow: &Flow, request: &Packet) -> Self {
+        if flow.kind.translates() {
+            self.spoken = Some(1);
+            return self;
+        }
+        // Without flows the flags are all that is known.
+        if let Transport::Tcp(tcp) = &request.transport {
+            let counters = self.counters(flow.backend);
+            counters.new_flows += u64::from(tcp.syn && !tcp.ack);
+            counters.ended_flows += u64::from(tcp.fin || tcp.rst);
+        }
+        self
+    }
+
+    /// A packet is dropped.
+    #[must_use]
+    pub fn dropped(reason: DropReason, direction: Direction, service: u32, backend: u32) -> Self {
         let key = DropKey {
             service,
             backend,
@@ -87,8 +146,12 @@ impl Change {
         }
     }
 
-    /// The flow begins.
+    /// The flow begins, if flows of its kind are kept.
     pub fn begin(&mut self, flow: &Flow) {
+        if !flow.kind.translates() {
+            return;
+        }
+        self.spoken = self.spoken.map(|spoken| spoken + 1);
         self.counters(flow.backend).new_flows += 1;
         self.flows += 1;
         self.taken.extend(flow.pool_port());
@@ -107,9 +170,29 @@ impl Case {
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
+            subject: None,
             world: World::standard(),
             steps: Vec::new(),
+            is_one_tick: false,
         }
+    }
+
+    /// A case about one kind of service, in the standard world. `what` is a row of
+    /// `docs/conformance.md`.
+    #[must_use]
+    pub fn of(kind: Kind, what: impl Into<String>) -> Self {
+        let what = what.into();
+        Self {
+            subject: Some((kind, what.clone())),
+            ..Self::new(format!("{kind}: {what}"))
+        }
+    }
+
+    /// The same case, but the flow clock stands still.
+    #[must_use]
+    pub fn in_one_tick(mut self) -> Self {
+        self.is_one_tick = true;
+        self
     }
 
     /// The same case in another world.
@@ -122,11 +205,8 @@ impl Case {
     /// A packet from the client reaches the backend.
     #[must_use]
     pub fn forward(self, label: impl Into<String>, flow: &Flow, request: &Packet) -> Self {
-        let mut change = Change::default();
-        let counters = change.counters(flow.backend);
-        counters.packets = 1;
-        counters.bytes = request.ip_length() as u64;
-        let sent = Outcome::Sent(flow.backend_link.ifindex, flow.delivered(request).build());
+        let change = Change::forwarded(flow, request.ip_length()).speaking(flow, request);
+        let sent = Outcome::Sent(flow.backend_link.ifindex, flow.delivered_frame(request));
         self.frame(
             label,
             flow.client_link.ifindex,
@@ -147,16 +227,20 @@ impl Case {
     #[must_use]
     pub fn established(self, flow: &Flow) -> Self {
         self.begin("opening", flow, &flow.opening())
+            .preparing()
             .reply("acceptance", flow, &flow.acceptance())
+            .preparing()
     }
 
-    /// A packet from the backend reaches the client.
+    /// A packet from the backend reaches the client. In the modes that don't translate it
+    /// does so without the balancer, which hands one that comes to it to the host.
     #[must_use]
     pub fn reply(self, label: impl Into<String>, flow: &Flow, reply: &Packet) -> Self {
-        let mut change = Change::default();
-        let counters = change.counters(flow.backend);
-        counters.reply_packets = 1;
-        counters.reply_bytes = reply.ip_length() as u64;
+        if !flow.kind.translates() {
+            return self.pass(label, flow.backend_link.ifindex, reply.build());
+        }
+        let mut change = Change::replied(flow, reply.ip_length());
+        change.spoken = Some(1);
         let sent = Outcome::Sent(flow.client_link.ifindex, flow.returned(reply).build());
         self.frame(
             label,
@@ -214,7 +298,8 @@ impl Case {
         self.frame(label, CLIENT_IF, frame, Outcome::Dropped, change)
     }
 
-    /// A packet from the backend is dropped on its way to the client.
+    /// A packet from the backend is dropped on its way to the client; handed to the host in
+    /// the modes that don't translate.
     #[must_use]
     pub fn refuse_reply(
         self,
@@ -223,6 +308,9 @@ impl Case {
         frame: Vec<u8>,
         reason: DropReason,
     ) -> Self {
+        if !flow.kind.translates() {
+            return self.pass(label, flow.backend_link.ifindex, frame);
+        }
         let change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
         let ifindex = flow.backend_link.ifindex;
         self.frame(label, ifindex, frame, Outcome::Dropped, change)
@@ -239,14 +327,16 @@ impl Case {
         mtu: u16,
     ) -> Self {
         let reason = DropReason::TooBig;
-        let change = Change::dropped(reason, Direction::Forward, flow.service, flow.backend);
+        let mut change = Change::dropped(reason, Direction::Forward, flow.service, flow.backend);
+        change.errors = 1;
         let ifindex = flow.client_link.ifindex;
         let told = Outcome::Sent(ifindex, icmp::too_big(request, mtu));
         self.frame(label, ifindex, request.build(), told, change)
     }
 
     /// A packet from the backend is too big for the client's way: it is dropped, and the
-    /// backend told that `mtu` bytes pass.
+    /// backend told that `mtu` bytes pass; handed to the host in the modes that don't
+    /// translate.
     #[must_use]
     pub fn refuse_too_big_reply(
         self,
@@ -255,8 +345,12 @@ impl Case {
         reply: &Packet,
         mtu: u16,
     ) -> Self {
+        if !flow.kind.translates() {
+            return self.pass(label, flow.backend_link.ifindex, reply.build());
+        }
         let reason = DropReason::TooBig;
-        let change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
+        let mut change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
+        change.errors = 1;
         let ifindex = flow.backend_link.ifindex;
         let told = Outcome::Sent(ifindex, icmp::too_big(reply, mtu));
         self.frame(label, ifindex, reply.build(), told, change)
@@ -266,6 +360,29 @@ impl Case {
     #[must_use]
     pub fn pass(self, label: impl Into<String>, ifindex: u32, frame: Vec<u8>) -> Self {
         self.frame(label, ifindex, frame, Outcome::Passed, Change::default())
+    }
+
+    /// The last step only makes ready for what is tested.
+    fn preparing(mut self) -> Self {
+        if let Some(step) = self.steps.last_mut() {
+            step.is_preparation = true;
+        }
+        self
+    }
+
+    /// Time passes, in ticks of the flow clock.
+    #[must_use]
+    pub fn wait(self, ticks: u32) -> Self {
+        self.step(format!("{ticks} ticks pass"), Action::Wait(ticks))
+    }
+
+    /// The last step's packet is a first fragment that is remembered.
+    #[must_use]
+    pub fn remembering(self, first: &Packet) -> Self {
+        let first = First::of(first);
+        self.changing(|change| {
+            change.fragments.insert(first);
+        })
     }
 
     /// The change of the last step's counters is also this.
@@ -329,8 +446,11 @@ impl Case {
     }
 
     fn step(mut self, label: impl Into<String>, action: Action) -> Self {
-        let label = label.into();
-        self.steps.push(Step { label, action });
+        self.steps.push(Step {
+            label: label.into(),
+            is_preparation: false,
+            action,
+        });
         self
     }
 }

@@ -6,11 +6,13 @@ use std::{
 };
 
 use etherparse::{IpNumber, TcpHeader};
-use lb_common::service::Mode;
+use lb_common::{backend::Outer, service::Mode};
+use lb_model::hash::five_tuple;
 
 use crate::{
     packet::Packet,
-    world::{BACKEND_PORT, FIRST_PORT, Link},
+    tunnel,
+    world::{BACKEND_PORT, FIRST_PORT, GUE_PORT, Link},
 };
 
 /// What makes one service different from another: mode, family and protocol.
@@ -18,27 +20,53 @@ use crate::{
 pub struct Kind {
     /// Forwarding mode.
     pub mode: Mode,
-    /// IPv6, else IPv4.
+    /// Family of the outer header of a tunnel; [`Outer::None`] in the other modes.
+    pub outer: Outer,
+    /// IPv6, else IPv4: the family of clients.
     pub ipv6: bool,
     /// TCP, else UDP.
     pub tcp: bool,
 }
 
+/// Modes, with the families that their outer headers can have.
+const MODES: [(Mode, Outer); 7] = [
+    (Mode::FullNat, Outer::None),
+    (Mode::Nat, Outer::None),
+    (Mode::Dsr, Outer::None),
+    (Mode::Ipip, Outer::Ipv4),
+    (Mode::Ipip, Outer::Ipv6),
+    (Mode::Gue, Outer::Ipv4),
+    (Mode::Gue, Outer::Ipv6),
+];
+
+/// Kinds of one mode: both families and both protocols.
+const KINDS_OF_A_MODE: usize = 4;
+
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
-        Self::new(Mode::FullNat, false, true),
-        Self::new(Mode::FullNat, false, false),
-        Self::new(Mode::FullNat, true, true),
-        Self::new(Mode::FullNat, true, false),
-        Self::new(Mode::Nat, false, true),
-        Self::new(Mode::Nat, false, false),
-        Self::new(Mode::Nat, true, true),
-        Self::new(Mode::Nat, true, false),
-    ];
+    pub const ALL: [Self; MODES.len() * KINDS_OF_A_MODE] = Self::of_modes();
+    /// The kinds of the modes that translate packets and keep flows.
+    pub const TRANSLATED: [Self; 2 * KINDS_OF_A_MODE] = Self::of_modes();
 
-    const fn new(mode: Mode, ipv6: bool, tcp: bool) -> Self {
-        Self { mode, ipv6, tcp }
+    /// The kinds of the first modes.
+    const fn of_modes<const N: usize>() -> [Self; N] {
+        let mut kinds = [Self::new(0); N];
+        let mut index = 1;
+        while index < N {
+            kinds[index] = Self::new(index);
+            index += 1;
+        }
+        kinds
+    }
+
+    const fn new(index: usize) -> Self {
+        let (mode, outer) = MODES[index / KINDS_OF_A_MODE];
+        Self {
+            mode,
+            outer,
+            ipv6: index / 2 % 2 == 1,
+            tcp: index.is_multiple_of(2),
+        }
     }
 
     /// The kinds that `wanted` says yes to.
@@ -50,6 +78,30 @@ impl Kind {
     #[must_use]
     pub fn is_full_nat(self) -> bool {
         self.mode == Mode::FullNat
+    }
+
+    /// Whether packets are translated, so that flows are kept and replies come back by the
+    /// balancer.
+    #[must_use]
+    pub fn translates(self) -> bool {
+        matches!(self.mode, Mode::FullNat | Mode::Nat)
+    }
+
+    /// Whether packets are wrapped.
+    #[must_use]
+    pub fn is_tunnel(self) -> bool {
+        self.outer != Outer::None
+    }
+
+    /// Bytes that the outer headers take.
+    #[must_use]
+    pub fn overhead(self) -> usize {
+        let ip = match self.outer {
+            Outer::None => return 0,
+            Outer::Ipv4 => 20,
+            Outer::Ipv6 => 40,
+        };
+        ip + if self.mode == Mode::Gue { 12 } else { 0 }
     }
 
     /// IP protocol number.
@@ -70,8 +122,11 @@ impl Kind {
         } else {
             Ipv4Addr::new(192, 0, 2, 10).into()
         };
-        let port = if self.is_full_nat() { 80 } else { 81 };
-        (address, port).into()
+        let index = MODES
+            .iter()
+            .position(|mode| *mode == (self.mode, self.outer));
+        let index = index.expect("every mode is there") as u16;
+        (address, 80 + index).into()
     }
 
     /// A client.
@@ -88,14 +143,21 @@ impl Kind {
 
 impl fmt::Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mode = if self.is_full_nat() {
-            "full-nat"
-        } else {
-            "nat"
+        let mode = match self.mode {
+            Mode::FullNat => "full-nat",
+            Mode::Nat => "nat",
+            Mode::Dsr => "dsr",
+            Mode::Ipip => "ipip",
+            Mode::Gue => "gue",
         };
         let family = if self.ipv6 { "v6" } else { "v4" };
         let protocol = if self.tcp { "tcp" } else { "udp" };
-        write!(formatter, "{mode} {family} {protocol}")
+        let outer = match self.outer {
+            Outer::None => "",
+            Outer::Ipv4 => " in v4",
+            Outer::Ipv6 => " in v6",
+        };
+        write!(formatter, "{mode} {family} {protocol}{outer}")
     }
 }
 
@@ -120,6 +182,8 @@ pub struct Flow {
     pub client_link: Link,
     /// The way to the backend.
     pub backend_link: Link,
+    /// The outer header of a tunnel.
+    pub outer: Option<tunnel::Outer>,
 }
 
 impl Flow {
@@ -132,6 +196,18 @@ impl Flow {
         } else {
             kind.client()
         };
+        let backend = kind.backend_address(kind.backend());
+        let server = if kind.translates() {
+            (backend, BACKEND_PORT).into()
+        } else {
+            kind.vip()
+        };
+        let outer = kind.is_tunnel().then(|| tunnel::Outer {
+            src: kind.balancer_address(),
+            source_bits: 0,
+            dst: backend,
+            gue: (kind.mode == Mode::Gue).then_some(GUE_PORT),
+        });
         Self {
             kind,
             service: kind.service().id,
@@ -139,16 +215,29 @@ impl Flow {
             vip: kind.vip(),
             backend: kind.backend(),
             source,
-            server: (kind.backend_address(kind.backend()), BACKEND_PORT).into(),
+            server,
             client_link: Link::to_client(),
             backend_link: Link::to_backend(kind.backend()),
+            outer,
         }
+    }
+
+    /// What the choice of a backend and the outer headers follow from.
+    #[must_use]
+    pub fn hash(&self) -> u32 {
+        five_tuple(self.client, self.vip, self.kind.protocol())
     }
 
     /// The same flow on another backend.
     #[must_use]
     pub fn on(mut self, backend: u32) -> Self {
-        self.server.set_ip(self.kind.backend_address(backend));
+        let address = self.kind.backend_address(backend);
+        if self.kind.translates() {
+            self.server.set_ip(address);
+        }
+        if let Some(outer) = &mut self.outer {
+            outer.dst = address;
+        }
         self.backend_link = Link::to_backend(backend);
         self.backend = backend;
         self
@@ -247,7 +336,23 @@ impl Flow {
         self.backend_link.incoming(packet.with_payload("the reply"))
     }
 
-    /// What the backend should get of a packet from the client.
+    /// The frame that the backend should get of a packet from the client.
+    #[must_use]
+    pub fn delivered_frame(&self, request: &Packet) -> Vec<u8> {
+        let delivered = self.delivered(request);
+        self.wrapped(delivered.build(), delivered.ip_offset())
+    }
+
+    /// The same frame in the flow's tunnel, if it has one. The IP header is at `offset`.
+    #[must_use]
+    pub fn wrapped(&self, frame: Vec<u8>, offset: usize) -> Vec<u8> {
+        match &self.outer {
+            Some(outer) => outer.wrap(&frame, offset, self.hash()),
+            None => frame,
+        }
+    }
+
+    /// What the backend should get of a packet from the client, unwrapped.
     #[must_use]
     pub fn delivered(&self, request: &Packet) -> Packet {
         let mut packet = self.backend_link.outgoing(request.clone());

@@ -12,6 +12,7 @@ mod bench;
 mod case;
 mod decode;
 mod flow;
+mod fragment;
 mod icmp;
 mod namespace;
 mod packet;
@@ -24,9 +25,10 @@ pub use self::{
     case::{Case, Change, Outcome, Step},
     decode::difference,
     flow::{Flow, Kind},
-    icmp::echo,
-    namespace::in_network_namespace,
+    fragment::{First, split},
+    icmp::{IcmpError, echo, too_big_about},
+    namespace::{in_network_namespace, on_one_cpu},
     packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
-    tunnel::{Form, Tunnel},
+    tunnel::{Form, Outer, Tunnel},
     world::{BACKEND_IF, CLIENT_IF, Link, OTHER_IF, World},
 };

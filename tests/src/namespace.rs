@@ -2,7 +2,10 @@
 
 use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare},
+    unistd::Pid,
+};
 
 use crate::world::INTERFACES;
 
@@ -25,6 +28,18 @@ pub fn in_network_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Keeps the calling thread on its CPU: what is limited per CPU is so for all its packets.
+///
+/// # Panics
+///
+/// Where the kernel refuses.
+pub fn on_one_cpu() {
+    let mut cpus = CpuSet::new();
+    cpus.set(sched_getcpu().expect("the CPU"))
+        .expect("its place");
+    sched_setaffinity(Pid::from_raw(0), &cpus).expect("to stay there");
 }
 
 /// Runs `ip` with these words, in the namespace of the calling thread.

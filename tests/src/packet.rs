@@ -275,6 +275,32 @@ impl Packet {
         }
     }
 
+    /// The same packet as a fragment at an offset in units of eight bytes. What stands in
+    /// the place of the transport header is one, also in a later fragment.
+    #[must_use]
+    pub fn as_fragment(self, offset: u16, more: bool) -> Self {
+        match self.net {
+            Net::V6(..) => self.with_extensions(&[Extension::Fragment(offset, more)]),
+            Net::V4(_) => self.with_ipv4(|ip| {
+                ip.fragment_offset = offset.try_into().expect("13 bits");
+                (ip.more_fragments, ip.dont_fragment) = (more, false);
+            }),
+        }
+    }
+
+    /// The Ethernet header with its tags.
+    #[must_use]
+    pub fn ethernet(&self) -> Vec<u8> {
+        self.build()[..self.ip_offset()].to_vec()
+    }
+
+    /// The IP packet.
+    #[must_use]
+    pub fn ip(&self) -> Vec<u8> {
+        let begin = self.ip_offset();
+        self.build()[begin..begin + self.ip_length()].to_vec()
+    }
+
     /// Offset of the IP header in the frame.
     #[must_use]
     pub fn ip_offset(&self) -> usize {
@@ -291,6 +317,15 @@ impl Packet {
             }
         };
         self.ip_offset() + headers
+    }
+
+    /// Length of the transport header in bytes, its options included.
+    #[must_use]
+    pub fn transport_length(&self) -> usize {
+        match &self.transport {
+            Transport::Tcp(header) => header.header_len(),
+            Transport::Udp { .. } => UdpHeader::LEN,
+        }
     }
 
     /// Length of the IP packet in bytes, its header included.
@@ -402,6 +437,9 @@ impl Packet {
 }
 
 impl Extension {
+    /// What fragments of a packet have in common.
+    pub const IDENTIFICATION: u32 = 0x00c0_ffee;
+
     fn number(&self) -> IpNumber {
         match self {
             Self::HopByHop(_) => IpNumber::IPV6_HEADER_HOP_BY_HOP,
@@ -440,7 +478,7 @@ impl Extension {
                     next_header: next,
                     fragment_offset: offset.try_into().expect("13 bits"),
                     more_fragments,
-                    identification: 0x00c0_ffee,
+                    identification: Self::IDENTIFICATION,
                 };
                 bytes.extend(header.to_bytes());
             }

@@ -11,14 +11,15 @@ use lb_common::{
     counters::{Counters, DropKey},
     drop_reason::DropReason,
     flow::{Flow4, Flow6, FlowEntry, FlowKey4, FlowKey6},
+    stage::IcmpBudget,
 };
 use lb_userspace::datapath::{Datapath, Family, FlowPair, FlowTable, FlowTables};
 
-use crate::case::Change;
+use crate::{case::Change, fragment::First};
 
 /// Ids of the backends whose counters are read after every packet: 0, which is none,
 /// those of the standard world, and a few that nobody has.
-pub(crate) const BACKEND_IDS: std::ops::Range<u32> = 0..24;
+pub(crate) const BACKEND_IDS: std::ops::Range<u32> = 0..64;
 
 /// Source, destination and protocol of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +110,10 @@ pub(crate) struct Snapshot {
     replies: Table,
     /// Pool and port.
     ports: BTreeSet<(u32, u16)>,
+    /// First fragments and when they were seen.
+    fragments: BTreeMap<First, u32>,
+    /// Errors that were sent, by CPU.
+    budgets: Vec<IcmpBudget>,
 }
 
 impl Snapshot {
@@ -128,6 +133,17 @@ impl Snapshot {
         }
         snapshot.read_pair(&mut tables.v4)?;
         snapshot.read_pair(&mut tables.v6)?;
+        snapshot.budgets = datapath.icmp_budgets()?;
+        for (key, fragment) in datapath.fragments_v4()? {
+            snapshot
+                .fragments
+                .insert(First::from_v4(key, fragment), fragment.seen);
+        }
+        for (key, fragment) in datapath.fragments_v6()? {
+            snapshot
+                .fragments
+                .insert(First::from_v6(key, fragment), fragment.seen);
+        }
         Ok(snapshot)
     }
 
@@ -149,8 +165,16 @@ impl Snapshot {
     }
 
     /// What differs from the `expected` change since `before`, in words.
-    pub(crate) fn compare(&self, before: &Self, expected: &Change) -> Vec<String> {
+    pub(crate) fn compare(&self, before: &Self, expected: &Change, clock: u32) -> Vec<String> {
         let mut lines = Vec::new();
+        self.compare_spoken(clock, expected, &mut lines);
+        self.compare_fragments(before, clock, expected, &mut lines);
+        report(
+            &"errors sent in this tick",
+            expected.errors.into(),
+            i64::from(self.errors(clock)) - i64::from(before.errors(clock)),
+            &mut lines,
+        );
         self.compare_counters(before, expected, &mut lines);
         self.compare_drops(before, expected, &mut lines);
         for (name, old, new) in [
@@ -180,18 +204,39 @@ impl Snapshot {
         lines
     }
 
-    /// Whether a packet that was forwarded at this tick has left its time in the entry of
-    /// its direction, or in both of a flow that it began, and in no other.
-    pub(crate) fn compare_spoken(&self, clock: u32, expected: &Change) -> Option<String> {
+    /// Whether a packet has left its time in the entry of its direction, or in both of a
+    /// flow that it began, and in no other.
+    fn compare_spoken(&self, clock: u32, expected: &Change, lines: &mut Vec<String>) {
         let entries = self.flows.values().chain(self.replies.values());
         let spoken = entries.filter(|entry| entry.entry.last_seen == clock);
-        let spoken = spoken.count() as u64;
-        let began: u64 = expected.counters.values().map(|c| c.new_flows).sum();
-        // Of what the balancer answers itself there may be a flow or none.
-        let is_forwarded = !expected.counters.is_empty();
-        let expected = 1 + began;
-        (is_forwarded && spoken != expected)
-            .then(|| format!("entries that have spoken: expected {expected}, got {spoken}"))
+        if let Some(expected) = expected.spoken {
+            let name = "entries that have spoken";
+            report(&name, expected as i64, spoken.count() as i64, lines);
+        }
+    }
+
+    /// Whether the first fragments that are remembered newly, or again, are the expected.
+    fn compare_fragments(
+        &self,
+        before: &Self,
+        clock: u32,
+        expected: &Change,
+        lines: &mut Vec<String>,
+    ) {
+        let is_new = |(first, seen): &(&First, &u32)| before.fragments.get(first) != Some(*seen);
+        let new: BTreeMap<_, _> = self.fragments.iter().filter(is_new).collect();
+        let expected: BTreeMap<_, _> = expected.fragments.iter().map(|f| (f, &clock)).collect();
+        if new != expected {
+            lines.push(format!(
+                "first fragments remembered: expected {expected:#?}, got {new:#?}"
+            ));
+        }
+    }
+
+    /// Errors that were sent in this tick.
+    fn errors(&self, clock: u32) -> u32 {
+        let of_tick = self.budgets.iter().filter(|budget| budget.tick == clock);
+        of_tick.map(|budget| budget.sent).sum()
     }
 
     /// Whether the flow tables and the ports are as they were `before`, to the byte.

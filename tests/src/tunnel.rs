@@ -2,11 +2,154 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::packet::{Packet, Tag};
 use etherparse::{
-    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header,
-    SingleVlanHeader, UdpHeader, VlanId, VlanPcp,
+    EtherType, Ethernet2Header, IpDscp, IpEcn, IpNumber, Ipv4Header, Ipv4Options,
+    Ipv6FragmentHeader, Ipv6Header, SingleVlanHeader, UdpHeader, VlanId, VlanPcp,
 };
+
+use crate::packet::{Packet, Tag};
+
+/// The headers that the balancer should put in front of the packets of a flow, as
+/// `docs/forwarding.md` has them.
+#[derive(Clone, Debug)]
+pub struct Outer {
+    /// Source address, or a prefix.
+    pub src: IpAddr,
+    /// Lowest bits of the source address that the flow's hash replaces.
+    pub source_bits: u32,
+    /// Destination address: the backend.
+    pub dst: IpAddr,
+    /// Port of GUE; `None` for IP in IP.
+    pub gue: Option<u16>,
+}
+
+impl Outer {
+    /// TTL and hop limit.
+    const TTL: u8 = 64;
+    /// The highest bit of source ports.
+    const SOURCE_PORTS: u16 = 0x8000;
+
+    /// The source address for a flow with this hash.
+    #[must_use]
+    pub fn source(&self, hash: u32) -> IpAddr {
+        let mask = (1_u32 << self.source_bits) - 1;
+        match self.src {
+            IpAddr::V4(src) => Ipv4Addr::from_bits(src.to_bits() & !mask | hash & mask).into(),
+            IpAddr::V6(src) => {
+                let (mask, hash) = (u128::from(mask), u128::from(hash));
+                Ipv6Addr::from_bits(src.to_bits() & !mask | hash & mask).into()
+            }
+        }
+    }
+
+    /// Wraps the IP packet at `offset` of a frame, which belongs to a flow with this hash.
+    /// What stands behind the packet stays there.
+    #[must_use]
+    pub fn wrap(&self, frame: &[u8], offset: usize, hash: u32) -> Vec<u8> {
+        let (ethernet, packet) = frame.split_at(offset);
+        let inner = Inner::read(packet);
+        let (packet, padding) = packet.split_at(inner.length);
+        let (protocol, payload) = match self.gue {
+            None => (inner.protocol, packet.to_vec()),
+            Some(port) => (IpNumber::UDP, self.gue(port, &inner, packet, hash)),
+        };
+        let (ether_type, header) = match (self.source(hash), self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let mut header = Ipv4Header {
+                    dscp: IpDscp::try_new(inner.traffic_class >> 2).expect("six bits"),
+                    ecn: IpEcn::try_new(inner.traffic_class & 3).expect("two bits"),
+                    identification: inner.identification,
+                    dont_fragment: inner.dont_fragment,
+                    time_to_live: Self::TTL,
+                    protocol,
+                    source: src.octets(),
+                    destination: dst.octets(),
+                    ..Ipv4Header::default()
+                };
+                header.set_payload_len(payload.len()).expect("it fits");
+                header.header_checksum = header.calc_header_checksum();
+                (EtherType::IPV4, header.to_bytes().to_vec())
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let mut header = Ipv6Header {
+                    traffic_class: inner.traffic_class,
+                    next_header: protocol,
+                    hop_limit: Self::TTL,
+                    source: src.octets(),
+                    destination: dst.octets(),
+                    ..Ipv6Header::default()
+                };
+                header.set_payload_length(payload.len()).expect("it fits");
+                (EtherType::IPV6, header.to_bytes().to_vec())
+            }
+            (src, dst) => panic!("{src} and {dst} are of different families"),
+        };
+        let ethernet = &ethernet[..offset - size_of::<u16>()];
+        let ether_type = ether_type.0.to_be_bytes();
+        [ethernet, &ether_type, &header, &payload, padding].concat()
+    }
+
+    /// The packet behind a UDP and a GUE header.
+    fn gue(&self, port: u16, inner: &Inner, packet: &[u8], hash: u32) -> Vec<u8> {
+        // Version 0, data, no options.
+        let payload = [&[0, inner.protocol.0, 0, 0], packet].concat();
+        let mut header = UdpHeader {
+            source_port: hash as u16 | Self::SOURCE_PORTS,
+            destination_port: port,
+            length: (UdpHeader::LEN + payload.len()) as u16,
+            checksum: 0,
+        };
+        if let (IpAddr::V6(src), IpAddr::V6(dst)) = (self.source(hash), self.dst) {
+            header.checksum = header
+                .calc_checksum_ipv6_raw(src.octets(), dst.octets(), &payload)
+                .expect("it fits");
+        }
+        [&header.to_bytes()[..], &payload].concat()
+    }
+}
+
+/// What the outer header follows from.
+struct Inner {
+    /// Length of the packet in bytes.
+    length: usize,
+    /// 4 or 41.
+    protocol: IpNumber,
+    traffic_class: u8,
+    dont_fragment: bool,
+    identification: u16,
+}
+
+impl Inner {
+    fn read(packet: &[u8]) -> Self {
+        if packet[0] >> 4 == 6 {
+            let (header, _) = Ipv6Header::from_slice(packet).expect("an IPv6 header");
+            return Self {
+                length: Ipv6Header::LEN + usize::from(header.payload_length),
+                protocol: IpNumber::IPV6,
+                traffic_class: header.traffic_class,
+                dont_fragment: true,
+                identification: 0,
+            };
+        }
+        let (header, _) = Ipv4Header::from_slice(packet).expect("an IPv4 header");
+        // Fragments of one packet have one identification, but their outer packets must
+        // not: the whole fragment field is added.
+        let more = if header.more_fragments { 0x2000 } else { 0 };
+        let fragment = header.fragment_offset.value() | more;
+        let identification = header.identification.wrapping_add(fragment);
+        Self {
+            length: header.total_len.into(),
+            protocol: IpNumber::IPV4,
+            traffic_class: header.dscp.value() << 2 | header.ecn.value(),
+            dont_fragment: header.dont_fragment,
+            identification: if header.dont_fragment {
+                0
+            } else {
+                identification
+            },
+        }
+    }
+}
 
 /// How the inner packet is wrapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

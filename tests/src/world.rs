@@ -9,7 +9,7 @@ use std::{
 use lb_common::{
     Runtime,
     addr::LinkPath,
-    backend::{Backend, BackendState},
+    backend::{Backend, BackendState, Outer},
     ring::RING_SIZE,
     service::{Mode, Service, Vip},
 };
@@ -182,6 +182,11 @@ impl World {
             },
             protocol: flow.kind.protocol(),
         };
+        self.add_service_at(flow, frontend);
+    }
+
+    /// The same for what clients send to `frontend`.
+    pub fn add_service_at(&mut self, flow: &Flow, frontend: Frontend) {
         let service = Service {
             id: flow.service,
             ..flow.kind.service()
@@ -192,11 +197,16 @@ impl World {
 
     /// Adds the backend of a flow, with the port of the flow's server.
     pub fn add_backend(&mut self, flow: &Flow) {
+        let standard = standard_backend(flow.kind, flow.backend);
         let backend = Backend {
             path: flow.backend_link.path(),
             service: flow.service,
-            port: flow.server.port().to_be(),
-            ..standard_backend(flow.kind, flow.backend)
+            port: if flow.kind.translates() {
+                flow.server.port().to_be()
+            } else {
+                standard.port
+            },
+            ..standard
         };
         self.backends.insert(flow.backend, backend);
     }
@@ -318,17 +328,26 @@ impl Kind {
     /// Address of a backend.
     #[must_use]
     pub fn backend_address(self, id: u32) -> IpAddr {
-        if self.ipv6 {
+        if self.is_backend_ipv6() {
             Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x10 + id as u16).into()
         } else {
             Ipv4Addr::new(10, 0, 0, 10 + id as u8).into()
         }
     }
 
-    /// The balancer's own address, the source of full NAT.
+    /// Whether backends have IPv6 addresses.
+    fn is_backend_ipv6(self) -> bool {
+        match self.outer {
+            Outer::None => self.ipv6,
+            Outer::Ipv4 => false,
+            Outer::Ipv6 => true,
+        }
+    }
+
+    /// The balancer's own address, the source of full NAT and of tunnels.
     #[must_use]
     pub fn balancer_address(self) -> IpAddr {
-        if self.ipv6 {
+        if self.is_backend_ipv6() {
             Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 1).into()
         } else {
             Ipv4Addr::new(10, 0, 0, 1).into()
@@ -346,17 +365,24 @@ fn ring_of(backends: &[u32]) -> Arc<[u32]> {
 pub(crate) const BACKEND_PORT: u16 = 8_080;
 /// First source port of full NAT.
 pub(crate) const FIRST_PORT: u16 = 20_000;
+/// Port of GUE.
+pub(crate) const GUE_PORT: u16 = 6_080;
 
 fn standard_backend(kind: Kind, id: u32) -> Backend {
     let full_nat = kind.mode == Mode::FullNat;
     Backend {
         path: Link::to_backend(id).path(),
-        mtu: MTU,
+        mtu: MTU - kind.overhead() as u32,
         service: kind.service().id,
         state: BackendState::Up as u8,
-        port: BACKEND_PORT.to_be(),
+        outer: kind.outer as u8,
+        port: match kind.mode {
+            Mode::FullNat | Mode::Nat => BACKEND_PORT.to_be(),
+            Mode::Gue => GUE_PORT.to_be(),
+            Mode::Dsr | Mode::Ipip => 0,
+        },
         address: words(kind.backend_address(id)),
-        source: if full_nat {
+        source: if full_nat || kind.is_tunnel() {
             words(kind.balancer_address())
         } else {
             [0; 4]

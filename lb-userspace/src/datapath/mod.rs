@@ -41,11 +41,12 @@ use lb_common::{
     counters::{Counters, Direction, DropKey},
     drop_reason::DropReason,
     flow::MAX_FLOWS,
+    fragment::{Fragment, FragmentKey4, FragmentKey6},
     map_name,
     ports::PortPool,
     ring::RING_SIZE,
     service::{PortKey, Service, ServiceKey4, ServiceKey6, Vip},
-    stage::Stage,
+    stage::{IcmpBudget, Stage},
 };
 
 pub use self::{
@@ -474,6 +475,41 @@ impl Datapath {
     /// Handles to the flow tables and port pools, for another thread to sweep.
     pub fn flow_tables(&self) -> Result<FlowTables> {
         FlowTables::new(self.flows.each_ref(), Arc::clone(&self.ports))
+    }
+
+    /// The first fragments of IPv4 packets that are remembered.
+    pub fn fragments_v4(&self) -> Result<Vec<(FragmentKey4, Fragment)>> {
+        self.entries(map_name::FRAGMENTS_V4)
+    }
+
+    /// The same of IPv6.
+    pub fn fragments_v6(&self) -> Result<Vec<(FragmentKey6, Fragment)>> {
+        self.entries(map_name::FRAGMENTS_V6)
+    }
+
+    /// The entries of a table that the program alone writes.
+    fn entries<K: Stored, V: Stored>(&self, name: &'static str) -> Result<Vec<(K, V)>> {
+        let read = || -> Result<_, MapError> {
+            let map = self.ebpf.map(name).ok_or(MapError::KeyNotFound)?;
+            let table = HashMap::<_, Plain<K>, Plain<V>>::try_from(map)?;
+            let entries = table.iter();
+            entries
+                .map(|entry| entry.map(|(Plain(key), Plain(value))| (key, value)))
+                .collect()
+        };
+        read().map_err(map_error("reading", name))
+    }
+
+    /// The ICMP errors that were sent in the last tick that had any, for each CPU.
+    pub fn icmp_budgets(&self) -> Result<Vec<IcmpBudget>> {
+        let read = || -> Result<_, MapError> {
+            let name = map_name::ICMP_BUDGET;
+            let map = self.ebpf.map(name).ok_or(MapError::KeyNotFound)?;
+            let budgets = PerCpuArray::<_, Plain<IcmpBudget>>::try_from(map)?;
+            let values = budgets.get(&0, 0)?;
+            Ok(values.iter().map(|Plain(budget)| *budget).collect())
+        };
+        read().map_err(map_error("reading", map_name::ICMP_BUDGET))
     }
 
     /// Runs the program on a frame that came in by interface `ifindex`, of which

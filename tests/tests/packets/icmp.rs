@@ -18,9 +18,9 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// A world whose service addresses answer.
-fn answering(name: String, kind: Kind) -> Case {
+fn answering(name: impl Into<String>, kind: Kind) -> Case {
     let vip = AddressPrefix::from(kind.vip().ip());
-    Case::new(name).given(|world| {
+    Case::of(kind, name).given(|world| {
         world.vip_flags.insert(vip, Vip::ECHO);
     })
 }
@@ -28,7 +28,7 @@ fn answering(name: String, kind: Kind) -> Case {
 fn answered(kind: Kind, length: usize) -> Case {
     let request = Flow::first(kind).request();
     let (ping, pong) = echo(&request, &vec![0xa5; length]);
-    answering(format!("{kind}: echo of {length} bytes"), kind).frame(
+    answering(format!("echo of {length} bytes"), kind).frame(
         "ping",
         CLIENT_IF,
         ping,
@@ -39,26 +39,21 @@ fn answered(kind: Kind, length: usize) -> Case {
 
 fn silent(kind: Kind) -> Case {
     let (ping, _) = echo(&Flow::first(kind).request(), b"anybody?");
-    Case::new(format!("{kind}: echo to an address that does not answer"))
-        .pass("ping", CLIENT_IF, ping)
+    Case::of(kind, "echo to an address that does not answer").pass("ping", CLIENT_IF, ping)
 }
 
 fn of_nobody(kind: Kind) -> Case {
     let mut request = Flow::first(kind).request();
     request.set_tuple(kind.vip(), kind.vip());
     let (ping, _) = echo(&request, b"land");
-    answering(format!("{kind}: echo from the address itself"), kind).discard(
-        "ping",
-        ping,
-        DropReason::MartianSource,
-    )
+    answering("echo from the address itself", kind).discard("ping", ping, DropReason::MartianSource)
 }
 
 fn to_nobody(kind: Kind) -> Case {
     let mut request = Flow::first(kind).request();
     request.set_tuple(kind.client(), (kind.balancer_address(), 1).into());
     let (ping, _) = echo(&request, b"host?");
-    answering(format!("{kind}: echo to another address"), kind).pass("ping", CLIENT_IF, ping)
+    answering("echo to another address", kind).pass("ping", CLIENT_IF, ping)
 }
 
 #[test]

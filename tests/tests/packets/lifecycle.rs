@@ -1,14 +1,14 @@
 //! Flows from their first packet to their last.
 
-use lb_common::drop_reason::DropReason;
+use lb_common::{drop_reason::DropReason, service::Mode};
 use lb_tests::{Bench, Case, Flow, Kind, in_network_namespace};
 
 use crate::run;
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    cases.extend(Kind::ALL.map(goes_on));
-    for kind in Kind::all(|kind| kind.tcp) {
+    cases.extend(Kind::TRANSLATED.map(goes_on));
+    for kind in Kind::all(|kind| kind.tcp && kind.translates()) {
         cases.extend(ends(kind));
         cases.push(begins_again(kind));
         cases.extend(flags(kind));
@@ -16,7 +16,7 @@ pub(crate) fn cases() -> Vec<Case> {
     for kind in Kind::all(|kind| kind.tcp && kind.is_full_nat()) {
         cases.extend(unknown_to_full_nat(kind));
     }
-    for kind in Kind::all(|kind| kind.tcp && !kind.is_full_nat()) {
+    for kind in Kind::all(|kind| kind.tcp && kind.mode == Mode::Nat) {
         cases.extend(unknown_to_nat(kind));
     }
     cases
@@ -24,7 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn goes_on(kind: Kind) -> Case {
     let flow = Flow::first(kind);
-    Case::new(format!("{kind}: a flow begins, is answered and goes on"))
+    Case::of(kind, "a flow begins, is answered and goes on")
         .begin("opening", &flow, &flow.opening())
         .forward("opening, sent again", &flow, &flow.opening())
         .reply("acceptance", &flow, &flow.acceptance())
@@ -43,7 +43,7 @@ fn ends(kind: Kind) -> [Case; 6] {
     let rst = flow.segment(|tcp| tcp.rst = true);
     let rst_back = flow.answer(|tcp| tcp.rst = true);
     [
-        Case::new(format!("{kind}: FIN of the client, then of the backend"))
+        Case::of(kind, "FIN of the client, then of the backend")
             .established(&flow)
             .forward("client's FIN", &flow, &fin)
             .forward("client's FIN, sent again", &flow, &fin)
@@ -52,7 +52,7 @@ fn ends(kind: Kind) -> [Case; 6] {
             .ending(&flow)
             .reply("backend's FIN, sent again", &flow, &fin_back)
             .forward("last ACK", &flow, &flow.segment(|_| {})),
-        Case::new(format!("{kind}: FIN of the backend, then of the client"))
+        Case::of(kind, "FIN of the backend, then of the client")
             .established(&flow)
             .reply("backend's FIN", &flow, &fin_back)
             .reply("backend's FIN, sent again", &flow, &fin_back)
@@ -61,26 +61,26 @@ fn ends(kind: Kind) -> [Case; 6] {
             .ending(&flow)
             .forward("client's FIN, sent again", &flow, &fin)
             .reply("last ACK", &flow, &flow.answer(|_| {})),
-        Case::new(format!("{kind}: RST of the client"))
+        Case::of(kind, "RST of the client")
             .established(&flow)
             .forward("client's RST", &flow, &rst)
             .ending(&flow)
             .forward("client's RST, sent again", &flow, &rst)
             .reply("data from before it", &flow, &flow.reply()),
-        Case::new(format!("{kind}: RST of the backend"))
+        Case::of(kind, "RST of the backend")
             .established(&flow)
             .reply("backend's RST", &flow, &rst_back)
             .ending(&flow)
             .reply("backend's RST, sent again", &flow, &rst_back)
             .forward("data from before it", &flow, &flow.request()),
-        Case::new(format!("{kind}: RST after both FINs"))
+        Case::of(kind, "RST after both FINs")
             .established(&flow)
             .forward("client's FIN", &flow, &fin)
             .reply("backend's FIN", &flow, &fin_back)
             .ending(&flow)
             .forward("client's RST", &flow, &rst)
             .reply("backend's RST", &flow, &rst_back),
-        Case::new(format!("{kind}: a backend that refuses the connection"))
+        Case::of(kind, "a backend that refuses the connection")
             .begin("SYN", &flow, &flow.opening())
             .reply("backend's RST", &flow, &rst_back)
             .ending(&flow),
@@ -95,23 +95,21 @@ fn begins_again(kind: Kind) -> Case {
     } else {
         old.clone()
     };
-    Case::new(format!(
-        "{kind}: the client uses its port again after the end"
-    ))
-    .established(&old)
-    .forward("client's FIN", &old, &old.segment(|tcp| tcp.fin = true))
-    .reply("backend's FIN", &old, &old.answer(|tcp| tcp.fin = true))
-    .ending(&old)
-    .begin("SYN", &new, &new.opening())
-    .removing(&old)
-    .reply("acceptance", &new, &new.acceptance())
-    .forward("request", &new, &new.request())
+    Case::of(kind, "the client uses its port again after the end")
+        .established(&old)
+        .forward("client's FIN", &old, &old.segment(|tcp| tcp.fin = true))
+        .reply("backend's FIN", &old, &old.answer(|tcp| tcp.fin = true))
+        .ending(&old)
+        .begin("SYN", &new, &new.opening())
+        .removing(&old)
+        .reply("acceptance", &new, &new.acceptance())
+        .forward("request", &new, &new.request())
 }
 
 /// Flags that no TCP sends are dropped, other odd ones are the hosts' business.
 fn flags(kind: Kind) -> Vec<Case> {
     let flow = Flow::first(kind);
-    let mut refused = Case::new(format!("{kind}: contradictory flags")).established(&flow);
+    let mut refused = Case::of(kind, "contradictory flags").established(&flow);
     type Set = fn(&mut etherparse::TcpHeader);
     let nonsense: [(&str, Set); 6] = [
         ("none", |tcp| tcp.ack = false),
@@ -156,7 +154,7 @@ fn flags(kind: Kind) -> Vec<Case> {
     let christmas = flow.segment(|tcp| {
         (tcp.ack, tcp.fin, tcp.psh, tcp.urg) = (false, true, true, true);
     });
-    let forwarded = Case::new(format!("{kind}: odd flags of a known flow are kept"))
+    let forwarded = Case::of(kind, "odd flags of a known flow are kept")
         .begin("SYN with ECE and CWR", &flow, &explicit_congestion)
         .reply("acceptance", &flow, &flow.acceptance())
         .forward("FIN, PSH and URG without ACK", &flow, &christmas)
@@ -189,7 +187,7 @@ fn unknown_to_full_nat(kind: Kind) -> Vec<Case> {
         ),
     ];
     let case = |(name, packet): &(&str, _)| {
-        Case::new(format!("{kind}: {name} of no known flow")).refuse(
+        Case::of(kind, format!("{name} of no known flow")).refuse(
             *name,
             &flow,
             packet,
@@ -203,7 +201,7 @@ fn unknown_to_full_nat(kind: Kind) -> Vec<Case> {
 fn unknown_to_nat(kind: Kind) -> Vec<Case> {
     let flow = Flow::first(kind);
     let refused = |name: &str, packet| {
-        Case::new(format!("{kind}: {name} of no known flow")).refuse(
+        Case::of(kind, format!("{name} of no known flow")).refuse(
             name,
             &flow,
             packet,
@@ -211,15 +209,13 @@ fn unknown_to_nat(kind: Kind) -> Vec<Case> {
         )
     };
     vec![
-        Case::new(format!("{kind}: data of a connection whose entry was lost"))
+        Case::of(kind, "data of a connection whose entry was lost")
             .begin("data", &flow, &flow.request())
             .reply("reply", &flow, &flow.reply()),
-        Case::new(format!(
-            "{kind}: the end of a connection whose entry was lost"
-        ))
-        .begin("FIN", &flow, &flow.segment(|tcp| tcp.fin = true))
-        .reply("backend's FIN", &flow, &flow.answer(|tcp| tcp.fin = true))
-        .ending(&flow),
+        Case::of(kind, "the end of a connection whose entry was lost")
+            .begin("FIN", &flow, &flow.segment(|tcp| tcp.fin = true))
+            .reply("backend's FIN", &flow, &flow.answer(|tcp| tcp.fin = true))
+            .ending(&flow),
         refused("RST", &flow.segment(|tcp| tcp.rst = true)),
         refused("SYN and ACK", &flow.segment(|tcp| tcp.syn = true)),
     ]
@@ -236,7 +232,7 @@ fn lifecycle() {
 fn one_client_port_towards_two_services_of_one_backend() {
     in_network_namespace(|| {
         let mut bench = Bench::new();
-        for kind in Kind::all(|kind| !kind.is_full_nat()) {
+        for kind in Kind::all(|kind| kind.mode == Mode::Nat) {
             share_backend(&mut bench, kind);
         }
     });
@@ -248,8 +244,8 @@ fn share_backend(bench: &mut Bench, kind: Kind) {
     // same backend.
     let mut second = first.clone();
     second.vip.set_port(9_000);
-    second.service = 20;
-    second.backend = 20;
+    second.service = 60;
+    second.backend = 60;
     let mut world = lb_tests::World::standard();
     let backend = lb_common::backend::Backend {
         service: second.service,
@@ -286,7 +282,7 @@ fn share_backend(bench: &mut Bench, kind: Kind) {
     );
     expect(
         bench,
-        Case::new(format!("{kind}: both flows go on"))
+        Case::of(kind, "both flows go on")
             .reply("second", &second, &second.acceptance())
             .reply("first", &first, &first.reply())
             .forward("second", &second, &second.request())

@@ -36,7 +36,7 @@ fn one_interface(kind: Kind) -> Case {
         ..Link::to_client()
     };
     let path = flow.backend_link.path();
-    Case::new(format!("{kind}: out of the interface that it came in by"))
+    Case::of(kind, "out of the interface that it came in by")
         .given(|world| {
             world.edit(flow.backend, |backend| backend.path = path);
             // XDP_TX needs no entry in the device map.
@@ -52,7 +52,7 @@ fn client_moves(kind: Kind) -> Case {
     let old = Flow::first(kind);
     let mut new = old.clone();
     new.client_link = Link::to_other();
-    Case::new(format!("{kind}: replies follow the client's way"))
+    Case::of(kind, "replies follow the client's way")
         .established(&old)
         .forward("by another interface", &new, &new.request())
         .reply("to the new router", &new, &new.reply())
@@ -65,7 +65,7 @@ fn another_client_interface(kind: Kind) -> Case {
     flow.client_link = Link::to_other();
     flow.client_link.remote = [0xfe, 0xdc, 0xba, 0x98, 0x76, 0x54];
     flow.client_link.local = [0x00, 0x01, 0x02, 0x03, 0x04, 0x05];
-    Case::new(format!("{kind}: from behind another interface"))
+    Case::of(kind, "from behind another interface")
         .established(&flow)
         .forward("request", &flow, &flow.request())
         .reply("reply", &flow, &flow.reply())
@@ -73,7 +73,7 @@ fn another_client_interface(kind: Kind) -> Case {
 
 fn no_way_to_backend(kind: Kind) -> Case {
     let flow = Flow::first(kind);
-    Case::new(format!("{kind}: the backend's interface is not in use"))
+    Case::of(kind, "the backend's interface is not in use")
         .established(&flow)
         .then("without the interface", |world| {
             world.interfaces.remove(&BACKEND_IF);
@@ -87,7 +87,7 @@ fn no_way_to_backend(kind: Kind) -> Case {
 
 fn no_way_to_client(kind: Kind) -> Case {
     let flow = Flow::first(kind);
-    Case::new(format!("{kind}: the client's interface is not in use"))
+    Case::of(kind, "the client's interface is not in use")
         .established(&flow)
         .then("without the interface", |world| {
             world.interfaces.remove(&CLIENT_IF);
@@ -105,7 +105,7 @@ fn unresolved(kind: Kind) -> Case {
     let backend = flow.backend;
     let path = flow.backend_link.path();
     let lost = DropReason::NextHopUnresolved;
-    Case::new(format!("{kind}: the backend's next hop is not resolved"))
+    Case::of(kind, "the backend's next hop is not resolved")
         .given(|world| world.edit(backend, |backend| backend.path.ifindex = 0))
         .lose("opening", &flow, &flow.opening(), lost)
         .then("resolved", move |world| {
@@ -127,7 +127,7 @@ fn too_big(kind: Kind) -> Case {
     let headers = flow.request().with_payload([]).ip_length();
     let sized =
         |packet: lb_tests::Packet, length: usize| packet.with_payload(vec![0x5a; length - headers]);
-    Case::new(format!("{kind}: as large as the MTU, and larger"))
+    Case::of(kind, "as large as the MTU, and larger")
         .given(|world| {
             world.edit(flow.backend, |backend| backend.mtu = 1_400);
             world.interfaces.insert(CLIENT_IF, 1_300);
@@ -166,12 +166,12 @@ fn tags(kind: Kind) -> Vec<Case> {
             flow.backend_link = flow.backend_link.with_tags(inside);
             let path = flow.backend_link.path();
             let name = format!(
-                "{kind}: {} VLAN tags outside, {} inside",
+                "{} VLAN tags outside, {} inside",
                 outside.len(),
                 inside.len()
             );
             cases.push(
-                Case::new(name)
+                Case::of(kind, name)
                     .given(|world| world.edit(flow.backend, |backend| backend.path = path))
                     .established(&flow)
                     .forward("request", &flow, &flow.request())
@@ -198,7 +198,7 @@ fn priority(kind: Kind) -> Case {
         Tag::new(9).priority(7, false),
         Tag::provider(10).priority(0, true),
     ];
-    let case = Case::new(format!("{kind}: priorities of VLAN tags"))
+    let case = Case::of(kind, "priorities of VLAN tags")
         .given(|world| world.edit(flow.backend, |backend| backend.path = path))
         .established(&flow)
         .forward("request", &flow, &flow.request().with_tags(&outside))
@@ -226,7 +226,7 @@ fn client_changes_vlan(kind: Kind) -> Case {
         flow
     };
     let (old, new) = (on(11), on(12));
-    Case::new(format!("{kind}: the client's packets come by another VLAN"))
+    Case::of(kind, "the client's packets come by another VLAN")
         .established(&old)
         .forward("request", &new, &new.request())
         .reply("reply", &new, &new.reply())

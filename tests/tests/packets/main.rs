@@ -1,15 +1,23 @@
 //! Packets through the real program, as tables of cases.
 
 mod backends;
+mod direct;
+mod errors;
 mod foreign;
+mod forms;
 mod fragments;
 mod icmp;
+mod jumbo;
 mod lifecycle;
 mod link;
 mod malformed;
 mod many_flows;
 mod ports;
 mod rewriting;
+mod segment_size;
+mod sources;
+mod too_big;
+mod tunnels;
 
 use std::{collections::BTreeSet, io::Write as _};
 

@@ -5,7 +5,7 @@
 //! to its own lengths and checksums.
 
 use etherparse::Ipv4Options;
-use lb_common::drop_reason::DropReason;
+use lb_common::{drop_reason::DropReason, service::Mode};
 use lb_tests::{Case, Extension, Flow, Kind, Net, Packet, Tag, Transport, edit_ipv4};
 
 use crate::run;
@@ -73,24 +73,24 @@ fn truncated(kind: Kind) -> Vec<Case> {
         ("a tag", vec![Tag::new(5)]),
         ("two tags", vec![Tag::provider(5), Tag::new(6)]),
     ];
-    if kind.is_full_nat() {
+    if kind.mode != Mode::Nat {
         shapes.truncate(1);
     }
     let mut cases: Vec<_> = shapes
         .into_iter()
         .map(|(name, tags)| {
-            let name = format!("{kind}: truncated at every byte, {name}");
+            let name = format!("truncated at every byte, {name}");
             truncated_at_every_byte(name, kind, |packet| packet.with_tags(&tags))
         })
         .collect();
     if kind.ipv6 {
         let extensions = [Extension::HopByHop(6), Extension::Destination(14)];
-        let name = format!("{kind}: truncated at every byte, extension headers");
+        let name = "truncated at every byte, extension headers".to_owned();
         cases.push(truncated_at_every_byte(name, kind, |packet| {
             packet.with_extensions(&extensions)
         }));
     } else {
-        let name = format!("{kind}: truncated at every byte, IPv4 options");
+        let name = "truncated at every byte, IPv4 options".to_owned();
         cases.push(truncated_at_every_byte(name, kind, |packet| {
             packet.with_ipv4(|ip| ip.options = Ipv4Options::try_from([1; 40].as_slice()).unwrap())
         }));
@@ -100,7 +100,7 @@ fn truncated(kind: Kind) -> Vec<Case> {
 
 fn truncated_at_every_byte(name: String, kind: Kind, make: impl Fn(Packet) -> Packet) -> Case {
     let flow = Flow::first(kind);
-    let mut case = Case::new(name).established(&flow);
+    let mut case = Case::of(kind, name).established(&flow);
     let whole = make(flow.request());
     for length in ETHERNET..whole.build().len() {
         case = fault(
@@ -159,7 +159,7 @@ fn poke_transport(packet: &Packet, offset: usize, bytes: &[u8]) -> Vec<u8> {
 
 fn ipv4(kind: Kind) -> Vec<Case> {
     let flow = Flow::first(kind);
-    let established = |name: &str| Case::new(format!("{kind}: {name}")).established(&flow);
+    let established = |name: &str| Case::of(kind, format!("{name}")).established(&flow);
     let transport = if kind.tcp { 20 } else { 8 };
     let whole = flow.request().ip_length() as u16;
     let mut cases = Vec::new();
@@ -302,7 +302,7 @@ fn ipv6(kind: Kind) -> Vec<Case> {
     use Extension::{Destination, Fragment, HopByHop, Routing};
 
     let flow = Flow::first(kind);
-    let established = |name: &str| Case::new(format!("{kind}: {name}")).established(&flow);
+    let established = |name: &str| Case::of(kind, format!("{name}")).established(&flow);
     let transport = if kind.tcp { 20 } else { 8 };
     let payload = flow.request().ip_length() as u16 - 40;
     let mut cases = Vec::new();
@@ -404,7 +404,7 @@ fn ipv6(kind: Kind) -> Vec<Case> {
 
 fn data_offset(kind: Kind) -> Case {
     let flow = Flow::first(kind);
-    let mut case = Case::new(format!("{kind}: TCP data offset")).established(&flow);
+    let mut case = Case::of(kind, "TCP data offset").established(&flow);
     // Nine bytes of payload: eight words are too many.
     for words in [0, 1, 2, 3, 4, 8, 9, 15_u8] {
         case = fault(
@@ -420,7 +420,7 @@ fn data_offset(kind: Kind) -> Case {
 
 fn udp_length(kind: Kind) -> Case {
     let flow = Flow::first(kind);
-    let mut case = Case::new(format!("{kind}: UDP length")).established(&flow);
+    let mut case = Case::of(kind, "UDP length").established(&flow);
     for length in [0, 1, 7, 18, 19, 1_472, 65_535_u16] {
         case = fault(
             case,

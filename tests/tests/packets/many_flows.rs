@@ -130,7 +130,7 @@ fn use_up(bench: &mut Bench, mut world: World, kind: Kind, mut flows: HashMap<(u
     let old = &flows[&(backend, 40_000)];
     let new = refused.clone().through_port(40_000);
     let late = flow(kind, index + 1);
-    let case = Case::new(format!("{kind}: the ports are used up"))
+    let case = Case::of(kind, "the ports are used up")
         .lose("one too many", &refused, &refused.opening(), exhausted)
         .sweep(old)
         .established(&new)

@@ -45,7 +45,7 @@ fn used_up(kind: Kind, name: &str, first: u16, last: u16) -> Case {
     let exhausted = DropReason::SourcePortsExhausted;
     let backend = kind.backend();
     let mut case =
-        Case::new(format!("{kind}: {name}")).given(|world| world.set_ports(backend, first, last));
+        Case::of(kind, format!("{name}")).given(|world| world.set_ports(backend, first, last));
     for (index, port) in (first..=last).enumerate() {
         let flow = flow(kind, index as u16, port);
         case = case.begin(format!("port {port}"), &flow, &flow.opening());
@@ -73,7 +73,7 @@ fn taken_in_turn(kind: Kind) -> Case {
     let backend = kind.backend();
     let at = |index, port| flow(kind, index, port);
     let begin = |case: Case, flow: &Flow| case.begin("opening", flow, &flow.opening());
-    let mut case = Case::new(format!("{kind}: a port rests before it is used again"))
+    let mut case = Case::of(kind, "a port rests before it is used again")
         .given(|world| world.set_ports(backend, 30_000, 30_003));
     case = begin(case, &at(0, 30_000));
     case = begin(case.sweep(&at(0, 30_000)), &at(1, 30_001));
@@ -95,7 +95,7 @@ fn range_changes(kind: Kind) -> Case {
     let backend = kind.backend();
     let old = flow(kind, 0, 30_000);
     let new = flow(kind, 1, 25_000);
-    Case::new(format!("{kind}: another range"))
+    Case::of(kind, "another range")
         .given(|world| world.set_ports(backend, 30_000, 30_003))
         .established(&old)
         .then("another range", move |world| {
@@ -108,7 +108,7 @@ fn range_changes(kind: Kind) -> Case {
 
 /// The table holds no more: known flows go on, and an entry that is swept makes room.
 pub(crate) fn table_full() -> Vec<Case> {
-    Kind::ALL
+    Kind::TRANSLATED
         .map(|kind| {
             let at = |index: u16, port: u16| {
                 let flow = Flow::first(kind).from_port(40_000 + index);
@@ -119,7 +119,7 @@ pub(crate) fn table_full() -> Vec<Case> {
                 }
             };
             let full = DropReason::FlowTableFull;
-            let mut case = Case::new(format!("{kind}: the flow table is full"));
+            let mut case = Case::of(kind, "the flow table is full");
             for index in 0..FEW_FLOWS {
                 case = case.established(&at(index, index));
             }

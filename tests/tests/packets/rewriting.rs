@@ -33,9 +33,9 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// A request and its reply, both made by `make` of a plain packet, pass.
-fn both_ways(name: String, kind: Kind, make: impl Fn(Packet) -> Packet) -> Case {
+fn both_ways(name: impl Into<String>, kind: Kind, make: impl Fn(Packet) -> Packet) -> Case {
     let flow = Flow::first(kind);
-    Case::new(name)
+    Case::of(kind, name)
         .begin("opening", &flow, &make(flow.opening()))
         .reply("acceptance", &flow, &make(flow.acceptance()))
         .forward("request", &flow, &make(flow.request()))
@@ -44,12 +44,10 @@ fn both_ways(name: String, kind: Kind, make: impl Fn(Packet) -> Packet) -> Case 
 
 fn forwarded_with_ttl(kind: Kind, ttl: u8) -> Case {
     if ttl > 1 {
-        return both_ways(format!("{kind}: TTL {ttl}"), kind, |packet| {
-            packet.with_ttl(ttl)
-        });
+        return both_ways(format!("TTL {ttl}"), kind, |packet| packet.with_ttl(ttl));
     }
     let flow = Flow::first(kind);
-    Case::new(format!("{kind}: TTL {ttl} begins no flow")).refuse(
+    Case::of(kind, format!("TTL {ttl} begins no flow")).refuse(
         "opening",
         &flow,
         &flow.opening().with_ttl(ttl),
@@ -59,7 +57,7 @@ fn forwarded_with_ttl(kind: Kind, ttl: u8) -> Case {
 
 fn expired(kind: Kind) -> Case {
     let flow = Flow::first(kind);
-    let mut case = Case::new(format!("{kind}: TTL that ends here")).established(&flow);
+    let mut case = Case::of(kind, "TTL that ends here").established(&flow);
     for ttl in [1, 0] {
         let reply = flow.reply().with_ttl(ttl).build();
         case = case
@@ -82,16 +80,22 @@ fn expired(kind: Kind) -> Case {
 /// Payload sizes, the largest filling the MTU.
 fn sizes(kind: Kind) -> [Case; 5] {
     let headers = if kind.ipv6 { 40 } else { 20 } + if kind.tcp { 20 } else { 8 };
-    [0, 1, 777, 778, 1_500 - headers].map(|size| {
+    let most = 1_500 - kind.overhead() - headers;
+    [
+        ("no payload", 0),
+        ("one byte of payload", 1),
+        ("an odd payload", 777),
+        ("an even payload", 778),
+        ("as much as fits the way", most),
+    ]
+    .map(|(name, size)| {
         let payload: Vec<u8> = (0..size).map(|index| (index * 7 + 3) as u8).collect();
-        both_ways(format!("{kind}: {size} bytes of payload"), kind, |packet| {
-            packet.with_payload(payload.clone())
-        })
+        both_ways(name, kind, |packet| packet.with_payload(payload.clone()))
     })
 }
 
 fn traffic_class(kind: Kind) -> Case {
-    let name = format!("{kind}: DSCP, ECN and the other IP fields are kept");
+    let name = "DSCP, ECN and the other IP fields are kept";
     both_ways(name, kind, |packet| {
         if kind.ipv6 {
             packet.with_ipv6(|ip| {
@@ -110,7 +114,7 @@ fn traffic_class(kind: Kind) -> Case {
 }
 
 fn padding(kind: Kind) -> Case {
-    let name = format!("{kind}: bytes behind the packet are kept and not counted");
+    let name = "bytes behind the packet are kept and not counted";
     both_ways(name, kind, |mut packet| {
         packet.payload.clear();
         packet.padding = vec![0xa5; 17];
@@ -121,7 +125,7 @@ fn padding(kind: Kind) -> Case {
 /// Many payloads, so that many checksums, among them such with long carries.
 fn random_looking_checksums(kind: Kind) -> Case {
     let flow = Flow::first(kind);
-    let mut case = Case::new(format!("{kind}: checksums of many values")).established(&flow);
+    let mut case = Case::of(kind, "checksums of many values").established(&flow);
     for step in 0_u32..16 {
         let payload = (step.wrapping_mul(0x9e37_79b9)).to_be_bytes();
         let request = flow.request().with_payload(payload);
@@ -160,7 +164,7 @@ fn checksum_that_becomes_zero(kind: Kind) -> Case {
     assert_eq!(flow.returned(&reply).transport_checksum(), 0xffff);
     let was_zero = with_checksum(flow.request(), 0, Clone::clone);
     assert_eq!(was_zero.transport_checksum(), 0xffff);
-    Case::new(format!("{kind}: a checksum that becomes zero"))
+    Case::of(kind, "a checksum that becomes zero")
         .begin("request", &flow, &request)
         .reply("reply", &flow, &reply)
         .forward("request whose checksum stands for zero", &flow, &was_zero)
@@ -169,11 +173,11 @@ fn checksum_that_becomes_zero(kind: Kind) -> Case {
 /// Without a checksum stays without: over IPv6 that is not allowed but for tunnels
 /// (RFC 6935), and none of the balancer's business.
 fn unchecked(kind: Kind) -> Case {
-    both_ways(format!("{kind}: no checksum"), kind, Packet::unchecked)
+    both_ways("no checksum", kind, Packet::unchecked)
 }
 
 fn tcp_options(kind: Kind) -> Case {
-    both_ways(format!("{kind}: TCP options"), kind, |packet| {
+    both_ways("TCP options", kind, |packet| {
         packet.with_tcp(|tcp| {
             tcp.set_options(&[
                 TcpOptionElement::MaximumSegmentSize(1_460),
@@ -190,7 +194,7 @@ fn ipv4_options(kind: Kind, words: usize) -> Case {
     // Router alert, then no-operations, each byte different to the sum.
     let mut options = vec![1; words * 4];
     options[..4].copy_from_slice(&[0x94, 4, 0, 0]);
-    let name = format!("{kind}: {words} words of IPv4 options");
+    let name = format!("{words} words of IPv4 options");
     both_ways(name, kind, |packet| {
         packet.with_ipv4(|ip| {
             ip.options = Ipv4Options::try_from(options.as_slice()).unwrap();
@@ -250,9 +254,7 @@ fn extensions(kind: Kind) -> Vec<Case> {
     let mut cases: Vec<_> = forwarded
         .into_iter()
         .map(|(name, extensions)| {
-            both_ways(format!("{kind}: {name}"), kind, |packet| {
-                packet.with_extensions(extensions)
-            })
+            both_ways(name, kind, |packet| packet.with_extensions(extensions))
         })
         .collect();
 
@@ -278,7 +280,7 @@ fn extensions(kind: Kind) -> Vec<Case> {
         let request = flow.request().with_extensions(extensions);
         let reply = flow.reply().with_extensions(extensions);
         cases.push(
-            Case::new(format!("{kind}: {name}"))
+            Case::of(kind, format!("{name}"))
                 .established(&flow)
                 .discard("request", request.build(), DropReason::Ipv6Extension)
                 // To the balancer's own address or a client's: the kernel's business.
