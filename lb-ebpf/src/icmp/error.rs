@@ -13,7 +13,7 @@ use lb_common::{
 };
 use network_types::{tcp::TcpHdr, udp::UdpHdr};
 
-use super::{Icmp, Version, malformed};
+use super::{Icmp, Quoted, Version, malformed};
 use crate::{
     count,
     family::Family,
@@ -25,9 +25,6 @@ use crate::{
     select, service, stage, tunnel,
     verdict::{Refused, Verdict, conclude},
 };
-
-/// The begin of the quoted transport header, which every error has (RFC 792).
-type Quoted = [u16; 4];
 
 /// An error and the packet that it quotes.
 struct Error<'a, F: Family> {

@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::xdp_action::XDP_PASS, programs::XdpContext};
 use lb_common::{backend::Outer, drop_reason::DropReason, service::Mode};
 use network_types::ip::IpProto;
 
-use super::{Icmp, Version};
+use super::{Icmp, Quoted, Version};
 use crate::{
     family::{Family, Ipv4, Ipv6},
     link::Link,
@@ -33,7 +33,7 @@ pub fn path<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
     };
     // SAFETY: `at` checked the bounds.
     let (kind, code, rest) = unsafe { ((*icmp).kind, (*icmp).code, (*icmp).rest) };
-    if (kind, code) != F::TOO_BIG {
+    if !F::is_too_big(kind, code) {
         return XDP_PASS;
     }
     let quoted = link.payload + headers + size_of::<Icmp>();
@@ -111,11 +111,12 @@ impl Report<'_> {
         let Ok(payload) = G::payload(ctx, begin, inner) else {
             return XDP_PASS;
         };
-        let Some(ports) = at::<u32>(ctx, begin + payload.headers) else {
+        let Some(transport) = at::<Quoted>(ctx, begin + payload.headers) else {
             return XDP_PASS;
         };
         // SAFETY: `at` checked the bounds.
-        let tuple = G::tuple(inner, payload.protocol, unsafe { ports.read_unaligned() });
+        let ports = unsafe { transport.cast::<u32>().read_unaligned() };
+        let tuple = G::tuple(inner, payload.protocol, ports);
         let service = service::find::<G>(&tuple);
         if service.id == 0 {
             return XDP_PASS;
