@@ -233,11 +233,11 @@ fn translation_leads_back() {
             dst: (old.src.ip(), 1).into(),
             ..old
         };
-        nat::translate(&mut bytes, &ip, new, false);
+        nat::translate(&mut bytes, &ip, new);
         let ip = read(&bytes);
         assert_eq!(ip.tuple(ip.ports(&bytes).expect("ports")), new);
         assert!(ip.check(&bytes).is_ok());
-        nat::translate(&mut bytes, &ip, old, false);
+        nat::translate(&mut bytes, &ip, old);
         assert_eq!(bytes, before);
     }
 }
