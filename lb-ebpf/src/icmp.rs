@@ -38,7 +38,7 @@ pub trait Version: Family {
     const ECHO_REQUEST: u8;
     /// Type of an echo reply.
     const ECHO_REPLY: u8;
-    /// Type and code of "fragmentation needed" and "packet too big".
+    /// Type and code that "fragmentation needed" and "packet too big" are sent with.
     const TOO_BIG: (u8, u8);
     /// Bytes that an error quotes at most (RFC 1812, section 4.3.2.3; RFC 4443, section
     /// 2.4 (c)).
@@ -52,6 +52,9 @@ pub trait Version: Family {
 
     /// Whether messages of this type are errors that TCP or UDP act on.
     fn is_error(kind: u8) -> bool;
+
+    /// Whether a message of this type and code says that a packet was too big.
+    fn is_too_big(kind: u8, code: u8) -> bool;
 
     /// The MTU in the second word of "too big", network byte order.
     fn mtu(rest: u32) -> u32;
@@ -77,13 +80,19 @@ impl Version for Ipv4 {
     }
 
     #[inline(always)]
+    fn is_too_big(kind: u8, code: u8) -> bool {
+        (kind, code) == Self::TOO_BIG
+    }
+
+    #[inline(always)]
     fn mtu(rest: u32) -> u32 {
         u32::from_be(rest) & 0xffff
     }
 
     #[inline(always)]
     fn rest(mtu: u32) -> u32 {
-        (mtu & 0xffff).to_be()
+        // The field has half a word; what IPv6 told may be more.
+        mtu.min(0xffff).to_be()
     }
 }
 
@@ -100,6 +109,12 @@ impl Version for Ipv6 {
     fn is_error(kind: u8) -> bool {
         // Destination unreachable, packet too big, time exceeded, parameter problem.
         matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn is_too_big(kind: u8, _code: u8) -> bool {
+        // A receiver ignores the code (RFC 4443, section 3.2).
+        kind == Self::TOO_BIG.0
     }
 
     #[inline(always)]

@@ -17,7 +17,6 @@ const MOST_V6: usize = 1_280;
 const TTL: u8 = 64;
 
 /// The frame that tells the sender of `packet` that at most `mtu` bytes pass.
-#[must_use]
 pub(crate) fn too_big(packet: &Packet, mtu: u16) -> Vec<u8> {
     let frame = packet.build();
     let begin = packet.ip_offset();

@@ -283,10 +283,11 @@ impl World {
 
     /// Flags of [`Runtime`] that the services need.
     pub(crate) fn flags(&self) -> u32 {
-        let drops = |flags: &u32| flags & Vip::DROP_OTHER_PORTS != 0;
-        let wide = self.services.keys().any(|frontend| frontend.is_wide())
-            || self.vip_flags.values().any(drops);
-        let prefixes = self.vips().keys().any(|address| !address.is_address());
+        let vips = self.vips();
+        let drops = |vip: &Vip| vip.flags & Vip::DROP_OTHER_PORTS != 0;
+        let wide =
+            self.services.keys().any(|frontend| frontend.is_wide()) || vips.values().any(drops);
+        let prefixes = vips.keys().any(|address| !address.is_address());
         let flag = |needed, flag| if needed { flag } else { 0 };
         flag(wide, Runtime::WIDE) | flag(prefixes, Runtime::PREFIXES)
     }

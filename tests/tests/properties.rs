@@ -7,7 +7,8 @@ use std::{
 };
 
 use etherparse::{
-    Ipv4Options, NetHeaders, PacketHeaders, SlicedPacket, TcpOptionElement, checksum::Sum16BitWords,
+    IpNumber, Ipv4Options, NetHeaders, PacketHeaders, PayloadSlice, SlicedPacket, TcpHeaderSlice,
+    TcpOptionElement, checksum::Sum16BitWords,
 };
 use lb_common::{
     checksum,
@@ -537,22 +538,40 @@ fn forwardable(frame: &[u8]) -> Result<u8, String> {
             if whole(&frame[offset..offset + ip.header_len()]) != 0 {
                 return Err("the header checksum is wrong".to_owned());
             }
-            if ip.is_fragmenting_payload() {
-                return Err("it is a fragment".to_owned());
+            if ip.is_fragmenting_payload() && ip.fragment_offset.value() == 0 {
+                begins_whole(&headers.payload)?;
             }
             Ok(ip.time_to_live)
         }
         Some(NetHeaders::Ipv6(ip, extensions)) => {
-            if extensions
-                .fragment
-                .is_some_and(|fragment| fragment.is_fragmenting_payload())
-            {
-                return Err("it is a fragment".to_owned());
+            if extensions.fragment.is_some_and(|fragment| {
+                fragment.is_fragmenting_payload() && fragment.fragment_offset.value() == 0
+            }) {
+                begins_whole(&headers.payload)?;
             }
             Ok(ip.hop_limit)
         }
         other => Err(format!("it is no IP packet: {other:?}")),
     }
+}
+
+/// Whether a first fragment has all of its transport header; else what is wrong.
+fn begins_whole(payload: &PayloadSlice<'_>) -> Result<(), String> {
+    let PayloadSlice::Ip(ip) = payload else {
+        return Err(format!("a first fragment with {payload:?}"));
+    };
+    let length = match ip.ip_number {
+        IpNumber::UDP => 8,
+        IpNumber::TCP => TcpHeaderSlice::from_slice(ip.payload)
+            .map_err(|error| error.to_string())?
+            .slice()
+            .len(),
+        other => return Err(format!("a first fragment of {other:?}")),
+    };
+    if ip.payload.len() < length {
+        return Err("a first fragment that lacks its transport header".to_owned());
+    }
+    Ok(())
 }
 
 /// Broken packets are never forwarded, whichever way they are broken.

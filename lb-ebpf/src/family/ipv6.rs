@@ -382,15 +382,15 @@ extern "C" fn ipv6_walk(ctx: *mut xdp_md, ip: u64, next: u32) -> u64 {
     let mut next = next as u8;
     let ctx = XdpContext::new(ctx);
     let mut headers = Ipv6Hdr::LEN;
-    for _ in 0..=MAX_EXTENSIONS {
+    for followed in 0..=MAX_EXTENSIONS {
         if next == TCP || next == UDP || next == ICMP {
             return Outcome::payload(next, headers).0;
         }
         if next != HOP_BY_HOP && next != ROUTING && next != FRAGMENT && next != DESTINATION {
             return Outcome::FOREIGN.0;
         }
-        // Only as the first of all (RFC 8200, section 4.1).
-        if next == HOP_BY_HOP && headers != Ipv6Hdr::LEN {
+        // The one only as the first of all (RFC 8200, section 4.1).
+        if followed == MAX_EXTENSIONS || next == HOP_BY_HOP && headers != Ipv6Hdr::LEN {
             break;
         }
         let mut buffer = Extension::default();

@@ -33,7 +33,7 @@ pub fn path<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
     };
     // SAFETY: `at` checked the bounds.
     let (kind, code, rest) = unsafe { ((*icmp).kind, (*icmp).code, (*icmp).rest) };
-    if (kind, code) != F::TOO_BIG {
+    if !F::is_too_big(kind, code) {
         return XDP_PASS;
     }
     let quoted = link.payload + headers + size_of::<Icmp>();

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use crate::{Topology, port};
@@ -92,13 +92,21 @@ pub struct Service {
     pub protocol: Protocol,
     /// How packets are forwarded.
     pub mode: Mode,
-    /// The port of the backends.
+    /// The port of the backends; 0 for the one that the client asked for.
     pub backend_port: u16,
     /// The weights of the backends, the first one's first. Backends beyond its
     /// length are not part of the service.
     pub weights: Vec<u32>,
     /// How backends are checked.
     pub health: Health,
+    /// Whether backends are known by their addresses of the other family, which only
+    /// tunnels allow.
+    pub crossed: bool,
+    /// What stands in place of `address` in the file, if the service is on more than that:
+    /// `192.0.2.32/28:8000-8099`.
+    pub on: Option<String>,
+    /// Other keys of the service with their values: lines of TOML.
+    pub keys: String,
 }
 
 /// An HTTP health check of [`port::HTTP`]; for every service, as one server answers
@@ -140,6 +148,9 @@ impl Service {
             backend_port: port::HTTP,
             weights: vec![100; topology.backends.len()],
             health: Health::default(),
+            crossed: false,
+            on: None,
+            keys: String::new(),
         }
     }
 
@@ -168,6 +179,25 @@ impl Service {
         }
     }
 
+    /// On an address or prefix with a port, a range of ports or `*`, in place of a single
+    /// address and port.
+    #[must_use]
+    pub fn on(self, address: &str) -> Self {
+        Self {
+            on: Some(address.to_owned()),
+            ..self
+        }
+    }
+
+    /// With this line of TOML, too.
+    #[must_use]
+    pub fn key(self, line: &str) -> Self {
+        Self {
+            keys: self.keys + line + "\n",
+            ..self
+        }
+    }
+
     /// The part of a configuration file that describes it.
     pub(crate) fn to_toml(&self, topology: &Topology) -> String {
         let Self {
@@ -175,8 +205,13 @@ impl Service {
             address,
             protocol,
             mode,
+            keys,
             ..
         } = self;
+        let address = match &self.on {
+            Some(on) => on.clone(),
+            None => address.to_string(),
+        };
         let Health {
             interval_ms,
             timeout_ms,
@@ -191,7 +226,7 @@ name = "{name}"
 address = "{address}"
 protocol = "{protocol}"
 mode = "{mode}"
-
+{keys}
 [service.health]
 type = "http"
 path = "/healthz"
@@ -203,7 +238,13 @@ fall = {fall}
 "#
         );
         for (backend, weight) in topology.backends.iter().zip(&self.weights) {
-            let address = backend.address(self.address.ip(), self.backend_port);
+            let ip = backend.ip(self.address.is_ipv4() != self.crossed);
+            let address = match (self.backend_port, ip) {
+                (0, ip) if mode.replies_direct() => ip.to_string(),
+                (0, IpAddr::V4(ip)) => format!("{ip}:*"),
+                (0, IpAddr::V6(ip)) => format!("[{ip}]:*"),
+                (port, ip) => SocketAddr::new(ip, port).to_string(),
+            };
             write!(
                 toml,
                 "\n[[service.backend]]\naddress = \"{address}\"\nweight = {weight}\n"

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::{Host, Mode, Routed, Topology, http};
+use crate::{Backend, Host, Mode, Routed, Topology, http};
 
 /// What is transferred: more than the buffers of both ends hold, a megabyte each, so that a
 /// transfer that pauses is not over.
@@ -20,18 +20,32 @@ const NARROW: u32 = 1_400;
 /// Longest silence of a transfer, and longest time that it may take to stand still.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Which way the bytes of a transfer go.
+/// Where the path of a transfer narrows, and with it which way the bytes go: through the
+/// narrow link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// From a backend to the client.
-    Download,
-    /// From the client to a backend.
-    Upload,
+pub enum Narrowing {
+    /// Between `r1` and the client, for downloads.
+    BeforeClient,
+    /// Between `r2` and the backends, for uploads.
+    BeforeBackends,
+    /// At the switch behind the balancer, for uploads: the balancer's own link.
+    BehindBalancer,
 }
 
-impl Direction {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Download, Self::Upload];
+impl Narrowing {
+    /// All that there are with this mode. With `dsr` there is no router before the backends,
+    /// and a network without a router has one MTU.
+    #[must_use]
+    pub const fn of(mode: Mode) -> &'static [Self] {
+        match mode {
+            Mode::Dsr => &[Self::BeforeClient, Self::BehindBalancer],
+            _ => &[
+                Self::BeforeClient,
+                Self::BeforeBackends,
+                Self::BehindBalancer,
+            ],
+        }
+    }
 }
 
 /// A transfer of either direction that has begun.
@@ -41,14 +55,14 @@ enum Transfer {
 }
 
 impl Transfer {
-    fn begin(direction: Direction, server: SocketAddr) -> Result<Self> {
-        Ok(match direction {
-            Direction::Download => {
+    fn begin(narrowing: Narrowing, server: SocketAddr) -> Result<Self> {
+        Ok(match narrowing {
+            Narrowing::BeforeClient => {
                 let mut transfer = http::Transfer::begin(server, LENGTH, u64::MAX, PATIENCE)?;
                 transfer.advance(BEGIN)?;
                 Self::Download(transfer)
             }
-            Direction::Upload => {
+            Narrowing::BeforeBackends | Narrowing::BehindBalancer => {
                 let mut upload = http::Upload::begin(server, LENGTH, PATIENCE)?;
                 upload.advance(BEGIN)?;
                 Self::Upload(upload)
@@ -65,16 +79,29 @@ impl Transfer {
 }
 
 impl Routed {
-    /// Transfers bytes, narrows the path while that goes on, and transfers the rest.
+    /// Transfers bytes, from or to each server, narrows the path while that goes on, and
+    /// transfers the rest.
     ///
     /// # Errors
     ///
-    /// When the transfer breaks or stands still, or a byte is not the one that was sent.
-    pub fn transfer_while_narrowing(&self, direction: Direction, server: SocketAddr) -> Result<()> {
-        let begin = || Transfer::begin(direction, server);
-        let transfer = self.topology.client.enter(begin)?;
-        self.narrow(direction, NARROW)?;
-        transfer.finish()
+    /// When a transfer breaks or stands still, or a byte is not the one that was sent.
+    pub fn transfer_while_narrowing(
+        &self,
+        narrowing: Narrowing,
+        servers: &[SocketAddr],
+    ) -> Result<()> {
+        let begin = |server: &SocketAddr| Transfer::begin(narrowing, *server);
+        let begin_all = || servers.iter().map(begin).collect::<Result<Vec<_>>>();
+        let transfers = self.topology.client.enter(begin_all)?;
+        self.narrow(narrowing, NARROW)?;
+        transfers
+            .into_iter()
+            .zip(servers)
+            .try_for_each(|(transfer, server)| {
+                transfer
+                    .finish()
+                    .with_context(|| format!("{narrowing:?} to {server}"))
+            })
     }
 
     /// Does the same where nobody tells the sender, and waits until it has sent the same
@@ -83,31 +110,31 @@ impl Routed {
     /// # Errors
     ///
     /// When the transfer goes on in spite of the narrow path, or not on the wide one.
-    pub fn stall_while_narrowing(&self, direction: Direction, server: SocketAddr) -> Result<()> {
-        let begin = || Transfer::begin(direction, server);
+    pub fn stall_while_narrowing(&self, narrowing: Narrowing, server: SocketAddr) -> Result<()> {
+        let begin = || Transfer::begin(narrowing, server);
         let transfer = self.topology.client.enter(begin)?;
-        self.narrow(direction, NARROW)?;
-        let before = self.timeouts(direction)?;
+        self.narrow(narrowing, NARROW)?;
+        let before = self.timeouts(narrowing)?;
         let rest = thread::spawn(move || transfer.finish());
         // An acknowledgement would put an end to them: in this time, none came.
         let deadline = Instant::now() + PATIENCE;
-        while self.timeouts(direction)? - before < 3 {
+        while self.timeouts(narrowing)? - before < 3 {
             ensure!(!rest.is_finished(), "the transfer did not stand still");
             ensure!(Instant::now() < deadline, "the sender tries nothing again");
             thread::sleep(Duration::from_millis(20));
         }
-        self.narrow(direction, self.wide(direction))?;
+        self.narrow(narrowing, self.wide(narrowing))?;
         rest.join().map_err(|_| anyhow!("the transfer panicked"))?
     }
 
     /// How often the senders have waited in vain for an acknowledgement.
-    fn timeouts(&self, direction: Direction) -> Result<i64> {
+    fn timeouts(&self, narrowing: Narrowing) -> Result<i64> {
         let Topology {
             client, backends, ..
         } = &self.topology;
-        let senders: Vec<&Host> = match direction {
-            Direction::Download => backends.iter().map(|backend| &backend.host).collect(),
-            Direction::Upload => vec![client],
+        let senders: Vec<&Host> = match narrowing {
+            Narrowing::BeforeClient => backends.iter().map(|backend| &backend.host).collect(),
+            Narrowing::BeforeBackends | Narrowing::BehindBalancer => vec![client],
         };
         senders
             .into_iter()
@@ -115,53 +142,91 @@ impl Routed {
             .sum()
     }
 
-    /// The MTU of the link that [`Routed::narrow`] narrows, as it was made.
-    fn wide(&self, direction: Direction) -> u32 {
-        match direction {
-            Direction::Download => self.options.mtu,
-            Direction::Upload => self.options.inner_mtu,
+    /// The MTU of the link that narrows, as it was made.
+    const fn wide(&self, narrowing: Narrowing) -> u32 {
+        match narrowing {
+            Narrowing::BeforeClient => self.options.mtu,
+            Narrowing::BeforeBackends | Narrowing::BehindBalancer => self.options.inner_mtu,
         }
     }
 
-    /// Gives the last link before the receiver another MTU: between `r1` and the client for
-    /// downloads, between `r2` and the backends for uploads. With `dsr` it is the network
-    /// that balancer and backends share, since a network without a router has one MTU.
+    /// Makes the path as wide again as it was made, and lets all hosts forget that it was
+    /// not.
     ///
     /// # Errors
     ///
-    /// When an interface does not take this size.
-    pub fn narrow(&self, direction: Direction, mtu: u32) -> Result<()> {
-        match direction {
-            Direction::Download => {
-                self.r1.set_mtu("eth0", mtu)?;
-                self.topology.client.set_mtu("eth0", mtu)
-            }
-            Direction::Upload => {
-                let (host, bridge) = self.lan();
-                if self.options.mode == Mode::Dsr {
-                    self.topology.lb.set_mtu("eth1", mtu)?;
-                    host.set_mtu("lb", mtu)?;
-                }
-                for backend in &self.topology.backends {
-                    host.set_mtu(backend.host.name(), mtu)?;
-                    backend.host.set_mtu("eth0", mtu)?;
-                }
-                host.set_mtu(bridge, mtu)
+    /// When an interface does not take its size, or a host has not forgotten.
+    pub fn widen(&self, narrowing: Narrowing) -> Result<()> {
+        self.narrow(narrowing, self.wide(narrowing))?;
+        let Topology {
+            client,
+            lb,
+            backends,
+            ..
+        } = &self.topology;
+        let ends = backends.iter().map(|backend| &backend.host);
+        for host in [client, lb, &self.r1, &self.r2].into_iter().chain(ends) {
+            for family in ["-4", "-6"] {
+                host.ip(&format!("{family} route flush cache"))?;
+                let left = host.ip(&format!("{family} route show cache"))?;
+                ensure!(left.is_empty(), "{} has not forgotten {left}", host.name());
             }
         }
+        Ok(())
+    }
+
+    /// Gives the network that narrows another MTU, at all of its interfaces.
+    fn narrow(&self, narrowing: Narrowing, mtu: u32) -> Result<()> {
+        let Topology {
+            client,
+            lb,
+            switch,
+            backends,
+            ..
+        } = &self.topology;
+        let mut interfaces = Vec::new();
+        match narrowing {
+            Narrowing::BeforeClient => {
+                interfaces.extend([(&self.r1, "eth0"), (client, "eth0")]);
+            }
+            Narrowing::BeforeBackends => {}
+            Narrowing::BehindBalancer => interfaces.extend([
+                (lb, "eth1"),
+                (switch, "lb"),
+                (switch, "r2"),
+                (&self.r2, "eth0"),
+            ]),
+        }
+        let (lan, bridge) = self.lan();
+        let at_lan = match narrowing {
+            Narrowing::BeforeClient => false,
+            Narrowing::BeforeBackends => true,
+            Narrowing::BehindBalancer => self.options.mode == Mode::Dsr,
+        };
+        if at_lan {
+            for Backend { host, .. } in backends {
+                interfaces.extend([(lan, host.name()), (host, "eth0")]);
+            }
+            interfaces.push((lan, bridge));
+        } else if narrowing == Narrowing::BehindBalancer {
+            interfaces.push((switch, "br0"));
+        }
+        interfaces
+            .into_iter()
+            .try_for_each(|(host, interface)| host.set_mtu(interface, mtu))
     }
 
     /// Packets that the kernel of the host before the narrow link has refused as too big so
-    /// far, and told their senders.
+    /// far, of both families, and told their senders.
     ///
     /// # Errors
     ///
     /// When its counters cannot be read.
-    pub fn refused(&self, direction: Direction) -> Result<i64> {
-        let host = match (direction, self.options.mode) {
-            (Direction::Download, _) => &self.r1,
-            (Direction::Upload, Mode::Dsr) => &self.topology.lb,
-            (Direction::Upload, _) => &self.r2,
+    pub fn refused(&self, narrowing: Narrowing) -> Result<i64> {
+        let host = match narrowing {
+            Narrowing::BeforeClient => &self.r1,
+            Narrowing::BeforeBackends => &self.r2,
+            Narrowing::BehindBalancer => &self.topology.lb,
         };
         let counters = host.snmp()?;
         Ok(counters.get("Ip.FragFails") + counters.get("Ip6.FragFails"))

@@ -3,7 +3,7 @@
 
 use std::{
     fmt::Write,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     time::{Duration, Instant},
 };
@@ -86,6 +86,18 @@ pub struct Routed {
 }
 
 impl Routed {
+    /// Service addresses for tunnels to the backends' addresses of the other family.
+    pub const CROSSED: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, 11)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x11)),
+    ];
+    /// Networks for services on prefixes.
+    pub const PREFIXES: [&str; 2] = ["192.0.2.32/28", "2001:db8:2::20/124"];
+    /// The addresses of [`Routed::PREFIXES`] that servers listen on.
+    pub const OF_PREFIXES: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, 45)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x2d)),
+    ];
     /// The networks of the service addresses.
     const VIPS: [&str; 2] = ["192.0.2.0/24", "2001:db8:2::/64"];
 
@@ -215,6 +227,8 @@ impl Routed {
             for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
                 host.sysctl(&format!("net/ipv4/conf/all/{key}"), value)?;
             }
+            // A local route makes no IPv6 address that a server could listen on.
+            host.sysctl("net/ipv6/ip_nonlocal_bind", "1")?;
         }
         let (port, bridge) = self.lan();
         Link::between(
@@ -238,9 +252,14 @@ impl Routed {
             .mtu(options.mtu)
             .up()?;
             service_addresses = vec![Topology::VIP4.into(), Topology::VIP6.into()];
+            service_addresses.extend(Self::CROSSED);
             for address in &service_addresses {
                 let nodad = if address.is_ipv6() { "nodad" } else { "" };
                 writeln!(batch, "address add {address} dev lo {nodad}")?;
+            }
+            service_addresses.extend(Self::OF_PREFIXES);
+            for prefix in Self::PREFIXES {
+                writeln!(batch, "route add local {prefix} dev lo")?;
             }
             batch.push_str("route add default via 10.0.2.1\nroute add default via 2001:db8:6::1\n");
             if self.options.mode != Mode::Dsr {
@@ -283,8 +302,14 @@ impl Routed {
             let socket = format!("{}-decap.sock", backend.host.name());
             let mut command = backend.host.command(program);
             command.args(["decap", "--interface", "eth0"]);
-            for address in &backend.service_addresses {
-                command.args(["--vip", &address.to_string()]);
+            for address in [Topology::VIP4.into(), Topology::VIP6.into()]
+                .iter()
+                .chain(&Self::CROSSED)
+            {
+                command.args(["--vip", &IpAddr::to_string(address)]);
+            }
+            for prefix in Self::PREFIXES {
+                command.args(["--vip", prefix]);
             }
             command
                 .args(["--from", "10.0.0.0/24", "--from", "2001:db8:3::/64"])
@@ -353,14 +378,15 @@ impl Routed {
 }
 
 /// A host where transfers begin and end. It relies on ICMP to learn what a path takes, as
-/// kernels do by default. Its sockets hold at most a megabyte each way, so that what is not
-/// read is soon not sent either.
+/// kernels do by default, and lets root ping by sockets of its own. Its sockets hold at most
+/// a megabyte each way, so that what is not read is soon not sent either.
 fn end_host(lab: &Lab, name: &str) -> Result<Host> {
     let host = lab.host(name)?;
     for (key, value) in [
         ("tcp_mtu_probing", "0"),
         ("tcp_rmem", "4096 131072 1048576"),
         ("tcp_wmem", "4096 65536 1048576"),
+        ("ping_group_range", "0 0"),
     ] {
         host.sysctl(&format!("net/ipv4/{key}"), value)?;
     }

@@ -80,7 +80,8 @@ pub struct Backend {
     pub v4: Ipv4Addr,
     /// Its IPv6 address.
     pub v6: Ipv6Addr,
-    /// Service addresses that it has on `lo`, for modes that leave the destination as it is.
+    /// Service addresses that its servers listen on, for modes that leave the destination as
+    /// it is. They are on `lo`.
     pub service_addresses: Vec<IpAddr>,
 }
 
@@ -195,13 +196,16 @@ impl Backend {
         })
     }
 
+    /// Its IPv4 address, or the other.
+    #[must_use]
+    pub fn ip(&self, v4: bool) -> IpAddr {
+        if v4 { self.v4.into() } else { self.v6.into() }
+    }
+
     /// Its address of the same family as `like`, with a port.
     #[must_use]
     pub fn address(&self, like: IpAddr, port: u16) -> SocketAddr {
-        match like {
-            IpAddr::V4(_) => (self.v4, port).into(),
-            IpAddr::V6(_) => (self.v6, port).into(),
-        }
+        SocketAddr::new(self.ip(like.is_ipv4()), port)
     }
 
     /// Starts `lab-server`, the program at this path, and waits until it listens.

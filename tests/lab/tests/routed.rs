@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use lb_lab::{
-    Direction, Lab, Mode, Packets, Process, Routed, RoutedOptions, Topology, http, pattern, port,
+    Lab, Mode, Narrowing, Packets, Process, Routed, RoutedOptions, Topology, http, pattern, port,
     udp,
 };
 
@@ -111,15 +111,16 @@ fn large_datagrams_arrive_in_fragments() -> Result<()> {
 #[test]
 fn a_transfer_survives_a_path_that_narrows() -> Result<()> {
     for mode in MODES {
-        for direction in Direction::ALL {
-            // Both families by one lab would find the path narrow already.
-            for family in 0..2 {
-                let (routed, _servers) = routed("narrow", mode, 1_500)?;
-                let server = addresses(&routed, mode, port::HTTP)[family];
+        let (routed, _servers) = routed("narrow", mode, 1_500)?;
+        for &narrowing in Narrowing::of(mode) {
+            // One by one: each is too big for itself.
+            for server in addresses(&routed, mode, port::HTTP) {
+                let before = routed.refused(narrowing)?;
                 routed
-                    .transfer_while_narrowing(direction, server)
-                    .with_context(|| format!("{direction:?} by {mode} from {server}"))?;
-                assert!(routed.refused(direction)? > 0, "nothing was too big");
+                    .transfer_while_narrowing(narrowing, &[server])
+                    .with_context(|| format!("{mode} with {server}"))?;
+                assert!(routed.refused(narrowing)? > before, "nothing was too big");
+                routed.widen(narrowing)?;
             }
         }
     }
@@ -138,11 +139,11 @@ fn without_icmp_a_transfer_stands_still() -> Result<()> {
         routed.topology.lb.ip(rule)?;
     }
     for server in addresses(&routed, mode, port::HTTP) {
-        let before = routed.refused(Direction::Download)?;
+        let before = routed.refused(Narrowing::BeforeClient)?;
         routed
-            .stall_while_narrowing(Direction::Download, server)
+            .stall_while_narrowing(Narrowing::BeforeClient, server)
             .with_context(|| format!("from {server}"))?;
-        assert!(routed.refused(Direction::Download)? > before);
+        assert!(routed.refused(Narrowing::BeforeClient)? > before);
     }
     Ok(())
 }

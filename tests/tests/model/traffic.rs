@@ -7,10 +7,11 @@ use etherparse::{
     IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, TcpOptionElement, checksum::Sum16BitWords,
 };
 use lb_model::{
-    Model,
-    nat::Flow,
-    packet::{ICMP, ICMPV6, TCP, Tuple, UDP},
-    world::Path,
+    Model, hash,
+    nat::{self, Flow},
+    packet::{self, ICMP, ICMPV6, Read, TCP, Tuple, UDP},
+    tunnels,
+    world::{Mode, Path, Service},
 };
 use lb_tests::{Extension, Net, Packet, Tag};
 
@@ -234,19 +235,56 @@ impl Traffic {
         Some(icmp(rng, "an ICMP error", router, tuple.src.ip(), message))
     }
 
-    /// An ICMP error about a packet that the balancer has wrapped.
+    /// An ICMP error about a packet that the balancer has wrapped, or nearly so.
     fn tunnel_error(&mut self, rng: &mut Rng, model: &Model) -> Option<Incoming> {
-        let tuple = random_tuple(rng, model)?;
+        let world = model.world();
+        let is_tunnel = |service: &&Service| matches!(service.mode, Mode::Ipip | Mode::Gue);
+        let tunnels: Vec<&Service> = world.services.iter().filter(is_tunnel).collect();
+        let service = *(!tunnels.is_empty()).then(|| rng.pick(&tunnels))?;
+        let tuple = tuple_of(rng, model, service)?;
         let inner = packet(rng, tuple);
-        let backends: Vec<_> = model.world().backends.values().collect();
-        let backend = rng.pick(&backends);
-        let source = backend.source?;
-        let length = if tuple.src.is_ipv4() { 4 } else { 41 };
-        let bytes = inner.build()[inner.ip_offset()..].to_vec();
-        let quoted = ip(rng, source, backend.address, length, &bytes);
-        let quote = cut(rng, quoted, source.is_ipv4());
-        let message = [error_header(rng, source.is_ipv6()), quote].concat();
+        let inner = inner.build()[inner.ip_offset()..].to_vec();
+        let Read::Packet(inner_ip) = packet::read(packet::ether_type(tuple.src.ip()), &inner)
+        else {
+            return None;
+        };
+        let (mut mode, mut backend) = match nat::of_ring(world, service, tuple) {
+            Ok((_, backend)) if rng.percent(90) => (service.mode, backend.clone()),
+            _ => {
+                let backends: Vec<_> = world.backends.values().collect();
+                (service.mode, (*rng.pick(&backends)).clone())
+            }
+        };
+        backend.source?;
+        if rng.percent(4) {
+            mode = *rng.pick(&[Mode::Ipip, Mode::Gue]);
+        }
+        if rng.percent(4) {
+            backend.port = Some(*rng.pick(&[6_080, 5_555, 80]));
+        }
+        let hash = hash::five_tuple(tuple.src, tuple.dst, tuple.protocol);
+        let inner = inner_ip.trimmed(&inner);
+        let source = tunnels::source(&backend, hash);
+        let mut quote = tunnels::wrap(inner, &inner_ip, mode, &backend, hash);
+        let headers = tunnels::overhead(mode, backend.address) + inner_ip.headers;
+        let length = match rng.below(10) {
+            0..4 => headers + 8,
+            4 => rng.below(headers + 8),
+            5..7 => headers + rng.range(8, 40),
+            _ => *rng.pick(&[548, 1_232]),
+        };
+        quote.truncate(length);
+        if rng.percent(15) && !quote.is_empty() {
+            let bit = rng.below(8 * quote.len().min(headers + 8));
+            quote[bit / 8] ^= 1 << (bit % 8);
+        }
+        let header = if rng.percent(85) {
+            too_big_header(rng, source.is_ipv6())
+        } else {
+            error_header(rng, source.is_ipv6())
+        };
         let router = router(rng, source.is_ipv6());
+        let message = [header, quote].concat();
         Some(icmp(
             rng,
             "an error about a tunnel",
@@ -282,6 +320,11 @@ impl Traffic {
 fn random_tuple(rng: &mut Rng, model: &Model) -> Option<Tuple> {
     let services = &model.world().services;
     let service = (!services.is_empty()).then(|| rng.pick(services))?;
+    tuple_of(rng, model, service)
+}
+
+/// A client's address and port, and those of this service.
+fn tuple_of(rng: &mut Rng, model: &Model, service: &Service) -> Option<Tuple> {
     let address = configuration::address_of(rng, service);
     let client = match rng.below(100) {
         0 => address,
@@ -563,6 +606,13 @@ fn error_header(rng: &mut Rng, ipv6: bool) -> Vec<u8> {
     [vec![kind, code, 0, 0], mtu.to_be_bytes().to_vec()].concat()
 }
 
+/// The header of an ICMP error about a packet that was too big, without a checksum.
+fn too_big_header(rng: &mut Rng, ipv6: bool) -> Vec<u8> {
+    let mtu = *rng.pick(&[0, 67, 88, 576, 1_280, 1_320, 1_400, 1_500, 65_535_u32]);
+    let kind = if ipv6 { [2, 0, 0, 0] } else { [3, 4, 0, 0] };
+    [kind, mtu.to_be_bytes()].concat()
+}
+
 /// A quote of any length, most of them of what is quoted often: eight bytes of the
 /// transport header, or as much as makes a packet of 576 bytes.
 fn cut(rng: &mut Rng, mut packet: Vec<u8>, is_v4: bool) -> Vec<u8> {
@@ -574,7 +624,8 @@ fn cut(rng: &mut Rng, mut packet: Vec<u8>, is_v4: bool) -> Vec<u8> {
         0..4 => headers + 8,
         4 => headers + rng.below(8),
         5..8 => headers + rng.range(8, 40),
-        _ => 548,
+        // The last are too big for some ways.
+        _ => *rng.pick(&[548, 548, 1_232, 1_500]),
     };
     packet.truncate(length);
     packet
@@ -605,7 +656,7 @@ fn icmp(
         dst: path.dst,
         src: path.src,
         tags: Vec::new(),
-        ether_type: lb_model::packet::ether_type(src),
+        ether_type: packet::ether_type(src),
         payload: 14,
     };
     let back = Path {
@@ -638,21 +689,35 @@ fn ip(rng: &mut Rng, src: IpAddr, dst: IpAddr, protocol: u8, payload: &[u8]) -> 
                 identification: rng.next() as u16,
                 ..Ipv4Header::default()
             };
+            if rng.percent(8) {
+                let options = vec![1; 4 * rng.range(1, 10)];
+                header.options = Ipv4Options::try_from(options.as_slice()).expect("whole words");
+            }
             header.set_payload_len(payload.len()).expect("16 bits");
             header.header_checksum = header.calc_header_checksum();
             [header.to_bytes().as_slice(), payload].concat()
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            // Now and then with an options header that says nothing.
+            let (next, extension) = if rng.percent(8) {
+                (
+                    IpNumber::IPV6_DESTINATION_OPTIONS,
+                    vec![protocol, 0, 1, 4, 0, 0, 0, 0],
+                )
+            } else {
+                (IpNumber(protocol), Vec::new())
+            };
+            let payload = [extension.as_slice(), payload].concat();
             let mut header = Ipv6Header {
                 hop_limit: ttl,
-                next_header: IpNumber(protocol),
+                next_header: next,
                 source: src.octets(),
                 destination: dst.octets(),
                 traffic_class: rng.byte(),
                 ..Ipv6Header::default()
             };
             header.set_payload_length(payload.len()).expect("16 bits");
-            [header.to_bytes().as_slice(), payload].concat()
+            [header.to_bytes().as_slice(), &payload].concat()
         }
         _ => unreachable!("source and destination are of one family"),
     }
