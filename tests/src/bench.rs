@@ -29,7 +29,7 @@ use crate::{
 const MAX_FLOWS: u32 = 64;
 
 /// Failed cases that are told of in full.
-const MAX_REPORTS: usize = 80;
+const MAX_REPORTS: usize = 8;
 
 /// The program, loaded. One serves many cases: before each its maps are brought to the
 /// state that the case names.

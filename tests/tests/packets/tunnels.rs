@@ -172,11 +172,14 @@ fn shorter_than_its_packet(kind: Kind) -> Case {
 fn report(flow: &Flow, request: &Packet, what: ((u8, u8), [u8; 4]), quote: usize) -> Vec<u8> {
     let outer = flow.outer.as_ref().expect("a tunnel");
     let frame = flow.delivered_frame(request);
-    let wrapped = &frame[flow.delivered(request).ip_offset()..];
+    let (link, wrapped) = frame.split_at(flow.delivered(request).ip_offset());
     let source = outer.source(flow.hash());
     let error = IcmpError::new(router(source.is_ipv6()), source, what.0, what.1);
     let quote = quote.min(wrapped.len());
-    let ethernet = flow.reply().ethernet();
+    // Comes as a reply does, but of the family of the outer header.
+    let mut ethernet = flow.reply().ethernet();
+    let ether_type = ethernet.len() - 2;
+    ethernet[ether_type..].copy_from_slice(&link[link.len() - 2..]);
     [ethernet, error.quoting(&wrapped[..quote])].concat()
 }
 
