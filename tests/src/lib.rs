@@ -10,6 +10,7 @@
 
 mod bench;
 mod case;
+pub mod conformance;
 mod decode;
 mod flow;
 mod fragment;

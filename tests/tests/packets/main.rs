@@ -19,13 +19,41 @@ mod sources;
 mod too_big;
 mod tunnels;
 
-use std::{collections::BTreeSet, io::Write as _};
+use std::{collections::BTreeSet, io::Write as _, path::Path};
 
-use lb_tests::{Bench, Case, in_network_namespace};
+use lb_tests::{Bench, Case, conformance, in_network_namespace};
+use snapbox::{Assert, Data, data::DataFormat};
 
 /// Runs a table.
 fn run(table: &str, cases: &[Case]) {
     in_network_namespace(|| Bench::new().run_all(table, cases));
+}
+
+/// All tables about services.
+fn tables() -> Vec<Case> {
+    [
+        lifecycle::cases,
+        rewriting::cases,
+        direct::cases,
+        tunnels::cases,
+        link::cases,
+        jumbo::cases,
+        segment_size::cases,
+        forms::cases,
+        backends::cases,
+        ports::cases,
+        ports::table_full,
+        fragments::cases,
+        errors::cases,
+        too_big::cases,
+        too_big::in_one_tick,
+        icmp::cases,
+        malformed::cases,
+        sources::cases,
+    ]
+    .into_iter()
+    .flat_map(|table| table())
+    .collect()
 }
 
 /// As many as the project promises, and no name twice but of foreign packets, which are
@@ -36,21 +64,10 @@ fn there_are_enough_cases() {
     let kinds: BTreeSet<_> = foreign.iter().map(|case| &case.name).collect();
     assert!(kinds.len() >= 20, "{} kinds of foreign packet", kinds.len());
 
-    let tables = [
-        backends::cases(),
-        fragments::cases(),
-        icmp::cases(),
-        lifecycle::cases(),
-        link::cases(),
-        malformed::cases(),
-        ports::cases(),
-        ports::table_full(),
-        rewriting::cases(),
-    ];
-    let names: Vec<_> = tables.iter().flatten().map(|case| &case.name).collect();
-    let unique: BTreeSet<_> = names.iter().collect();
-    assert_eq!(unique.len(), names.len(), "two cases have the same name");
-    assert!(unique.len() >= 100, "{} cases", unique.len());
+    let cases = tables();
+    let unique: BTreeSet<_> = cases.iter().map(|case| &case.name).collect();
+    assert_eq!(unique.len(), cases.len(), "two cases have the same name");
+    assert!(unique.len() >= 300, "{} cases", unique.len());
     // Past the test runner, which shows the output of failed tests alone.
     let _unseen = writeln!(
         std::io::stderr(),
@@ -58,4 +75,16 @@ fn there_are_enough_cases() {
         unique.len(),
         foreign.len()
     );
+}
+
+/// `docs/conformance.md` says what the cases say.
+#[test]
+fn conformance() {
+    let (cases, foreign) = (tables(), foreign::cases());
+    let document = conformance::document(cases.iter().chain(&foreign));
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md");
+    let expected = Data::read_from(&file, Some(DataFormat::Text)).raw();
+    Assert::new()
+        .action_env(snapbox::assert::DEFAULT_ACTION_ENV)
+        .eq(Data::text(document).raw(), expected);
 }

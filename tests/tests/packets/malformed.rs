@@ -159,7 +159,7 @@ fn poke_transport(packet: &Packet, offset: usize, bytes: &[u8]) -> Vec<u8> {
 
 fn ipv4(kind: Kind) -> Vec<Case> {
     let flow = Flow::first(kind);
-    let established = |name: &str| Case::of(kind, format!("{name}")).established(&flow);
+    let established = |name: &str| Case::of(kind, name).established(&flow);
     let transport = if kind.tcp { 20 } else { 8 };
     let whole = flow.request().ip_length() as u16;
     let mut cases = Vec::new();
@@ -302,7 +302,7 @@ fn ipv6(kind: Kind) -> Vec<Case> {
     use Extension::{Destination, Fragment, HopByHop, Routing};
 
     let flow = Flow::first(kind);
-    let established = |name: &str| Case::of(kind, format!("{name}")).established(&flow);
+    let established = |name: &str| Case::of(kind, name).established(&flow);
     let transport = if kind.tcp { 20 } else { 8 };
     let payload = flow.request().ip_length() as u16 - 40;
     let mut cases = Vec::new();

@@ -44,8 +44,7 @@ fn flow(kind: Kind, index: u16, port: u16) -> Flow {
 fn used_up(kind: Kind, name: &str, first: u16, last: u16) -> Case {
     let exhausted = DropReason::SourcePortsExhausted;
     let backend = kind.backend();
-    let mut case =
-        Case::of(kind, format!("{name}")).given(|world| world.set_ports(backend, first, last));
+    let mut case = Case::of(kind, name).given(|world| world.set_ports(backend, first, last));
     for (index, port) in (first..=last).enumerate() {
         let flow = flow(kind, index as u16, port);
         case = case.begin(format!("port {port}"), &flow, &flow.opening());

@@ -194,7 +194,7 @@ fn ipv4_options(kind: Kind, words: usize) -> Case {
     // Router alert, then no-operations, each byte different to the sum.
     let mut options = vec![1; words * 4];
     options[..4].copy_from_slice(&[0x94, 4, 0, 0]);
-    let name = format!("{words} words of IPv4 options");
+    let name = format!("IPv4 options of {words} words");
     both_ways(name, kind, |packet| {
         packet.with_ipv4(|ip| {
             ip.options = Ipv4Options::try_from(options.as_slice()).unwrap();
@@ -280,7 +280,7 @@ fn extensions(kind: Kind) -> Vec<Case> {
         let request = flow.request().with_extensions(extensions);
         let reply = flow.reply().with_extensions(extensions);
         cases.push(
-            Case::of(kind, format!("{name}"))
+            Case::of(kind, name)
                 .established(&flow)
                 .discard("request", request.build(), DropReason::Ipv6Extension)
                 // To the balancer's own address or a client's: the kernel's business.
