@@ -38,7 +38,7 @@ fn no_backend(kind: Kind) -> Case {
     });
     refused(case, "gone")
         .then("it comes", move |world| {
-            world.set_state(kind.backend(), BackendState::Up)
+            world.set_state(kind.backend(), BackendState::Up);
         })
         .forward("request", &flow, &flow.request())
 }
