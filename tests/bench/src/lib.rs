@@ -18,7 +18,7 @@ use clap::{Parser, ValueEnum};
 
 pub use self::{
     measure::{Figures, Size},
-    row::{Row, Scenario},
+    row::{Feature, IpVersion, Row, Scenario},
 };
 
 /// What to measure.
@@ -44,7 +44,7 @@ pub struct Arguments {
     quick: bool,
     /// Measure only the rows whose name contains these words, as in `full-nat/ipv4/tcp/1`
     /// of `tracked/full-nat/ipv4/tcp/1`. May be repeated.
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", allow_hyphen_values = true)]
     rows: Vec<String>,
 }
 

@@ -113,7 +113,7 @@ impl<V: Ip> Bench<V> {
     fn new(group: &Group, size: &Size) -> Result<Self> {
         let flows = group.flows;
         let room = size.room.max(2 * flows);
-        let balancer = Balancer::load::<V>(group.mode, group.protocol, room)?;
+        let balancer = Balancer::load::<V>(group, room)?;
         let tables = balancer.datapath.flow_tables()?;
         let program = balancer.datapath.program_fd()?.try_clone()?;
         let mut bench = Self {
@@ -124,6 +124,9 @@ impl<V: Ip> Bench<V> {
             flows,
             replies: Vec::new(),
         };
+        if !group.mode.translates() {
+            return Ok(bench);
+        }
         let ascending = Order::ascending(flows);
         let mut plan = bench.plan(Kind::Client(Flags::Syn), ascending)?;
         bench.run_under_test(&mut plan, flows, Scenario::New)?;
@@ -219,7 +222,8 @@ impl<V: Ip> Bench<V> {
         };
         Ok(Plan {
             frame: self.arriving(kind, None)?,
-            vary: vary as u32,
+            vary: vary as u16,
+            unwraps: self.balancer.outer::<V>(V::UNSPECIFIED).is_some().into(),
             order,
             base: 0,
             next: 0,
@@ -289,10 +293,10 @@ impl<V: Ip> Bench<V> {
     }
 
     /// The verdict on the packet of a flow, and the frame that leaves.
-    fn leaving(&self, scenario: Scenario, kind: Kind, flow: u32) -> Result<(u32, [u8; FRAME])> {
+    fn leaving(&self, scenario: Scenario, kind: Kind, flow: u32) -> Result<(u32, Vec<u8>)> {
         let arrived = match kind {
             Kind::Arp | Kind::Foreign => {
-                return Ok((XDP_PASS, self.arriving(kind, Some(flow))?));
+                return Ok((XDP_PASS, self.arriving(kind, Some(flow))?.into()));
             }
             Kind::Client(_) => self.client_packet(kind, Some(flow)),
             Kind::Backend(flags) => self.backend_packet(flags, Some(flow)),
@@ -301,6 +305,9 @@ impl<V: Ip> Bench<V> {
             src: arrived.src,
             dst: arrived.dst,
         };
+        if scenario == Scenario::Stateless {
+            return Ok((XDP_TX, self.sent_on(&arrived, &ends)?));
+        }
         let (to, macs) = match scenario {
             Scenario::Reply => (self.towards_client(&ends)?, FROM_CLIENT.reversed()),
             _ => self.towards_backend(&ends)?,
@@ -312,7 +319,23 @@ impl<V: Ip> Bench<V> {
             hops: HOPS - 1,
             ..arrived
         };
-        Ok((XDP_TX, left.bytes()?))
+        Ok((XDP_TX, left.bytes()?.into()))
+    }
+
+    /// What a client's packet becomes that is not translated.
+    fn sent_on(&self, arrived: &Frame, ends: &Ends) -> Result<Vec<u8>> {
+        let hash = V::hash(&self.key(ends)?);
+        let target = self.balancer.target::<V>(hash);
+        let frame = Frame {
+            macs: target.macs,
+            hops: HOPS - 1,
+            ..*arrived
+        };
+        let frame = frame.bytes()?;
+        Ok(match self.balancer.outer::<V>(target.address.ip()) {
+            Some(outer) => outer.wrap(&frame, ETHERNET, hash),
+            None => frame.into(),
+        })
     }
 
     /// What a client's packet becomes: the ring says which backend it goes to, and the
@@ -383,7 +406,7 @@ impl<V: Ip> Bench<V> {
                 reply_bytes: bytes,
                 ..none
             },
-            Scenario::Tracked | Scenario::New => Counters {
+            Scenario::Tracked | Scenario::New | Scenario::Stateless => Counters {
                 packets,
                 bytes,
                 new_flows: if scenario == Scenario::New {
@@ -450,7 +473,7 @@ impl Kind {
         match row.scenario {
             Scenario::NotOurs if row.family.is_none() => Self::Arp,
             Scenario::NotOurs => Self::Foreign,
-            Scenario::Tracked => Self::Client(Flags::Ack),
+            Scenario::Tracked | Scenario::Stateless => Self::Client(Flags::Ack),
             Scenario::New => Self::Client(Flags::Syn),
             Scenario::Reply => Self::Backend(Flags::Ack),
         }
@@ -462,14 +485,16 @@ fn last(plan: &Plan) -> u32 {
     plan.base + plan.order.nth(plan.next - 1)
 }
 
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
+
 /// Length of the IP packet in a frame.
 const fn ip_bytes() -> u64 {
-    const ETHERNET: usize = 14;
     (FRAME - ETHERNET) as u64
 }
 
 /// That the last run ended as it should.
-fn check(outcome: &Outcome, verdict: u32, frame: &[u8; FRAME]) -> Result<()> {
+fn check(outcome: &Outcome, verdict: u32, frame: &[u8]) -> Result<()> {
     ensure!(
         outcome.verdict == verdict,
         "XDP verdict {} in place of {verdict}",

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lb_userspace::state::{Mode, Protocol};
+use lb_userspace::state::{Mode, Protocol, Word as _};
 
 /// What a packet is to the balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,19 @@ pub enum Scenario {
     Reply,
     /// From a client, of a flow that begins with it.
     New,
+    /// From a client, in a mode that keeps no flows.
+    Stateless,
+}
+
+/// What a configuration can have more than services on one address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Beside the others, a service on a range of ports.
+    Ranges,
+    /// Beside the others, a service on a prefix.
+    Prefixes,
+    /// The services lower the segment size of connections.
+    SegmentSize,
 }
 
 /// An IP version.
@@ -40,6 +53,8 @@ pub struct Row {
     /// Flows in the tables, and flows that the packets belong to in turn; for
     /// [`Scenario::New`] the former alone.
     pub flows: u32,
+    /// What the configuration has more.
+    pub feature: Option<Feature>,
 }
 
 /// Rows that are measured one after the other on the same tables.
@@ -49,6 +64,7 @@ pub(crate) struct Group {
     pub(crate) family: IpVersion,
     pub(crate) protocol: Protocol,
     pub(crate) flows: u32,
+    pub(crate) feature: Option<Feature>,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -61,20 +77,32 @@ pub(crate) fn groups(flows: &[u32], filters: &[String]) -> Vec<Group> {
         filters.is_empty() || filters.iter().any(names_it)
     };
     let mut groups = Vec::new();
-    for mode in [Mode::FullNat, Mode::Nat] {
-        for family in [IpVersion::Ipv4, IpVersion::Ipv6] {
+    let mut push = |mode, family, protocol, flows, feature| {
+        let mut group = Group {
+            mode,
+            family,
+            protocol,
+            flows,
+            feature,
+            rows: Vec::new(),
+        };
+        group.rows = group.candidates().into_iter().filter(wanted).collect();
+        groups.push(group);
+    };
+    for mode in Mode::ALL {
+        for family in IpVersion::ALL {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                for flows in flows.iter().copied() {
-                    let mut group = Group {
-                        mode,
-                        family,
-                        protocol,
-                        flows,
-                        rows: Vec::new(),
-                    };
-                    group.rows = group.candidates().into_iter().filter(wanted).collect();
-                    groups.push(group);
+                for flows in flows {
+                    push(*mode, family, protocol, *flows, None);
                 }
+            }
+        }
+    }
+    // Features are compared to one flow without them.
+    for mode in [Mode::FullNat, Mode::Dsr] {
+        for family in IpVersion::ALL {
+            for feature in Feature::ALL {
+                push(mode, family, Protocol::Tcp, 1, Some(feature));
             }
         }
     }
@@ -90,6 +118,7 @@ impl Group {
             family: Some(self.family),
             protocol: Some(self.protocol),
             flows: self.flows,
+            feature: self.feature,
         };
         let mut rows = Vec::new();
         // Packets that are not ours are measured beside flows of one kind alone.
@@ -98,7 +127,7 @@ impl Group {
                 mode: None,
                 ..ours(Scenario::NotOurs)
             });
-            if self.family == IpVersion::Ipv4 && self.flows == 1 {
+            if self.family == IpVersion::Ipv4 && self.flows == 1 && self.feature.is_none() {
                 rows.push(Row {
                     mode: None,
                     family: None,
@@ -107,8 +136,16 @@ impl Group {
                 });
             }
         }
-        rows.extend([Scenario::Tracked, Scenario::Reply, Scenario::New].map(ours));
+        rows.extend(self.scenarios().iter().copied().map(ours));
         rows
+    }
+
+    /// What packets for the service can be.
+    fn scenarios(&self) -> &'static [Scenario] {
+        match self.mode {
+            Mode::FullNat | Mode::Nat => &[Scenario::Tracked, Scenario::Reply, Scenario::New],
+            Mode::Dsr | Mode::Ipip | Mode::Gue => &[Scenario::Stateless],
+        }
     }
 }
 
@@ -121,23 +158,39 @@ impl Scenario {
             Self::Tracked => "tracked",
             Self::Reply => "reply",
             Self::New => "new",
+            Self::Stateless => "stateless",
         }
     }
 }
 
 impl Row {
-    /// The words of mode, family and protocol, `-` where there is none.
+    /// The words of mode, family, protocol and feature, `-` where there is none.
     #[must_use]
-    pub fn words(&self) -> [&'static str; 3] {
+    pub fn words(&self) -> [&'static str; 4] {
         [
             self.mode.map_or("-", Mode::as_str),
             self.family.map_or("-", IpVersion::as_str),
             self.protocol.map_or("-", Protocol::as_str),
+            self.feature.map_or("-", Feature::as_str),
         ]
     }
 }
 
+impl Feature {
+    const ALL: [Self; 3] = [Self::Ranges, Self::Prefixes, Self::SegmentSize];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ranges => "ranges",
+            Self::Prefixes => "prefixes",
+            Self::SegmentSize => "segment-size",
+        }
+    }
+}
+
 impl IpVersion {
+    const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Ipv4 => "ipv4",
@@ -149,8 +202,12 @@ impl IpVersion {
 /// The name of the row.
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [mode, family, protocol] = self.words();
+        let [mode, family, protocol, feature] = self.words();
         let scenario = self.scenario.as_str();
-        write!(f, "{scenario}/{mode}/{family}/{protocol}/{}", self.flows)
+        write!(f, "{scenario}/{mode}/{family}/{protocol}/{}", self.flows)?;
+        match self.feature {
+            Some(_) => write!(f, "/{feature}"),
+            None => Ok(()),
+        }
     }
 }

@@ -10,17 +10,24 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     Runtime,
     addr::LinkPath,
-    backend::{Backend, BackendState, Interface},
+    backend::{Backend, BackendState, Interface, Outer as Family},
     counters::Counters,
     ring::{self, RING_SIZE},
     service::{self, Service, Vip},
 };
+use lb_tests::Outer;
 use lb_userspace::{
-    datapath::{Datapath, LogLevel, Match, Options, words},
-    state::{Mode, Protocol},
+    address::{AddressPrefix, PortRange},
+    datapath::{Datapath, Frontend, LogLevel, Options, matches, words},
+    state::{GUE_PORT, Mode, Protocol},
 };
 
-use crate::{driver::IFINDEX, frame::Macs, ip::Ip};
+use crate::{
+    driver::IFINDEX,
+    frame::Macs,
+    ip::Ip,
+    row::{Feature, Group},
+};
 
 /// Services.
 const SERVICES: u32 = 64;
@@ -40,6 +47,8 @@ const BACKEND_PORT: u16 = 8_443;
 const FIRST_PORT: u16 = 1_024;
 const LAST_PORT: u16 = 65_535;
 const MTU: u32 = 1_500;
+/// Of [`Feature::SegmentSize`].
+const SEGMENT_SIZE: u16 = 1_400;
 
 const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -74,13 +83,18 @@ pub(crate) struct Target {
 
 impl Balancer {
     /// Loads the program and fills its maps; the flow tables hold `max_flows` each.
-    pub(crate) fn load<V: Ip>(mode: Mode, protocol: Protocol, max_flows: u32) -> Result<Self> {
+    pub(crate) fn load<V: Ip>(group: &Group, max_flows: u32) -> Result<Self> {
         let mut datapath = Datapath::load(&Options {
             max_flows,
             log: LogLevel::Off,
         })
         .context("the benchmark loads BPF programs and must run as root")?;
-        datapath.set_runtime(Runtime { clock: 1, flags: 0 })?;
+        let flags = match group.feature {
+            Some(Feature::Ranges) => Runtime::WIDE,
+            Some(Feature::Prefixes) => Runtime::WIDE | Runtime::PREFIXES,
+            Some(Feature::SegmentSize) | None => 0,
+        };
+        datapath.set_runtime(Runtime { clock: 1, flags })?;
         datapath.set_interface(IFINDEX, Interface { mtu: MTU })?;
         let pools: Vec<u32> = (1..=BACKENDS).collect();
         datapath.create_port_pools(&pools)?;
@@ -90,12 +104,12 @@ impl Balancer {
             .collect();
         datapath.set_rings(&rings)?;
         for number in 1..=SERVICES {
-            set_service::<V>(&mut datapath, number, mode, protocol)?;
+            set_service::<V>(&mut datapath, number, group)?;
         }
         Ok(Self {
             datapath,
-            mode,
-            protocol,
+            mode: group.mode,
+            protocol: group.protocol,
             address: (V::service(MEASURED), SERVICE_PORT).into(),
         })
     }
@@ -107,6 +121,21 @@ impl Balancer {
             address: (V::backend(id), BACKEND_PORT).into(),
             macs: backend_macs(id),
         }
+    }
+
+    /// The headers of a tunnel to this address, if there is one.
+    pub(crate) fn outer<V: Ip>(&self, backend: IpAddr) -> Option<Outer> {
+        let gue = match self.mode {
+            Mode::FullNat | Mode::Nat | Mode::Dsr => return None,
+            Mode::Ipip => None,
+            Mode::Gue => Some(GUE_PORT),
+        };
+        Some(Outer {
+            src: V::SOURCE,
+            source_bits: 0,
+            dst: backend,
+            gue,
+        })
     }
 
     /// What passed for all backends.
@@ -128,50 +157,83 @@ impl Balancer {
     }
 }
 
-fn set_service<V: Ip>(
-    datapath: &mut Datapath,
-    number: u32,
-    mode: Mode,
-    protocol: Protocol,
-) -> Result<()> {
+fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Result<()> {
     for id in backends_of(number) {
-        datapath.set_backend(id, backend::<V>(id, number, mode))?;
+        datapath.set_backend(id, backend::<V>(id, number, group))?;
     }
     let service = Service {
         id: number,
-        mode: service::Mode::from(mode) as u8,
+        mode: service::Mode::from(group.mode) as u8,
         ..Service::default()
     };
-    let packets = Match::Port {
-        address: V::service(number),
-        port: SERVICE_PORT,
-        protocol: number_of(protocol),
-    };
-    datapath.set_service(packets, service)?;
-    let flags = match protocol {
+    let frontend = frontend::<V>(number, group);
+    let id = if frontend.is_wide() { number } else { 0 };
+    for (packets, service) in matches([(frontend, service)], |_| id) {
+        datapath.set_service(packets, service)?;
+    }
+    let flags = match group.protocol {
         Protocol::Tcp => Vip::TCP,
         Protocol::Udp => Vip::UDP,
     };
-    datapath.set_vip(V::service(number).into(), Vip { id: 0, flags })?;
+    datapath.set_vip(frontend.address, Vip { id, flags })?;
     Ok(())
 }
 
-fn backend<V: Ip>(id: u32, service: u32, mode: Mode) -> Backend {
-    let full_nat = mode == Mode::FullNat;
+/// What clients send to a service. The last one has the feature that makes it wide.
+fn frontend<V: Ip>(number: u32, group: &Group) -> Frontend {
+    let address = AddressPrefix::from(V::service(number));
+    let ports = PortRange::from(SERVICE_PORT);
+    let wide = group.feature.filter(|_| number == SERVICES);
+    Frontend {
+        address: match wide {
+            Some(Feature::Prefixes) => AddressPrefix::new(address.address(), address.length() - 1),
+            _ => address,
+        },
+        ports: match wide {
+            Some(Feature::Ranges) => PortRange::ALL,
+            _ => ports,
+        },
+        protocol: number_of(group.protocol),
+    }
+}
+
+fn backend<V: Ip>(id: u32, service: u32, group: &Group) -> Backend {
     let macs = backend_macs(id);
-    Backend {
+    let mut backend = Backend {
         path: LinkPath::new(IFINDEX, macs.dst, macs.src),
         mtu: MTU,
         service,
         state: BackendState::Up as u8,
-        port: BACKEND_PORT.to_be(),
-        address: words(V::backend(id)),
-        source: if full_nat { words(V::SOURCE) } else { [0; 4] },
-        port_pool: if full_nat { id } else { 0 },
-        first_port: FIRST_PORT,
-        last_port: LAST_PORT,
         ..Backend::default()
+    };
+    if group.feature == Some(Feature::SegmentSize) {
+        backend.max_segment_size = SEGMENT_SIZE;
     }
+    if group.mode != Mode::Dsr {
+        backend.address = words(V::backend(id));
+    }
+    if group.mode != Mode::Nat && group.mode != Mode::Dsr {
+        backend.source = words(V::SOURCE);
+    }
+    match group.mode {
+        Mode::FullNat => {
+            backend.port = BACKEND_PORT.to_be();
+            backend.port_pool = id;
+            (backend.first_port, backend.last_port) = (FIRST_PORT, LAST_PORT);
+        }
+        Mode::Nat => backend.port = BACKEND_PORT.to_be(),
+        Mode::Dsr => {}
+        Mode::Ipip | Mode::Gue => {
+            backend.outer = match V::SOURCE {
+                IpAddr::V4(_) => Family::Ipv4,
+                IpAddr::V6(_) => Family::Ipv6,
+            } as u8;
+            if group.mode == Mode::Gue {
+                backend.port = GUE_PORT.to_be();
+            }
+        }
+    }
+    backend
 }
 
 /// Ids of the backends of a service.

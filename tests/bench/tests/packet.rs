@@ -20,14 +20,24 @@ fn every_row_runs_with_correct_verdicts() {
     })
     .unwrap_or_else(|error| panic!("{error:?}"));
 
-    let count = |scenario| rows.iter().filter(|row| row.scenario == scenario).count();
+    let (featured, plain): (Vec<&Row>, Vec<&Row>) =
+        rows.iter().partition(|row| row.feature.is_some());
+    let count = |rows: &[&Row], scenario| {
+        let alike = |row: &&&Row| row.scenario == scenario;
+        rows.iter().filter(alike).count()
+    };
     // Modes, families and protocols.
-    const OURS: usize = 2 * 2 * 2;
-    assert_eq!(count(Scenario::Tracked), OURS);
-    assert_eq!(count(Scenario::Reply), OURS);
-    assert_eq!(count(Scenario::New), OURS);
+    const TRANSLATED: usize = 2 * 2 * 2;
+    assert_eq!(count(&plain, Scenario::Tracked), TRANSLATED);
+    assert_eq!(count(&plain, Scenario::Reply), TRANSLATED);
+    assert_eq!(count(&plain, Scenario::New), TRANSLATED);
+    assert_eq!(count(&plain, Scenario::Stateless), 3 * 2 * 2);
     // Either family; ARP is measured beside one flow alone.
-    assert_eq!(count(Scenario::NotOurs), 2);
+    assert_eq!(count(&plain, Scenario::NotOurs), 2);
+    // Features and families.
+    for scenario in [Scenario::New, Scenario::NotOurs, Scenario::Stateless] {
+        assert_eq!(count(&featured, scenario), 3 * 2);
+    }
 }
 
 #[test]

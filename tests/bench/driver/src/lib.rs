@@ -42,7 +42,11 @@ pub struct Plan {
     /// checksums as if both were zero.
     pub frame: [u8; FRAME],
     /// What varies: a [`Vary`].
-    pub vary: u32,
+    pub vary: u16,
+    /// Not 0 where the program under test wraps packets: the driver takes off again what
+    /// it put in front. Beside the floor it moves the beginning of the frame by nothing,
+    /// which takes it as long.
+    pub unwraps: u16,
     /// The order in which flows come.
     pub order: Order,
     /// What is added to the number that [`Order::nth`] gives.
@@ -53,7 +57,7 @@ pub struct Plan {
 
 /// What of the frame depends on the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u16)]
 pub enum Vary {
     /// Nothing.
     Nothing = 0,

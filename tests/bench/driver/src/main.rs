@@ -12,8 +12,10 @@
 compile_error!("the driver puts fields of headers together for little-endian machines");
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::xdp_action::{XDP_ABORTED, XDP_PASS},
     btf_maps::{Array, ProgramArray},
+    helpers::bpf_xdp_adjust_head,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -56,6 +58,13 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
     let plan = PLAN.get_ptr_mut(0)?;
     // SAFETY: a map value that nothing else writes while the program runs.
     let plan = unsafe { &mut *plan };
+    if plan.unwraps != 0 {
+        let beyond = (ctx.data_end() - ctx.data()).wrapping_sub(FRAME);
+        // SAFETY: the context is the caller's.
+        if unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), beyond as i32) } != 0 {
+            return None;
+        }
+    }
     let start = ctx.data() as *mut u8;
     if start.wrapping_add(FRAME) as usize > ctx.data_end() {
         return None;
@@ -67,10 +76,10 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
     let flow = plan.base + plan.order.nth(plan.next);
     plan.next += 1;
 
-    const CLIENT4: u32 = Vary::Client4 as u32;
-    const CLIENT6: u32 = Vary::Client6 as u32;
-    const REPLY4: u32 = Vary::Reply4 as u32;
-    const REPLY6: u32 = Vary::Reply6 as u32;
+    const CLIENT4: u16 = Vary::Client4 as u16;
+    const CLIENT6: u16 = Vary::Client6 as u16;
+    const REPLY4: u16 = Vary::Reply4 as u16;
+    const REPLY6: u16 = Vary::Reply6 as u16;
     match plan.vary {
         CLIENT4 => {
             let (address, port) = client(flow);
