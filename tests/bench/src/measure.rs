@@ -305,7 +305,7 @@ impl<V: Ip> Bench<V> {
             src: arrived.src,
             dst: arrived.dst,
         };
-        if scenario == Scenario::Stateless {
+        if scenario == Scenario::Clean {
             return Ok((XDP_TX, self.sent_on(&arrived, &ends)?));
         }
         let (to, macs) = match scenario {
@@ -406,7 +406,7 @@ impl<V: Ip> Bench<V> {
                 reply_bytes: bytes,
                 ..none
             },
-            Scenario::Tracked | Scenario::New | Scenario::Stateless => Counters {
+            Scenario::Tracked | Scenario::New | Scenario::Clean => Counters {
                 packets,
                 bytes,
                 new_flows: if scenario == Scenario::New {
@@ -473,7 +473,7 @@ impl Kind {
         match row.scenario {
             Scenario::NotOurs if row.family.is_none() => Self::Arp,
             Scenario::NotOurs => Self::Foreign,
-            Scenario::Tracked | Scenario::Stateless => Self::Client(Flags::Ack),
+            Scenario::Tracked | Scenario::Clean => Self::Client(Flags::Ack),
             Scenario::New => Self::Client(Flags::Syn),
             Scenario::Reply => Self::Backend(Flags::Ack),
         }

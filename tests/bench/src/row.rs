@@ -15,8 +15,8 @@ pub enum Scenario {
     Reply,
     /// From a client, of a flow that begins with it.
     New,
-    /// From a client, in a mode that keeps no flows.
-    Stateless,
+    /// From a client, of a slot of the ring without an entry in the flow table.
+    Clean,
 }
 
 /// What a configuration can have more than services on one address and port.
@@ -144,7 +144,7 @@ impl Group {
     fn scenarios(&self) -> &'static [Scenario] {
         match self.mode {
             Mode::FullNat | Mode::Nat => &[Scenario::Tracked, Scenario::Reply, Scenario::New],
-            Mode::Dsr | Mode::Ipip | Mode::Gue => &[Scenario::Stateless],
+            Mode::Dsr | Mode::Ipip | Mode::Gue => &[Scenario::Clean],
         }
     }
 }
@@ -158,7 +158,7 @@ impl Scenario {
             Self::Tracked => "tracked",
             Self::Reply => "reply",
             Self::New => "new",
-            Self::Stateless => "stateless",
+            Self::Clean => "clean",
         }
     }
 }

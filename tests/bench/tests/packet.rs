@@ -31,11 +31,11 @@ fn every_row_runs_with_correct_verdicts() {
     assert_eq!(count(&plain, Scenario::Tracked), TRANSLATED);
     assert_eq!(count(&plain, Scenario::Reply), TRANSLATED);
     assert_eq!(count(&plain, Scenario::New), TRANSLATED);
-    assert_eq!(count(&plain, Scenario::Stateless), 3 * 2 * 2);
+    assert_eq!(count(&plain, Scenario::Clean), 3 * 2 * 2);
     // Either family; ARP is measured beside one flow alone.
     assert_eq!(count(&plain, Scenario::NotOurs), 2);
     // Features and families.
-    for scenario in [Scenario::New, Scenario::NotOurs, Scenario::Stateless] {
+    for scenario in [Scenario::New, Scenario::NotOurs, Scenario::Clean] {
         assert_eq!(count(&featured, scenario), 3 * 2);
     }
 }
