@@ -10,7 +10,10 @@ use std::{
 
 use lb_common::{backend::MAX_BACKENDS, ports::MAX_PORT_POOLS, service::MAX_SERVICES};
 
-use crate::{address::AddressPrefix, state::BackendAddress};
+use crate::{
+    address::AddressPrefix,
+    state::{BackendAddress, BackendPort},
+};
 
 /// How long an id rests at least after the datapath has lost it: longer than any packet
 /// that was on its way then, and that may still write a flow entry with it.
@@ -40,6 +43,18 @@ pub struct PoolName {
     pub backend: BackendAddress,
     /// IP protocol number.
     pub protocol: u8,
+}
+
+impl PoolName {
+    /// The pool for all ports of the backend's address, if full NAT reaches some backend
+    /// there at whichever port the client asked for (`every_port`): with a pool for each
+    /// port beside it, both would hand out the same source port towards one of them.
+    pub(super) fn shared(mut self, every_port: &BTreeSet<(IpAddr, u8)>) -> Self {
+        if every_port.contains(&(self.backend.ip, self.protocol)) {
+            self.backend.port = BackendPort::Every;
+        }
+        self
+    }
 }
 
 /// The ids of everything that is wanted, and of what was and still has flows.

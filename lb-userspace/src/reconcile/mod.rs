@@ -158,6 +158,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
     let mut services = Vec::new();
     let mut silent = BTreeSet::new();
     let mut taken = TakenPorts::new(world.desired);
+    let every_port = way::on_every_port(world.desired);
     for spec in world.desired.services() {
         let name: Arc<str> = spec.name.as_str().into();
         let service = ids.services.get_or_new(&name)?;
@@ -167,6 +168,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             let id = ids.backends.get_or_new(&backend_name)?;
             let is_up = (world.is_up)(spec, backend_spec);
             let (mut entry, pool) = backend(world, spec, backend_spec, &mut taken);
+            let pool = pool.map(|pool| pool.shared(&every_port));
             entry.service = service;
             entry.state = if is_up {
                 BackendState::Up

@@ -503,6 +503,33 @@ fn services_that_share_a_backend_share_its_ports() {
 }
 
 #[test]
+fn a_backend_on_every_port_shares_the_ports_of_its_address() {
+    let every = BackendAddress {
+        port: BackendPort::Every,
+        ..backend_spec(11, Some(1), 1).address
+    };
+    let every = BackendSpec {
+        address: every,
+        weight: 1,
+    };
+    let both = vec![
+        backend_spec(11, Some(8_080), 1),
+        backend_spec(12, Some(8_080), 1),
+    ];
+    let mut wide = service(20, Mode::FullNat, Some(80), vec![every]);
+    wide.address.ports = PortRange::ALL;
+    let pools = |specs: Vec<ServiceSpec>| -> Vec<u32> {
+        let image = image_of(&inputs(specs));
+        let backends = image.backends.values();
+        backends.map(|backend| backend.port_pool).collect()
+    };
+    let web = service(10, Mode::FullNat, Some(80), both);
+    assert_eq!(pools(vec![web.clone(), wide.clone()]), [1, 2, 1]);
+    wide.protocol = Protocol::Udp;
+    assert_eq!(pools(vec![web, wide]), [1, 2, 3]);
+}
+
+#[test]
 fn a_backend_leaves_the_ring_by_health_by_weight_and_without_a_next_hop() {
     let mut inputs = web(&[100, 0, 100, 100]);
     inputs.down.insert(13);

@@ -1,11 +1,14 @@
 //! Whether packets of a service reach a backend by its next hop.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::{
     address::{PortRange, PortSet},
     neighbour::NextHop,
-    state::{BackendSpec, Desired, Mode, ServiceSpec},
+    state::{BackendPort, BackendSpec, Desired, Mode, ServiceSpec},
 };
 
 /// Why a mode cannot use a next hop that others could.
@@ -93,6 +96,19 @@ pub fn obstacle(
                 .then_some(Obstacle::ServicePorts(source))
         }
     }
+}
+
+/// The addresses, with the IP protocol number, where full NAT reaches backends at whichever
+/// port the client asked for.
+pub(super) fn on_every_port(desired: &Desired) -> BTreeSet<(IpAddr, u8)> {
+    let mut every_port = BTreeSet::new();
+    for spec in desired.services() {
+        let backends = spec.backends.iter().filter(|backend| {
+            spec.mode == Mode::FullNat && backend.address.port == BackendPort::Every
+        });
+        every_port.extend(backends.map(|backend| (backend.address.ip, spec.protocol.number())));
+    }
+    every_port
 }
 
 /// The ports of services on the balancer's own addresses: a reply to one would be taken
