@@ -114,11 +114,22 @@ impl Client {
         self.ask(Method::POST, path, Some(body)).await
     }
 
-    /// Gives a backend another weight.
+    /// Gives a backend everything anew.
     pub async fn set_backend(&self, service: &str, backend: &Backend) -> Result<Backend, Reason> {
         let body = serde_json::to_value(backend).expect("its keys are strings");
         let path = backend_path(service, &backend.address);
         self.ask(Method::PUT, path, Some(body)).await
+    }
+
+    /// Changes what the patch names of a backend (RFC 7386).
+    pub async fn patch_backend(
+        &self,
+        service: &str,
+        address: &str,
+        patch: Value,
+    ) -> Result<Backend, Reason> {
+        let path = backend_path(service, address);
+        self.ask(Method::PATCH, path, Some(patch)).await
     }
 
     /// Removes a backend, and says what it was.

@@ -11,6 +11,7 @@
 //! | `DELETE /v1/services/{name}` | | the service as it was |
 //! | `POST /v1/services/{name}/backends` | a new [`Backend`](wire::Backend) | 201, the backend |
 //! | `PUT /v1/services/{name}/backends/{address}` | [`Backend`](wire::Backend) | the backend |
+//! | `PATCH /v1/services/{name}/backends/{address}` | what changes (RFC 7386) | the backend |
 //! | `DELETE /v1/services/{name}/backends/{address}` | | the backend as it was |
 //!
 //! A change is answered when the datapath has it. What cannot be done is answered

@@ -55,7 +55,7 @@ pub(super) fn router(control: Control) -> Router {
         .route("/v1/services/{name}/backends", post(add_backend))
         .route(
             "/v1/services/{name}/backends/{address}",
-            put(set_backend).delete(remove_backend),
+            put(set_backend).patch(patch_backend).delete(remove_backend),
         );
     with_manners(routes).with_state(api)
 }
@@ -148,13 +148,14 @@ async fn add_backend(
     Path(service): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Backend>), ApiError> {
-    let added: Backend = wire::read(Value::Object(object(&body)?))?;
-    let backend = BackendSpec::try_from(&added)?;
+    let wanted: Backend = wire::read(Value::Object(object(&body)?))?;
+    let backend = BackendSpec::try_from(&wanted)?;
     let _turn = api.turn().await;
+    let added = Backend::from(&backend);
     api.control
         .change(Change::AddBackend { service, backend })
         .await?;
-    Ok((StatusCode::CREATED, Json(Backend::from(&backend))))
+    Ok((StatusCode::CREATED, Json(added)))
 }
 
 async fn set_backend(
@@ -163,7 +164,7 @@ async fn set_backend(
     body: Bytes,
 ) -> Answer<Backend> {
     let mut document = object(&body)?;
-    // There is nothing else to change, and the default would bring a drained backend back.
+    // The default would bring a drained backend back.
     if !document.contains_key("weight") {
         return Err(wire::missing("weight").into());
     }
@@ -171,26 +172,36 @@ async fn set_backend(
     let wanted: Backend = wire::read(Value::Object(document))?;
     let backend = BackendSpec::try_from(&wanted)?;
     let _turn = api.turn().await;
-    api.control
-        .change(Change::SetBackend { service, backend })
-        .await?;
-    Ok(Json(Backend::from(&backend)))
+    api.replace_backend(service, backend).await
+}
+
+async fn patch_backend(
+    State(api): State<Api>,
+    Path((service, address)): Path<(String, String)>,
+    body: Bytes,
+) -> Answer<Backend> {
+    let patch = object(&body)?;
+    let _turn = api.turn().await;
+    let now = Backend::from(&api.find_backend(&service, &address).await?);
+    let mut document = serde_json::to_value(&now).expect("its keys are strings");
+    merge(&mut document, Value::Object(patch));
+    let Value::Object(mut document) = document else {
+        unreachable!("an object merged into an object is one");
+    };
+    name_it(&mut document, "address", &now.address)?;
+    let wanted: Backend = wire::read(Value::Object(document))?;
+    let backend = BackendSpec::try_from(&wanted)?;
+    api.replace_backend(service, backend).await
 }
 
 async fn remove_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
 ) -> Answer<Backend> {
-    let address: BackendAddress = address.parse()?;
     let _turn = api.turn().await;
-    let now = api.find(&service).await?;
-    let removed = now
-        .backends
-        .iter()
-        .find(|backend| backend.address == address);
-    let removed = removed
-        .map(Backend::from)
-        .ok_or_else(|| ApiError::not_found(rules::no_such_backend(&service, address)))?;
+    let removed = api.find_backend(&service, &address).await?;
+    let address = removed.address;
+    let removed = Backend::from(&removed);
     api.control
         .change(Change::RemoveBackend { service, address })
         .await?;
@@ -209,6 +220,22 @@ impl Api {
             .into_iter()
             .find(|service| service.name == name)
             .ok_or_else(|| Refusal::NotFound(rules::no_such_service(name)).into())
+    }
+
+    async fn find_backend(&self, service: &str, address: &str) -> Result<BackendSpec, ApiError> {
+        let address: BackendAddress = address.parse()?;
+        let mut backends = self.find(service).await?.backends.into_iter();
+        backends
+            .find(|backend| backend.address == address)
+            .ok_or_else(|| ApiError::not_found(rules::no_such_backend(service, address)))
+    }
+
+    async fn replace_backend(&self, service: String, backend: BackendSpec) -> Answer<Backend> {
+        let now = Backend::from(&backend);
+        self.control
+            .change(Change::SetBackend { service, backend })
+            .await?;
+        Ok(Json(now))
     }
 
     async fn replace(&self, spec: ServiceSpec) -> Answer<Service> {

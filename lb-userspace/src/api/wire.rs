@@ -4,14 +4,15 @@
 
 use std::{fmt::Display, time::Duration};
 
+use lb_common::ring::RING_SIZE;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
     config::duration,
     state::{
-        self, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, OtherPorts, Probe, Protocol,
-        Reason, Scheduler, ServiceSpec, parse_port_range, parse_source,
+        self, BackendSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, OnEmpty, OtherPorts, Probe,
+        Protocol, Quorum, Reason, Scheduler, ServiceSpec, parse_port_range, parse_source,
         rules::{self, Field},
     },
 };
@@ -33,9 +34,27 @@ pub struct Service {
     pub protocol: String,
     /// `full-nat`, `nat`, `dsr`, `ipip` or `gue`.
     pub mode: String,
-    /// `maglev`.
+    /// `maglev`, `round-robin`, `least-connections` or `random`.
     #[serde(default = "default_scheduler")]
     pub scheduler: String,
+    /// `5-tuple`, `client` or `client-port`.
+    #[serde(default = "default_hash")]
+    pub hash: String,
+    /// Duration for which a client keeps its backend; `null` for none.
+    #[serde(default)]
+    pub affinity: Option<String>,
+    /// Slots of the ring.
+    #[serde(default = "default_ring_size")]
+    pub ring_size: u32,
+    /// `none` or `all`; absent where it follows from the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track: Option<String>,
+    /// A number of backends, or a share as text: `50%`.
+    #[serde(default)]
+    pub quorum: Quorum,
+    /// `drop` or `fail-open`.
+    #[serde(default = "default_on_empty")]
+    pub on_empty: String,
     /// Source address of full NAT and of tunnels, there also a prefix; `null` for the
     /// kernel's choice.
     #[serde(default)]
@@ -120,6 +139,12 @@ pub struct Backend {
     /// Its share of new flows, from 0 to 65535.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// Its tier, from 0 to 255; the lowest serves first.
+    #[serde(default)]
+    pub priority: u32,
+    /// Live flows from which on it gets no new ones; absent for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
 }
 
 /// The answer to a request that could not be done.
@@ -145,6 +170,18 @@ fn default_protocol() -> String {
 
 fn default_scheduler() -> String {
     Scheduler::Maglev.to_string()
+}
+
+fn default_hash() -> String {
+    Hash::FiveTuple.to_string()
+}
+
+const fn default_ring_size() -> u32 {
+    RING_SIZE
+}
+
+fn default_on_empty() -> String {
+    OnEmpty::Drop.to_string()
 }
 
 fn default_source_ports() -> String {
@@ -224,6 +261,8 @@ impl From<&BackendSpec> for Backend {
         Self {
             address: backend.address.to_string(),
             weight: backend.weight,
+            priority: backend.priority,
+            max_connections: backend.max_connections,
         }
     }
 }
@@ -236,6 +275,12 @@ impl From<&ServiceSpec> for Service {
             protocol: service.protocol.to_string(),
             mode: service.mode.to_string(),
             scheduler: service.scheduler.to_string(),
+            hash: service.hash.to_string(),
+            affinity: service.affinity.map(duration::format),
+            ring_size: service.ring_size,
+            track: service.track.map(|track| track.to_string()),
+            quorum: service.quorum,
+            on_empty: service.on_empty.to_string(),
             source: service.source.map(|source| source.to_string()),
             source_ports: format_ports(&service.source_ports),
             gue_port: service.gue_port,
@@ -253,17 +298,27 @@ impl TryFrom<Service> for ServiceSpec {
     type Error = Reason;
 
     fn try_from(service: Service) -> Result<Self, Reason> {
-        let backends = service.backends.iter().enumerate().map(|(index, backend)| {
-            Ok(BackendSpec {
-                address: at(Field::BackendAddress(index), backend.address.parse())?,
-                weight: backend.weight,
-            })
-        });
+        let backends =
+            service.backends.iter().enumerate().map(|(index, backend)| {
+                backend.spec(|key| format!("{}.{key}", Field::Backend(index)))
+            });
         Ok(Self {
             address: at(Field::Address, service.address.parse())?,
             protocol: at(Field::Protocol, service.protocol.parse())?,
             mode: at(Field::Mode, service.mode.parse())?,
             scheduler: at(Field::Scheduler, service.scheduler.parse())?,
+            hash: at(Field::Hash, service.hash.parse())?,
+            affinity: service
+                .affinity
+                .map(|text| read_duration(Field::Affinity, &text))
+                .transpose()?,
+            ring_size: service.ring_size,
+            track: service
+                .track
+                .map(|track| at(Field::Track, track.parse()))
+                .transpose()?,
+            quorum: service.quorum,
+            on_empty: at(Field::OnEmpty, service.on_empty.parse())?,
             source: service
                 .source
                 .map(|source| at(Field::Source, parse_source(&source)))
@@ -333,9 +388,18 @@ impl TryFrom<&Backend> for BackendSpec {
     type Error = Reason;
 
     fn try_from(backend: &Backend) -> Result<Self, Reason> {
-        Ok(Self {
-            address: at("address", backend.address.parse())?,
-            weight: backend.weight,
+        backend.spec(str::to_owned)
+    }
+}
+
+impl Backend {
+    /// What it means; `path` says where one of its keys stands.
+    fn spec(&self, path: impl Fn(&str) -> String) -> Result<BackendSpec, Reason> {
+        Ok(BackendSpec {
+            address: at(path("address"), self.address.parse())?,
+            weight: self.weight,
+            priority: self.priority,
+            max_connections: self.max_connections,
         })
     }
 }

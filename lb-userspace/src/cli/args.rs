@@ -15,8 +15,8 @@ use crate::{
     config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
     decap::Prefix,
     state::{
-        BackendAddress, BackendSpec, Mode, OtherPorts, Protocol, Reason, Scheduler, ServiceAddress,
-        Word, parse_port, parse_port_range, parse_source, rules,
+        BackendAddress, BackendSpec, Hash, Mode, OnEmpty, OtherPorts, Protocol, Quorum, Reason,
+        Scheduler, ServiceAddress, Track, Word, parse_port, parse_port_range, parse_source, rules,
     },
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
+const SELECTION: &str = "Choice of backends";
+
 const ADD_EXAMPLE: &str = "Example:
   lb service add web --address 192.0.2.10:443 --mode full-nat \\
       --health http:/healthz --backend 10.0.0.11:8443 --backend 10.0.0.12:8443@50";
@@ -68,13 +70,14 @@ pub(super) fn default_socket() -> PathBuf {
     DEFAULT_SOCKET.into()
 }
 
-/// Ends the process with the exit status for wrong usage of `lb service set`.
-pub(super) fn nothing_to_set() -> ! {
+/// Ends the process with the exit status for wrong usage of `lb service set` or
+/// `lb backend set`, by `what`.
+pub(super) fn nothing_to_set(what: &str) -> ! {
     let mut command = Args::command();
     command.build();
     let set = command
-        .find_subcommand_mut("service")
-        .and_then(|service| service.find_subcommand_mut("set"))
+        .find_subcommand_mut(what)
+        .and_then(|what| what.find_subcommand_mut("set"))
         .expect("it is defined below");
     let message = "nothing to change; give at least one option";
     set.error(ErrorKind::MissingRequiredArgument, message)
@@ -376,6 +379,45 @@ pub(super) struct ServiceOptions {
     #[arg(long, value_parser = word::<Scheduler>())]
     pub(super) scheduler: Option<Scheduler>,
 
+    /// What of a packet chooses its backend with `maglev` [default: 5-tuple]
+    #[arg(long, value_parser = setting_word::<Hash>(), help_heading = SELECTION)]
+    pub(super) hash: Option<Setting<Hash>>,
+
+    /// How long a client keeps its backend with the other schedulers [default: not at all]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = SELECTION
+    )]
+    pub(super) affinity: Option<Setting<Duration>>,
+
+    /// Slots of the ring, a prime number [default: 65537]
+    #[arg(
+        long,
+        value_name = "SLOTS",
+        value_parser = setting(parse_number),
+        help_heading = SELECTION
+    )]
+    pub(super) ring_size: Option<Setting<u32>>,
+
+    /// Which flows have an entry in the flow tables [default: those that need one; with udp all]
+    #[arg(long, value_parser = setting_word::<Track>(), help_heading = SELECTION)]
+    pub(super) track: Option<Setting<Track>>,
+
+    /// Backends of the tiers above, or share of them, with which a lower tier rests [default: 1]
+    #[arg(
+        long,
+        value_name = "COUNT|PERCENT%",
+        value_parser = setting(Quorum::from_str),
+        help_heading = SELECTION
+    )]
+    pub(super) quorum: Option<Setting<Quorum>>,
+
+    /// What happens while all backends are down [default: drop]
+    #[arg(long, value_parser = setting_word::<OnEmpty>(), help_heading = SELECTION)]
+    pub(super) on_empty: Option<Setting<OnEmpty>>,
+
     /// Source address of full NAT and of tunnels [default: as the kernel would towards
     /// the backend]
     ///
@@ -501,27 +543,25 @@ pub(super) enum Backend {
     Add {
         #[command(flatten)]
         backend: BackendName,
-        /// Share of new flows, from 0 to 65535; 0 for none
-        #[arg(
-            long,
-            default_value_t = BackendSpec::DEFAULT_WEIGHT,
-            allow_negative_numbers = true,
-            value_parser = weight()
-        )]
-        weight: u32,
+        #[command(flatten)]
+        options: BackendOptions,
         /// Print the new backend as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Give a backend another weight
+    /// Change what is given of a backend, and leave the rest
     ///
-    /// With weight 0 the flows that it has go on, and it gets no new ones.
+    /// With weight 0 the flows that it has go on, and it gets no new ones. The value
+    /// `default` takes back an option that was given before.
+    #[command(
+        override_usage = "lb backend set [OPTIONS] <SERVICE> <ADDRESS>",
+        after_help = "Example:\n  lb backend set web 10.0.0.11:8443 --weight 50"
+    )]
     Set {
         #[command(flatten)]
         backend: BackendName,
-        /// Share of new flows, from 0 to 65535; 0 for none
-        #[arg(long, allow_negative_numbers = true, value_parser = weight())]
-        weight: u32,
+        #[command(flatten)]
+        options: BackendOptions,
         /// Print the changed backend as JSON
         #[arg(long)]
         json: bool,
@@ -553,6 +593,27 @@ pub(super) struct BackendName {
     /// keep the client's
     #[arg(value_parser = typed(BackendAddress::from_str))]
     pub(super) address: BackendAddress,
+}
+
+/// What of a backend has a default.
+#[derive(Debug, clap::Args)]
+pub(super) struct BackendOptions {
+    /// Share of new flows, from 0 to 65535; 0 for none [default: 100]
+    #[arg(long, allow_negative_numbers = true, value_parser = weight())]
+    pub(super) weight: Option<u32>,
+
+    /// Tier: the lowest serves first, the others where it has too few [default: 0]
+    #[arg(
+        long,
+        value_name = "0-255",
+        allow_negative_numbers = true,
+        value_parser = value_parser!(u32).range(..=i64::from(BackendSpec::MAX_PRIORITY))
+    )]
+    pub(super) priority: Option<u32>,
+
+    /// Live flows from which on it gets no new ones [default: any number]
+    #[arg(long, value_name = "COUNT", value_parser = setting(parse_number))]
+    pub(super) max_connections: Option<Setting<u32>>,
 }
 
 /// The value of an option that can be taken back.
@@ -600,6 +661,15 @@ fn log_filter(text: &str) -> Result<EnvFilter, ParseError> {
     Ok(filter)
 }
 
+fn parse_number(text: &str) -> Result<u32, Reason> {
+    text.parse().map_err(|_| {
+        Reason::new(
+            format!("`{}` is no number", text.escape_debug()),
+            format!("write a whole number up to {}", u32::MAX),
+        )
+    })
+}
+
 fn parse_segment_size(text: &str) -> Result<u16, Reason> {
     text.parse().map_err(|_| {
         Reason::new(
@@ -625,8 +695,8 @@ fn parse_backend(text: &str) -> Result<BackendSpec, Reason> {
         )
     })?;
     Ok(BackendSpec {
-        address: address.parse()?,
         weight,
+        ..BackendSpec::new(address.parse()?)
     })
 }
 
@@ -658,6 +728,19 @@ fn setting<T: Clone + Send + Sync + 'static>(
             let hint = reason.hint.map(|hint| format!("; {hint}"));
             format!("{}{}", reason.message, hint.unwrap_or_default())
         })
+    })
+}
+
+/// Reads one of the words of `T`, or the word `default`.
+fn setting_word<T: Word + Clone + Send + Sync>() -> impl TypedValueParser<Value = Setting<T>> {
+    let words = T::ALL.iter().map(|word| word.as_str());
+    let words = words.chain(["default"]).map(PossibleValue::new);
+    PossibleValuesParser::new(words).map(|word| match word.as_str() {
+        "default" => Setting::Default,
+        word => Setting::Value(
+            word.parse()
+                .unwrap_or_else(|_| unreachable!("one of the possible values")),
+        ),
     })
 }
 

@@ -1,7 +1,9 @@
 //! `lb service`.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
+use lb_common::ring::RING_SIZE;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -16,7 +18,7 @@ use crate::{
     },
     config::duration,
     state::{
-        HealthSpec, Reason,
+        HealthSpec, OnEmpty, Quorum, Reason, Scheduler,
         rules::{self, Field},
     },
 };
@@ -31,7 +33,7 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
         args::Service::Set(set) => {
             let patch = patch(&set.changes);
             if patch.is_empty() {
-                args::nothing_to_set();
+                args::nothing_to_set("service");
             }
             let changed = client.patch_service(&set.name, patch.into()).await;
             let changed = changed.map_err(name_the_option)?;
@@ -124,6 +126,16 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
         "scheduler",
         options.scheduler.map(|word| word.as_str().into()),
     );
+    put("hash", text(options.hash.as_ref(), ToString::to_string));
+    let time = |time: &Duration| duration::format(*time);
+    put("affinity", text(options.affinity.as_ref(), time));
+    put("ring_size", value(options.ring_size.as_ref()));
+    put("track", text(options.track.as_ref(), ToString::to_string));
+    put("quorum", value(options.quorum.as_ref()));
+    put(
+        "on_empty",
+        text(options.on_empty.as_ref(), ToString::to_string),
+    );
     put("source", text(options.source.as_ref(), ToString::to_string));
     put(
         "source_ports",
@@ -131,14 +143,8 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
             format!("{}-{}", ports.start(), ports.end())
         }),
     );
-    let number = |given: &Option<Setting<u16>>| {
-        given.as_ref().map(|given| match given {
-            Setting::Default => Value::Null,
-            Setting::Value(number) => (*number).into(),
-        })
-    };
-    put("gue_port", number(&options.gue_port));
-    put("max_segment_size", number(&options.max_segment_size));
+    put("gue_port", value(options.gue_port.as_ref()));
+    put("max_segment_size", value(options.max_segment_size.as_ref()));
     put(
         "other_ports",
         options.other_ports.map(|word| word.as_str().into()),
@@ -177,19 +183,21 @@ fn health(options: &ServiceOptions) -> Option<Value> {
         }
     };
     put("host", text(options.health_host.as_ref(), Clone::clone));
-    put(
-        "port",
-        options.health_port.as_ref().map(|port| match port {
-            Setting::Default => Value::Null,
-            Setting::Value(port) => (*port).into(),
-        }),
-    );
-    let time = |time: &std::time::Duration| duration::format(*time);
+    put("port", value(options.health_port.as_ref()));
+    let time = |time: &Duration| duration::format(*time);
     put("interval", text(options.health_interval.as_ref(), time));
     put("timeout", text(options.health_timeout.as_ref(), time));
     put("rise", options.health_rise.map(Value::from));
     put("fall", options.health_fall.map(Value::from));
     table(document)
+}
+
+/// A given option as JSON; `null` where it is taken back.
+pub(super) fn value(given: Option<&Setting<impl Serialize>>) -> Option<Value> {
+    Some(match given? {
+        Setting::Default => Value::Null,
+        Setting::Value(value) => json!(value),
+    })
 }
 
 /// A given option as JSON text; `null` where it is taken back.
@@ -211,7 +219,7 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-fn remove_nulls(document: &mut Map<String, Value>) {
+pub(super) fn remove_nulls(document: &mut Map<String, Value>) {
     document.retain(|_, value| !value.is_null());
     for value in document.values_mut() {
         if let Value::Object(inner) = value {
@@ -268,6 +276,27 @@ fn timeout(health: &wire::Health) -> String {
     }
 }
 
+/// Lines about the choice of backends, as far as it is not the usual.
+fn selection(service: &Service, line: &mut impl FnMut(&str, &str)) {
+    if service.scheduler == Scheduler::Maglev.as_str() {
+        line("hash", &service.hash);
+    } else {
+        line("affinity", service.affinity.as_deref().unwrap_or("none"));
+    }
+    if service.ring_size != RING_SIZE {
+        line("ring size", &service.ring_size.to_string());
+    }
+    if let Some(track) = &service.track {
+        line("track", track);
+    }
+    if service.quorum != Quorum::default() {
+        line("quorum", &service.quorum.to_string());
+    }
+    if service.on_empty != OnEmpty::Drop.as_str() {
+        line("on empty", &service.on_empty);
+    }
+}
+
 fn show(service: &Service) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
@@ -278,6 +307,7 @@ fn show(service: &Service) -> String {
     line("protocol", &service.protocol);
     line("mode", &service.mode);
     line("scheduler", &service.scheduler);
+    selection(service, &mut line);
     let source = service.source.as_deref().unwrap_or("chosen by the kernel");
     match service.mode.as_str() {
         "full-nat" => {

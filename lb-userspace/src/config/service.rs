@@ -15,9 +15,9 @@ use super::{
 use crate::{
     address::PortRange,
     state::{
-        BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode,
-        OtherPorts, Probe, Protocol, Scheduler, ServiceAddress, ServiceSpec, Timeouts,
-        parse_port_range, parse_source,
+        BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode,
+        OnEmpty, OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress, ServiceSpec,
+        Timeouts, parse_port_range, parse_source,
         rules::{self, Field},
     },
 };
@@ -29,7 +29,12 @@ const MODE: &str = "`mode = \"full-nat\"` works with any backend and hides the c
                     `mode = \"nat\"` keeps it, and needs backends that route replies through \
                     this host; `dsr`, `ipip` and `gue` need backends that have the service \
                     address";
-const SCHEDULER: &str = "`scheduler = \"maglev\"`";
+const SCHEDULER: &str = "`scheduler = \"maglev\"`, `\"round-robin\"`, `\"least-connections\"` or \
+                         `\"random\"`";
+const HASH: &str = "`hash = \"5-tuple\"`, `\"client\"` or `\"client-port\"`";
+const TRACK: &str = "`track = \"none\"` or `track = \"all\"`";
+const QUORUM: &str = "write a number of backends, `quorum = 2`, or a share, `quorum = \"50%\"`";
+const ON_EMPTY: &str = "`on-empty = \"drop\"` or `on-empty = \"fail-open\"`";
 const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.0.1\"`";
 const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
 const OTHER_PORTS: &str = "`other-ports = \"pass\"` or `other-ports = \"drop\"`";
@@ -135,25 +140,11 @@ pub(super) fn read(mut table: Table<'_>, out: &mut Diagnostics) -> ReadService {
 }
 
 fn placeholder() -> ServiceSpec {
-    ServiceSpec {
-        name: String::new(),
-        address: ServiceAddress {
-            prefix: nowhere().into(),
-            ports: PortRange::from(1),
-        },
-        protocol: Protocol::Tcp,
-        mode: Mode::FullNat,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: FULL_NAT_PORTS,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
-        health: None,
-        backends: Vec::new(),
-    }
+    let address = ServiceAddress {
+        prefix: nowhere().into(),
+        ports: PortRange::from(1),
+    };
+    ServiceSpec::new("", address, Mode::FullNat)
 }
 
 /// Stands for an address that could not be read.
@@ -216,11 +207,7 @@ fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnosti
     service.spec.mode = service.required(Field::Mode, mode, Mode::FullNat, |value| {
         value.parse(MODE, out, str::parse)
     });
-    let scheduler = table.optional("scheduler");
-    let default = Scheduler::Maglev;
-    service.spec.scheduler = service.optional(Field::Scheduler, scheduler, default, |value| {
-        value.parse(SCHEDULER, out, str::parse)
-    });
+    selection(service, table, out);
     let source = table.optional("source");
     service.spec.source = service.optional(Field::Source, source, None, |value| {
         value.parse(SOURCE, out, parse_source).map(Some)
@@ -247,6 +234,46 @@ fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnosti
     let echo = table.optional("icmp-echo");
     service.spec.icmp_echo =
         service.optional(Field::IcmpEcho, echo, true, |value| value.boolean(out));
+}
+
+/// How a flow finds its backend.
+fn selection(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) {
+    let scheduler = table.optional("scheduler");
+    let default = Scheduler::Maglev;
+    service.spec.scheduler = service.optional(Field::Scheduler, scheduler, default, |value| {
+        value.parse(SCHEDULER, out, str::parse)
+    });
+    let hash = table.optional("hash");
+    service.spec.hash = service.optional(Field::Hash, hash, Hash::FiveTuple, |value| {
+        value.parse(HASH, out, str::parse)
+    });
+    let affinity = table.optional("affinity");
+    service.spec.affinity = service.optional(Field::Affinity, affinity, None, |value| {
+        value.parse(DURATION, out, duration::parse).map(Some)
+    });
+    let size = table.optional("ring-size");
+    let default = service.spec.ring_size;
+    service.spec.ring_size = service.optional(Field::RingSize, size, default, |value| {
+        const RANGE: RangeInclusive<u32> = rules::MIN_RING..=rules::MAX_RING;
+        value.integer(RANGE, out)
+    });
+    let track = table.optional("track");
+    service.spec.track = service.optional(Field::Track, track, None, |value| {
+        value.parse(TRACK, out, str::parse).map(Some)
+    });
+    let quorum = table.optional("quorum");
+    let default = Quorum::default();
+    service.spec.quorum = service.optional(Field::Quorum, quorum, default, |value| {
+        if value.is_string() {
+            value.parse(QUORUM, out, str::parse)
+        } else {
+            value.integer(1..=u32::MAX, out).map(Quorum::Count)
+        }
+    });
+    let on_empty = table.optional("on-empty");
+    service.spec.on_empty = service.optional(Field::OnEmpty, on_empty, OnEmpty::Drop, |value| {
+        value.parse(ON_EMPTY, out, str::parse)
+    });
 }
 
 fn read_duration(
@@ -376,7 +403,22 @@ fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagn
             const RANGE: RangeInclusive<u32> = 0..=BackendSpec::MAX_WEIGHT;
             value.integer(RANGE, out)
         });
-        service.spec.backends.push(BackendSpec { address, weight });
+        let priority = table.optional("priority");
+        let field = Field::BackendPriority(index);
+        let priority = service.optional(field, priority, 0, |value| {
+            value.integer(0..=BackendSpec::MAX_PRIORITY, out)
+        });
+        let most = table.optional("max-connections");
+        let field = Field::BackendMaxConnections(index);
+        let max_connections = service.optional(field, most, None, |value| {
+            value.integer(1..=u32::MAX, out).map(Some)
+        });
+        service.spec.backends.push(BackendSpec {
+            weight,
+            priority,
+            max_connections,
+            ..BackendSpec::new(address)
+        });
         table.finish(out);
     }
 }

@@ -26,9 +26,8 @@ use crate::{
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{Image, Op, Tables},
     state::{
-        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, GUE_PORT,
-        HealthSpec, HealthStatus, Mode, OtherPorts, Probe, Protocol, Refusal, Scheduler,
-        ServiceSpec, Status, Timeouts,
+        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, HealthSpec,
+        HealthStatus, Mode, OnEmpty, Probe, Refusal, ServiceSpec, Status,
     },
 };
 
@@ -124,10 +123,7 @@ fn address(byte: u8) -> BackendAddress {
 }
 
 fn backend(byte: u8) -> BackendSpec {
-    BackendSpec {
-        address: address(byte),
-        weight: 100,
-    }
+    BackendSpec::new(address(byte))
 }
 
 fn tcp_check() -> HealthSpec {
@@ -143,20 +139,9 @@ fn tcp_check() -> HealthSpec {
 
 fn web(health: Option<HealthSpec>, backends: &[u8]) -> ServiceSpec {
     ServiceSpec {
-        name: "web".into(),
-        address: "192.0.2.10:80".parse().unwrap(),
-        protocol: Protocol::Tcp,
-        mode: Mode::FullNat,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: 1_024..=32_767,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
         health,
         backends: backends.iter().copied().map(backend).collect(),
+        ..ServiceSpec::new("web", "192.0.2.10:80".parse().unwrap(), Mode::FullNat)
     }
 }
 
@@ -379,6 +364,34 @@ fn weight_zero_drains() {
     assert_eq!(ring(&balancer), [2]);
     assert_eq!(state(&balancer, 0), BackendState::Draining);
     assert_eq!(balancer.plane.image.backends[&1].state, Entry::Up as u8);
+}
+
+#[test]
+fn a_lower_tier_stands_in() {
+    let mut spec = web(Some(tcp_check()), &[11, 12, 13]);
+    spec.backends[2].priority = 1;
+    let mut balancer = balancer(spec);
+    for byte in [11, 12, 13] {
+        check(&mut balancer, byte, true);
+    }
+    assert_eq!(ring(&balancer), [1, 2]);
+    check(&mut balancer, 11, false);
+    assert_eq!(ring(&balancer), [2]);
+    check(&mut balancer, 12, false);
+    assert_eq!(ring(&balancer), [3]);
+}
+
+#[test]
+fn a_service_without_a_backend_may_fail_open() {
+    let mut spec = web(Some(tcp_check()), &[11, 12]);
+    spec.on_empty = OnEmpty::FailOpen;
+    let mut balancer = balancer(spec);
+    assert_eq!(ring(&balancer), [1, 2], "nothing is known of them");
+    check(&mut balancer, 11, true);
+    assert_eq!(ring(&balancer), [1]);
+    check(&mut balancer, 11, false);
+    assert_eq!(ring(&balancer), [1, 2]);
+    assert_eq!(state(&balancer, 0), BackendState::Down);
 }
 
 #[test]

@@ -32,7 +32,10 @@ pub use self::{
 use crate::{
     datapath::{self, Datapath, Frontend, matches, words},
     neighbour::NextHop,
-    scheduler::{self, Member},
+    scheduler::{
+        self, Member,
+        tiers::{self, Availability, Candidate},
+    },
     state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
 };
 
@@ -162,7 +165,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
     for spec in world.desired.services() {
         let name: Arc<str> = spec.name.as_str().into();
         let service = ids.services.get_or_new(&name)?;
-        let mut members = Vec::with_capacity(spec.backends.len());
+        let mut candidates = Vec::with_capacity(spec.backends.len());
         for backend_spec in &spec.backends {
             let backend_name = (Arc::clone(&name), backend_spec.address);
             let id = ids.backends.get_or_new(&backend_name)?;
@@ -181,14 +184,29 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 image.pools.insert(entry.port_pool, ports);
             }
             image.backends.insert(id, entry);
-            // A backend whose next hop is not resolved would take flows and drop them.
-            if is_up && entry.path.ifindex != 0 && backend_spec.weight != 0 {
-                members.push(Member {
+            candidates.push(Candidate {
+                member: Member {
                     address: backend_spec.address,
                     weight: backend_spec.weight,
                     id,
-                });
-            }
+                },
+                priority: backend_spec.priority,
+                // A backend whose next hop is not resolved would take flows and drop them.
+                availability: if entry.path.ifindex == 0 {
+                    Availability::Out
+                } else if is_up {
+                    Availability::Up
+                } else {
+                    Availability::Down
+                },
+            });
+        }
+        let members = tiers::members(&candidates, spec.quorum, spec.on_empty);
+        // Also one that is taken as up, though its check says otherwise.
+        for member in &members {
+            image.backends.entry(member.id).and_modify(|entry| {
+                entry.state = BackendState::Up as u8;
+            });
         }
         image.rings.insert(
             service,

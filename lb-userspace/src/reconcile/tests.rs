@@ -14,7 +14,7 @@ use crate::{
     address::{AddressPrefix, PortRange, PortSet},
     datapath::Match,
     neighbour::NextHopState,
-    state::{BackendAddress, BackendPort, GUE_PORT, Protocol, Scheduler, ServiceAddress, Timeouts},
+    state::{BackendAddress, BackendPort, Protocol, ServiceAddress},
 };
 
 /// An interface that the balancer is attached to.
@@ -178,33 +178,22 @@ fn last_byte(address: IpAddr) -> u8 {
 
 fn backend_spec(byte: u8, port: Option<u16>, weight: u32) -> BackendSpec {
     BackendSpec {
-        address: BackendAddress {
+        weight,
+        ..BackendSpec::new(BackendAddress {
             ip: [10, 0, 0, byte].into(),
             port: port.map_or(BackendPort::Unnamed, BackendPort::Number),
-        },
-        weight,
+        })
     }
 }
 
 fn service(number: u8, mode: Mode, port: Option<u16>, backends: Vec<BackendSpec>) -> ServiceSpec {
+    let address = ServiceAddress {
+        prefix: IpAddr::from([192, 0, 2, number]).into(),
+        ports: port.map_or(PortRange::ALL, PortRange::from),
+    };
     ServiceSpec {
-        name: format!("service-{number}"),
-        address: ServiceAddress {
-            prefix: IpAddr::from([192, 0, 2, number]).into(),
-            ports: port.map_or(PortRange::ALL, PortRange::from),
-        },
-        protocol: Protocol::Tcp,
-        mode,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: 1_024..=32_767,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
-        health: None,
         backends,
+        ..ServiceSpec::new(format!("service-{number}"), address, mode)
     }
 }
 
@@ -297,7 +286,15 @@ fn the_way_out_must_be_an_attached_interface() {
 fn tunnel(mode: Mode, backend: &str) -> ServiceSpec {
     let address = backend.parse().unwrap();
     let weight = 100;
-    service(10, mode, Some(443), vec![BackendSpec { address, weight }])
+    service(
+        10,
+        mode,
+        Some(443),
+        vec![BackendSpec {
+            weight,
+            ..BackendSpec::new(address)
+        }],
+    )
 }
 
 #[test]
@@ -509,8 +506,8 @@ fn a_backend_on_every_port_shares_the_ports_of_its_address() {
         ..backend_spec(11, Some(1), 1).address
     };
     let every = BackendSpec {
-        address: every,
         weight: 1,
+        ..BackendSpec::new(every)
     };
     let both = vec![
         backend_spec(11, Some(8_080), 1),

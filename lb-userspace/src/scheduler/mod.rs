@@ -1,6 +1,7 @@
 //! How new flows are spread over backends: fills the ring of a service.
 
 mod maglev;
+pub mod tiers;
 
 use crate::state::{BackendAddress, Scheduler};
 
@@ -22,6 +23,10 @@ pub struct Member {
 #[must_use]
 pub fn ring(scheduler: Scheduler, members: &[Member]) -> Vec<u32> {
     match scheduler {
-        Scheduler::Maglev => maglev::ring(members),
+        // A slot taken at random has a backend in proportion to its weight.
+        Scheduler::Maglev
+        | Scheduler::RoundRobin
+        | Scheduler::LeastConnections
+        | Scheduler::Random => maglev::ring(members),
     }
 }

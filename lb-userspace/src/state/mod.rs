@@ -14,8 +14,8 @@ pub use address::{BackendAddress, BackendPort, ServiceAddress, parse_port, parse
 pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
 pub use model::{
-    BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, OtherPorts, Probe, Protocol,
-    Scheduler, ServiceSpec, Timeouts, parse_port_range,
+    BackendSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode, OnEmpty, OtherPorts, Probe,
+    Protocol, Quorum, Scheduler, ServiceSpec, Timeouts, Track, parse_port_range,
 };
 pub use reason::Reason;
 pub use status::{

@@ -14,8 +14,8 @@ use std::{
 use lb_common::CLOCK_TICK_MS;
 
 use super::{
-    BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, Probe,
-    Protocol, Reason, ServiceAddress, ServiceSpec,
+    BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode,
+    Probe, Protocol, Quorum, Reason, Scheduler, ServiceAddress, ServiceSpec, Track,
 };
 use crate::address::{AddressPrefix, PortRange};
 
@@ -33,6 +33,10 @@ pub const MIN_HEALTH_INTERVAL: Duration = Duration::from_millis(100);
 pub const MAX_SOURCE_BITS: u8 = 16;
 /// The least maximum segment size: what every host takes (RFC 9293, section 3.7.1).
 pub const MIN_SEGMENT_SIZE: u16 = 536;
+/// Fewest slots of a ring.
+pub const MIN_RING: u32 = 251;
+/// Most slots of a ring: the largest prime of 24 bits.
+pub const MAX_RING: u32 = 16_777_213;
 /// The most time between two health checks of a backend.
 pub const MAX_HEALTH_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
@@ -49,6 +53,12 @@ pub enum Field {
     Protocol,
     Mode,
     Scheduler,
+    Hash,
+    Affinity,
+    RingSize,
+    Track,
+    Quorum,
+    OnEmpty,
     Source,
     SourcePorts,
     GuePort,
@@ -73,6 +83,8 @@ pub enum Field {
     Backend(usize),
     BackendAddress(usize),
     BackendWeight(usize),
+    BackendPriority(usize),
+    BackendMaxConnections(usize),
 }
 
 impl Field {
@@ -89,7 +101,10 @@ impl Field {
             | Self::HealthTimeout
             | Self::HealthRise
             | Self::HealthFall => Self::Health,
-            Self::BackendAddress(index) | Self::BackendWeight(index) => Self::Backend(index),
+            Self::BackendAddress(index)
+            | Self::BackendWeight(index)
+            | Self::BackendPriority(index)
+            | Self::BackendMaxConnections(index) => Self::Backend(index),
             _ => Self::Service,
         }
     }
@@ -104,6 +119,12 @@ impl fmt::Display for Field {
             Self::Protocol => "protocol",
             Self::Mode => "mode",
             Self::Scheduler => "scheduler",
+            Self::Hash => "hash",
+            Self::Affinity => "affinity",
+            Self::RingSize => "ring_size",
+            Self::Track => "track",
+            Self::Quorum => "quorum",
+            Self::OnEmpty => "on_empty",
             Self::Source => "source",
             Self::SourcePorts => "source_ports",
             Self::GuePort => "gue_port",
@@ -128,6 +149,10 @@ impl fmt::Display for Field {
             Self::Backend(index) => return write!(f, "backends[{index}]"),
             Self::BackendAddress(index) => return write!(f, "backends[{index}].address"),
             Self::BackendWeight(index) => return write!(f, "backends[{index}].weight"),
+            Self::BackendPriority(index) => return write!(f, "backends[{index}].priority"),
+            Self::BackendMaxConnections(index) => {
+                return write!(f, "backends[{index}].max_connections");
+            }
         })
     }
 }
@@ -179,6 +204,7 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
     let mut found = Vec::new();
     found.extend(name(&service.name));
     found.extend(service_address(service.address.prefix));
+    selection(service, &mut found);
     source(service, &mut found);
     source_ports(service, &mut found);
     gue_port(service, &mut found);
@@ -258,6 +284,104 @@ fn unusable(ip: IpAddr) -> Option<&'static str> {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
         _ => None,
     }
+}
+
+/// How a flow finds its backend.
+fn selection(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let is_maglev = service.scheduler == Scheduler::Maglev;
+    if !is_maglev && service.hash != Hash::FiveTuple {
+        found.push(
+            Violation::new(
+                Field::Hash,
+                format!("scheduler `{}` hashes nothing", service.scheduler),
+                "leave it out, or use scheduler `maglev`; `affinity` keeps a client at its backend",
+            )
+            .against(Field::Scheduler),
+        );
+    }
+    if let Some(affinity) = service.affinity {
+        if is_maglev {
+            found.push(
+                Violation::new(
+                    Field::Affinity,
+                    "scheduler `maglev` remembers no client",
+                    "use `hash = \"client\"`, which sends a client to one backend, or another \
+                     scheduler",
+                )
+                .against(Field::Scheduler),
+            );
+        }
+        found.extend(flow_time(
+            Field::Affinity,
+            "a client cannot be remembered for",
+            affinity,
+        ));
+    }
+    found.extend(ring_size(service.ring_size));
+    found.extend(untracked(service));
+    let (word, quorum) = match service.quorum {
+        Quorum::Count(count) => (count.to_string(), (1..=u32::MAX).contains(&count)),
+        Quorum::Percent(percent) => (format!("{percent}%"), (1..=100).contains(&percent)),
+    };
+    if !quorum {
+        found.push(Violation::new(
+            Field::Quorum,
+            format!("{word} is no quorum"),
+            "use a number of backends, at least 1, or a share from 1% to 100%",
+        ));
+    }
+}
+
+/// Flows are to do without entries, and cannot.
+fn untracked(service: &ServiceSpec) -> Option<Violation> {
+    if service.track != Some(Track::None) || !service.needs_entries() {
+        return None;
+    }
+    let limited = |backend: &BackendSpec| backend.max_connections.is_some();
+    let (message, against) = if service.mode.translates() {
+        let message = format!("in mode `{}` every flow has an entry", service.mode);
+        (message, Field::Mode)
+    } else if service.scheduler != Scheduler::Maglev {
+        let message = format!(
+            "with scheduler `{}` every flow has an entry",
+            service.scheduler
+        );
+        (message, Field::Scheduler)
+    } else {
+        let index = service.backends.iter().position(limited)?;
+        let message = "without entries nobody counts the connections of a backend".to_owned();
+        (message, Field::BackendMaxConnections(index))
+    };
+    let hint = "leave it out, or use `all`";
+    Some(Violation::new(Field::Track, message, hint).against(against))
+}
+
+fn ring_size(size: u32) -> Option<Violation> {
+    if !(MIN_RING..=MAX_RING).contains(&size) {
+        return Some(Violation::new(
+            Field::RingSize,
+            format!("a ring cannot have {size} slots"),
+            format!("use a prime number from {MIN_RING} to {MAX_RING}"),
+        ));
+    }
+    if is_prime(size) {
+        return None;
+    }
+    // Both bounds are primes.
+    let lower = (MIN_RING..size).rev().find(|n| is_prime(*n))?;
+    let upper = (size..=MAX_RING).find(|n| is_prime(*n))?;
+    Some(Violation::new(
+        Field::RingSize,
+        format!("{size} is no prime number"),
+        format!("the nearest are {lower} and {upper}"),
+    ))
+}
+
+/// Whether a number is prime.
+#[must_use]
+pub fn is_prime(number: u32) -> bool {
+    let mut divisors = (2..).take_while(|divisor| divisor * divisor <= number);
+    number >= 2 && divisors.all(|divisor| !number.is_multiple_of(divisor))
 }
 
 const fn family(ip: IpAddr) -> &'static str {
@@ -414,7 +538,6 @@ fn max_segment_size(service: &ServiceSpec) -> Option<Violation> {
 }
 
 fn timeouts(service: &ServiceSpec, found: &mut Vec<Violation>) {
-    let tick = Duration::from_millis(CLOCK_TICK_MS.into());
     let times = &service.timeouts;
     for (field, timeout) in [
         (Field::Unreplied, times.unreplied),
@@ -422,26 +545,29 @@ fn timeouts(service: &ServiceSpec, found: &mut Vec<Violation>) {
         (Field::TcpClosing, times.tcp_closing),
         (Field::Udp, times.udp),
     ] {
-        if timeout < tick || timeout > MAX_FLOW_TIMEOUT {
-            found.push(Violation::new(
-                field,
-                format!(
-                    "a flow cannot time out after {}",
-                    humantime::format_duration(timeout)
-                ),
-                "use a time from 100ms to 30days",
-            ));
-        } else if !timeout.as_nanos().is_multiple_of(tick.as_nanos()) {
-            found.push(Violation::new(
-                field,
-                format!(
-                    "{} is no multiple of {CLOCK_TICK_MS} ms, the tick of the flow clock",
-                    humantime::format_duration(timeout)
-                ),
-                "round it to tenths of a second",
-            ));
-        }
+        found.extend(flow_time(field, "a flow cannot time out after", timeout));
     }
+}
+
+/// A time that the datapath counts in ticks of its clock; `what` is said of one that is too
+/// long or too short.
+fn flow_time(field: Field, what: &str, time: Duration) -> Option<Violation> {
+    let tick = Duration::from_millis(CLOCK_TICK_MS.into());
+    let shown = humantime::format_duration(time);
+    if time < tick || time > MAX_FLOW_TIMEOUT {
+        return Some(Violation::new(
+            field,
+            format!("{what} {shown}"),
+            "use a time from 100ms to 30days",
+        ));
+    }
+    (!time.as_nanos().is_multiple_of(tick.as_nanos())).then(|| {
+        Violation::new(
+            field,
+            format!("{shown} is no multiple of {CLOCK_TICK_MS} ms, the tick of the flow clock"),
+            "round it to tenths of a second",
+        )
+    })
 }
 
 fn health(health: &HealthSpec, found: &mut Vec<Violation>) {
@@ -610,6 +736,28 @@ fn backend_alone(
                  counts",
                 BackendSpec::MAX_WEIGHT
             ),
+        ));
+    }
+    backend_selection(index, backend, found);
+}
+
+/// What a backend has for the choice among backends, besides its weight.
+fn backend_selection(index: usize, backend: &BackendSpec, found: &mut Vec<Violation>) {
+    if backend.priority > BackendSpec::MAX_PRIORITY {
+        found.push(Violation::new(
+            Field::BackendPriority(index),
+            format!("the priority {} is too large", backend.priority),
+            format!(
+                "a priority is a number from 0 to {}; the lowest is served first",
+                BackendSpec::MAX_PRIORITY
+            ),
+        ));
+    }
+    if backend.max_connections == Some(0) {
+        found.push(Violation::new(
+            Field::BackendMaxConnections(index),
+            "a backend that may have no connection never serves",
+            "use a number of at least 1; for no new flows set the weight to 0",
         ));
     }
 }

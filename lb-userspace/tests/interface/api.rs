@@ -29,10 +29,7 @@ fn web() -> Service {
 }
 
 fn backend(address: &str, weight: u32) -> Backend {
-    Backend {
-        address: address.into(),
-        weight,
-    }
+    wire::read(json!({"address": address, "weight": weight})).unwrap()
 }
 
 fn message<T: std::fmt::Debug>(answer: Result<T, Reason>) -> String {
@@ -112,6 +109,57 @@ async fn a_backend_lives_its_life() {
         ),
         "there is no service `no/such web`"
     );
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn a_patch_of_a_backend_leaves_the_rest() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    let patch = |patch: Value| {
+        let client = client.clone();
+        async move { client.patch_backend("web", "10.0.0.11:8443", patch).await }
+    };
+    let patched = patch(json!({"priority": 2, "max_connections": 10})).await;
+    let patched = patched.unwrap();
+    assert_eq!((patched.weight, patched.priority), (100, 2));
+    let patched = patch(json!({"weight": 5})).await.unwrap();
+    assert_eq!(patched.max_connections, Some(10));
+    let patched = patch(json!({"max_connections": null})).await.unwrap();
+    assert_eq!((patched.priority, patched.max_connections), (2, None));
+    assert_eq!(
+        message(patch(json!({"address": "10.0.0.12:8443"})).await),
+        "address: the body says \"10.0.0.12:8443\", but the path `10.0.0.11:8443`"
+    );
+    assert_eq!(
+        message(patch(json!({"priority": 256})).await),
+        "the priority 256 is too large"
+    );
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn a_quorum_is_a_number_or_a_share() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    for quorum in [json!(2), json!("50%")] {
+        let patch = json!({"quorum": quorum});
+        let patched = client.patch_service("web", patch).await.unwrap();
+        assert_eq!(json!(patched)["quorum"], quorum);
+    }
+    for (quorum, expected) in [
+        (json!(0), "0 is no quorum"),
+        (
+            json!("half"),
+            "quorum: this is string \"half\", but must be a number of backends, or a share of \
+             them like \"50%\"",
+        ),
+    ] {
+        let patch = json!({"quorum": quorum});
+        assert_eq!(message(client.patch_service("web", patch).await), expected);
+    }
     balancer.stop().await;
 }
 

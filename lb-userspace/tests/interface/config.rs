@@ -13,8 +13,8 @@ use lb_userspace::{
     address::AddressPrefix,
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
-        BackendSpec, Desired, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, OtherPorts, Probe,
-        Protocol, Scheduler, ServiceSpec, Timeouts, Word as _,
+        BackendSpec, Desired, GUE_PORT, Hash, HealthSpec, Mode, OnEmpty, OtherPorts, Probe,
+        Protocol, Quorum, Scheduler, ServiceAddress, ServiceSpec, Timeouts, Track, Word as _,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -40,9 +40,13 @@ fn right(text: &str) -> Config {
 
 fn backend(address: &str, weight: u32) -> BackendSpec {
     BackendSpec {
-        address: address.parse().unwrap(),
         weight,
+        ..BackendSpec::new(address.parse().unwrap())
     }
+}
+
+fn address(text: &str) -> ServiceAddress {
+    text.parse().unwrap()
 }
 
 #[test]
@@ -61,14 +65,13 @@ fn nearly_everything_has_a_default() {
 #[test]
 fn every_key_is_taken_as_written() {
     let web = ServiceSpec {
-        name: "web".into(),
-        address: "192.0.2.10:443".parse().unwrap(),
-        protocol: Protocol::Tcp,
-        mode: Mode::FullNat,
-        scheduler: Scheduler::Maglev,
+        ring_size: 4093,
+        track: Some(Track::All),
+        quorum: Quorum::Percent(50),
+        on_empty: OnEmpty::FailOpen,
+        hash: Hash::ClientPort,
         source: Some(IpAddr::from([10, 0, 0, 1]).into()),
         source_ports: 2000..=2999,
-        gue_port: GUE_PORT,
         max_segment_size: Some(1400),
         other_ports: OtherPorts::Drop,
         icmp_echo: false,
@@ -91,22 +94,19 @@ fn every_key_is_taken_as_written() {
         }),
         backends: vec![
             backend("10.0.0.11:8443", 0),
-            backend("10.0.0.12:8443", 65_535),
+            BackendSpec {
+                priority: 1,
+                max_connections: Some(1000),
+                ..backend("10.0.0.12:8443", 65_535)
+            },
         ],
+        ..ServiceSpec::new("web", address("192.0.2.10:443"), Mode::FullNat)
     };
     let dns = ServiceSpec {
-        name: "dns".into(),
-        address: "[2001:db8::10]:*".parse().unwrap(),
         protocol: Protocol::Udp,
-        mode: Mode::Nat,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: FULL_NAT_PORTS,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
+        scheduler: Scheduler::LeastConnections,
+        affinity: Some(Duration::from_secs(600)),
+        quorum: Quorum::Count(2),
         health: Some(HealthSpec {
             probe: Probe::Tcp,
             interval: Duration::from_millis(500),
@@ -117,22 +117,13 @@ fn every_key_is_taken_as_written() {
             port: Some(53),
         }),
         backends: vec![backend("[2001:db8::11]:*", 100)],
+        ..ServiceSpec::new("dns", address("[2001:db8::10]:*"), Mode::Nat)
     };
     let tunnel = ServiceSpec {
-        name: "tunnel".into(),
-        address: "[2001:db8:1::/64]:8000-8099".parse().unwrap(),
-        protocol: Protocol::Tcp,
-        mode: Mode::Gue,
-        scheduler: Scheduler::Maglev,
         source: Some(AddressPrefix::new([10, 9, 0, 0].into(), 24)),
-        source_ports: FULL_NAT_PORTS,
         gue_port: 6081,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
-        health: None,
         backends: vec![backend("10.0.0.21", 100), backend("[2001:db8::21]", 100)],
+        ..ServiceSpec::new("tunnel", address("[2001:db8:1::/64]:8000-8099"), Mode::Gue)
     };
     let expected = Config {
         interfaces: vec!["eth0".into(), "eth1.100".into()],
@@ -182,7 +173,7 @@ fn the_documented_defaults_are_the_defaults() {
         .strip_prefix("toml\n")
         .unwrap();
     let documented = right(block);
-    let keys: Vec<_> = block
+    let keys: Vec<_> = page
         .lines()
         .filter_map(|line| Some(line.split_once(" =")?.0))
         .collect();
@@ -193,6 +184,8 @@ fn the_documented_defaults_are_the_defaults() {
     }
     // Without what has no default, or whose default is not a value.
     let without = [
+        "track =",
+        "max-connections =",
         "source =",
         "max-segment-size =",
         "host =",
@@ -270,6 +263,17 @@ fn write_service(service: &ServiceSpec) -> String {
         service.other_ports,
         service.icmp_echo,
     );
+    let _ = writeln!(
+        text,
+        "scheduler = '{}'\nhash = '{}'\nring-size = {}\nquorum = '{}'\non-empty = '{}'",
+        service.scheduler, service.hash, service.ring_size, service.quorum, service.on_empty
+    );
+    if let Some(affinity) = service.affinity {
+        let _ = writeln!(text, "affinity = '{}'", config::duration::format(affinity));
+    }
+    if let Some(track) = service.track {
+        let _ = writeln!(text, "track = '{track}'");
+    }
     if let Some(size) = service.max_segment_size {
         let _ = writeln!(text, "max-segment-size = {size}");
     }
@@ -288,9 +292,12 @@ fn write_service(service: &ServiceSpec) -> String {
     for backend in &service.backends {
         let _ = writeln!(
             text,
-            "[[service.backend]]\naddress = '{}'\nweight = {}",
-            backend.address, backend.weight
+            "[[service.backend]]\naddress = '{}'\nweight = {}\npriority = {}",
+            backend.address, backend.weight, backend.priority
         );
+        if let Some(most) = backend.max_connections {
+            let _ = writeln!(text, "max-connections = {most}");
+        }
     }
     text
 }
@@ -316,8 +323,17 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
         "10.0.0.2",
         "[2001:db8::2]:80",
     ];
-    let backend = (select(backends), select(vec![0, 1, 65_535, 65_536]))
-        .prop_map(|(address, weight)| backend(address, weight));
+    let backend = (
+        select(backends),
+        select(vec![0, 1, 65_535, 65_536]),
+        select(vec![0, 0, 0, 255, 256]),
+        prop::option::weighted(0.2, select(vec![0, 1, 100])),
+    )
+        .prop_map(|(address, weight, priority, max_connections)| BackendSpec {
+            priority,
+            max_connections,
+            ..backend(address, weight)
+        });
     let sources = vec![
         AddressPrefix::from(IpAddr::from([10, 0, 0, 9])),
         AddressPrefix::new([10, 0, 0, 0].into(), 24),
@@ -344,25 +360,62 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
             select(OtherPorts::ALL),
             any::<bool>(),
         ),
+        any_selection(),
         prop::option::weighted(0.3, health),
         vec(backend, 0..3),
     )
         .prop_map(
-            |(name, address, mode, source, (first, last), options, health, backends)| ServiceSpec {
-                name: name.into(),
-                address: address.parse().unwrap(),
-                protocol: Protocol::Tcp,
-                mode,
-                scheduler: Scheduler::Maglev,
-                source,
-                source_ports: first..=last,
-                gue_port: options.0,
-                max_segment_size: options.1,
-                other_ports: options.2,
-                icmp_echo: options.3,
-                timeouts: Timeouts::default(),
-                health,
-                backends,
+            |(name, address, mode, source, (first, last), options, selection, health, backends)| {
+                ServiceSpec {
+                    source,
+                    source_ports: first..=last,
+                    gue_port: options.0,
+                    max_segment_size: options.1,
+                    other_ports: options.2,
+                    icmp_echo: options.3,
+                    health,
+                    backends,
+                    name: name.into(),
+                    address: address.parse().unwrap(),
+                    mode,
+                    ..selection
+                }
+            },
+        )
+}
+
+/// A service that has nothing but how it chooses among backends.
+fn any_selection() -> impl Strategy<Value = ServiceSpec> {
+    let second = Duration::from_secs(1);
+    let day = Duration::from_secs(24 * 3600);
+    (
+        select(vec![
+            Scheduler::Maglev,
+            Scheduler::Maglev,
+            Scheduler::Random,
+        ]),
+        select(vec![Hash::FiveTuple, Hash::FiveTuple, Hash::Client]),
+        prop::option::weighted(0.2, select(vec![Duration::ZERO, second, 31 * day])),
+        select(vec![65_537, 65_537, 251, 250, 252]),
+        prop::option::weighted(0.3, select(Track::ALL)),
+        select(vec![
+            Quorum::Count(1),
+            Quorum::Count(0),
+            Quorum::Percent(50),
+            Quorum::Percent(101),
+        ]),
+        select(OnEmpty::ALL),
+    )
+        .prop_map(
+            |(scheduler, hash, affinity, ring_size, track, quorum, on_empty)| ServiceSpec {
+                scheduler,
+                hash,
+                affinity,
+                ring_size,
+                track,
+                quorum,
+                on_empty,
+                ..ServiceSpec::new("", address("192.0.2.1:80"), Mode::Nat)
             },
         )
 }
