@@ -12,6 +12,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod decap;
+pub mod drain;
 pub mod flows;
 pub mod health;
 pub mod neighbour;

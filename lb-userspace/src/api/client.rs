@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::wire::{Backend, Failure, Service};
+use super::wire::{Backend, Drain, Failure, Service};
 use crate::{
     decap,
     state::{Reason, Status},
@@ -130,6 +130,24 @@ impl Client {
     ) -> Result<Backend, Reason> {
         let path = backend_path(service, address);
         self.ask(Method::PATCH, path, Some(patch)).await
+    }
+
+    /// Begins the drain of a backend, or gives it another end.
+    pub async fn drain_backend(
+        &self,
+        service: &str,
+        address: &str,
+        drain: &Drain,
+    ) -> Result<Backend, Reason> {
+        let body = serde_json::to_value(drain).expect("its keys are strings");
+        let path = format!("{}/drain", backend_path(service, address));
+        self.ask(Method::PUT, path, Some(body)).await
+    }
+
+    /// Takes a drain back.
+    pub async fn undrain_backend(&self, service: &str, address: &str) -> Result<Backend, Reason> {
+        let path = format!("{}/drain", backend_path(service, address));
+        self.ask(Method::DELETE, path, None).await
     }
 
     /// Removes a backend, and says what it was.

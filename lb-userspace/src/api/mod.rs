@@ -12,6 +12,8 @@
 //! | `POST /v1/services/{name}/backends` | a new [`Backend`](wire::Backend) | 201, the backend |
 //! | `PUT /v1/services/{name}/backends/{address}` | [`Backend`](wire::Backend) | the backend |
 //! | `PATCH /v1/services/{name}/backends/{address}` | what changes (RFC 7386) | the backend |
+//! | `PUT /v1/services/{name}/backends/{address}/drain` | [`Drain`](wire::Drain) | the backend |
+//! | `DELETE /v1/services/{name}/backends/{address}/drain` | | the backend |
 //! | `DELETE /v1/services/{name}/backends/{address}` | | the backend as it was |
 //!
 //! A change is answered when the datapath has it. What cannot be done is answered

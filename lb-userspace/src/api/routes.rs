@@ -15,10 +15,11 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::{
     error::ApiError,
     unique::Unique,
-    wire::{self, Backend, Service},
+    wire::{self, Backend, Drain, Service},
 };
 use crate::state::{
-    BackendAddress, BackendSpec, Change, Control, Reason, Refusal, ServiceSpec, Status, rules,
+    BackendAddress, BackendSpec, Change, Control, DrainSpec, Reason, Refusal, ServiceSpec, Status,
+    rules,
 };
 
 /// Most bytes of a request's body: a service with all the backends that there is
@@ -56,6 +57,10 @@ pub(super) fn router(control: Control) -> Router {
         .route(
             "/v1/services/{name}/backends/{address}",
             put(set_backend).patch(patch_backend).delete(remove_backend),
+        )
+        .route(
+            "/v1/services/{name}/backends/{address}/drain",
+            put(drain_backend).delete(undrain_backend),
         );
     with_manners(routes).with_state(api)
 }
@@ -194,6 +199,23 @@ async fn patch_backend(
     api.replace_backend(service, backend).await
 }
 
+async fn drain_backend(
+    State(api): State<Api>,
+    Path((service, address)): Path<(String, String)>,
+    body: Bytes,
+) -> Answer<Backend> {
+    let drain: Drain = wire::read(Value::Object(object(&body)?))?;
+    let drain = drain.spec(str::to_owned)?;
+    api.set_drain(service, &address, Some(drain)).await
+}
+
+async fn undrain_backend(
+    State(api): State<Api>,
+    Path((service, address)): Path<(String, String)>,
+) -> Answer<Backend> {
+    api.set_drain(service, &address, None).await
+}
+
 async fn remove_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
@@ -228,6 +250,18 @@ impl Api {
         backends
             .find(|backend| backend.address == address)
             .ok_or_else(|| ApiError::not_found(rules::no_such_backend(service, address)))
+    }
+
+    async fn set_drain(
+        &self,
+        service: String,
+        address: &str,
+        drain: Option<DrainSpec>,
+    ) -> Answer<Backend> {
+        let _turn = self.turn().await;
+        let now = self.find_backend(&service, address).await?;
+        let backend = BackendSpec { drain, ..now };
+        self.replace_backend(service, backend).await
     }
 
     async fn replace_backend(&self, service: String, backend: BackendSpec) -> Answer<Backend> {

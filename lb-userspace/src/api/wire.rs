@@ -11,8 +11,9 @@ use serde_json::Value;
 use crate::{
     config::duration,
     state::{
-        self, BackendSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, OnEmpty, OtherPorts, Probe,
-        Protocol, Quorum, Reason, Scheduler, ServiceSpec, parse_port_range, parse_source,
+        self, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, OnEmpty,
+        OtherPorts, Probe, Protocol, Quorum, Reason, Scheduler, ServiceSpec, parse_port_range,
+        parse_source,
         rules::{self, Field},
     },
 };
@@ -145,6 +146,21 @@ pub struct Backend {
     /// Live flows from which on it gets no new ones; absent for any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// It is being emptied; absent where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// The end of a backend's service: it gets no new flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    /// Duration for which flows may go on; absent for any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<String>,
+    /// What becomes of flows that are left then: `keep` or `reset`.
+    #[serde(default = "default_on_deadline")]
+    pub on_deadline: String,
 }
 
 /// The answer to a request that could not be done.
@@ -198,6 +214,10 @@ fn default_other_ports() -> String {
 
 const fn default_icmp_echo() -> bool {
     true
+}
+
+fn default_on_deadline() -> String {
+    DrainSpec::DEFAULT_END.to_string()
 }
 
 const fn default_rise() -> u32 {
@@ -263,6 +283,7 @@ impl From<&BackendSpec> for Backend {
             weight: backend.weight,
             priority: backend.priority,
             max_connections: backend.max_connections,
+            drain: backend.drain.as_ref().map(Drain::from),
         }
     }
 }
@@ -392,6 +413,28 @@ impl TryFrom<&Backend> for BackendSpec {
     }
 }
 
+impl From<&DrainSpec> for Drain {
+    fn from(drain: &DrainSpec) -> Self {
+        Self {
+            deadline: drain.deadline.map(duration::format),
+            on_deadline: drain.on_deadline.to_string(),
+        }
+    }
+}
+
+impl Drain {
+    /// What it means; `path` says where one of its keys stands.
+    pub(super) fn spec(&self, path: impl Fn(&str) -> String) -> Result<DrainSpec, Reason> {
+        let deadline = self.deadline.as_deref();
+        Ok(DrainSpec {
+            deadline: deadline
+                .map(|text| at(path("deadline"), duration::parse(text)))
+                .transpose()?,
+            on_deadline: at(path("on_deadline"), self.on_deadline.parse())?,
+        })
+    }
+}
+
 impl Backend {
     /// What it means; `path` says where one of its keys stands.
     fn spec(&self, path: impl Fn(&str) -> String) -> Result<BackendSpec, Reason> {
@@ -400,6 +443,11 @@ impl Backend {
             weight: self.weight,
             priority: self.priority,
             max_connections: self.max_connections,
+            drain: self
+                .drain
+                .as_ref()
+                .map(|drain| drain.spec(|key| path(&format!("drain.{key}"))))
+                .transpose()?,
         })
     }
 }

@@ -15,8 +15,9 @@ use crate::{
     config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
     decap::Prefix,
     state::{
-        BackendAddress, BackendSpec, Hash, Mode, OnEmpty, OtherPorts, Protocol, Quorum, Reason,
-        Scheduler, ServiceAddress, Track, Word, parse_port, parse_port_range, parse_source, rules,
+        BackendAddress, BackendSpec, Hash, Mode, OnDeadline, OnEmpty, OtherPorts, Protocol, Quorum,
+        Reason, Scheduler, ServiceAddress, Track, Word, parse_port, parse_port_range, parse_source,
+        rules,
     },
 };
 
@@ -535,7 +536,7 @@ pub(super) struct ServiceOptions {
     pub(super) timeout_udp: Option<Setting<Duration>>,
 }
 
-/// Add, change, remove and list the backends of a service
+/// Add, change, drain, remove and list the backends of a service
 #[derive(Debug, Subcommand)]
 pub(super) enum Backend {
     /// Add a backend to a service
@@ -563,6 +564,32 @@ pub(super) enum Backend {
         #[command(flatten)]
         options: BackendOptions,
         /// Print the changed backend as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let no new flows go to a backend; those that it has go on
+    ///
+    /// `lb status` shows how many are left. Given again, it sets another deadline, which
+    /// counts from the beginning of the drain.
+    #[command(after_help = "Example:\n  lb backend drain web 10.0.0.11:8443 --deadline 5m")]
+    Drain {
+        #[command(flatten)]
+        backend: BackendName,
+        /// How long flows may go on [default: as long as they like]
+        #[arg(long, value_name = "DURATION", value_parser = typed(duration::parse))]
+        deadline: Option<Duration>,
+        /// What becomes of flows that are left at the deadline [default: keep]
+        #[arg(long, value_parser = word::<OnDeadline>(), requires = "deadline")]
+        then: Option<OnDeadline>,
+        /// Print the backend as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let new flows go to a backend again
+    Undrain {
+        #[command(flatten)]
+        backend: BackendName,
+        /// Print the backend as JSON
         #[arg(long)]
         json: bool,
     },

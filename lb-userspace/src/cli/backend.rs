@@ -7,7 +7,11 @@ use super::{
     output::{self, Column},
     service::{remove_nulls, value},
 };
-use crate::api::{Client, wire};
+use crate::{
+    api::{Client, wire},
+    config::duration,
+    state::DrainSpec,
+};
 
 pub(super) async fn backend(client: &Client, command: args::Backend) -> anyhow::Result<()> {
     match command {
@@ -36,6 +40,25 @@ pub(super) async fn backend(client: &Client, command: args::Backend) -> anyhow::
             let address = backend.address.to_string();
             let changed = client.patch_backend(&backend.service, &address, patch.into());
             done("changed", &backend.service, &changed.await?, json)
+        }
+        args::Backend::Drain {
+            backend,
+            deadline,
+            then,
+            json,
+        } => {
+            let drain = wire::Drain {
+                deadline: deadline.map(duration::format),
+                on_deadline: then.unwrap_or(DrainSpec::DEFAULT_END).to_string(),
+            };
+            let address = backend.address.to_string();
+            let drained = client.drain_backend(&backend.service, &address, &drain);
+            done("draining", &backend.service, &drained.await?, json)
+        }
+        args::Backend::Undrain { backend, json } => {
+            let address = backend.address.to_string();
+            let back = client.undrain_backend(&backend.service, &address).await?;
+            done("not draining", &backend.service, &back, json)
         }
         args::Backend::Remove { backend, json } => {
             let address = backend.address.to_string();
@@ -83,14 +106,25 @@ pub(super) fn table(indent: &str, backends: &[wire::Backend]) -> String {
     let mut columns = vec![Column::Text("BACKEND"), Column::Number("WEIGHT")];
     let tiers = backends.iter().any(|backend| backend.priority != 0);
     let limits = backends.iter().any(|b| b.max_connections.is_some());
+    let drains = backends.iter().any(|backend| backend.drain.is_some());
     columns.extend(tiers.then_some(Column::Number("PRIORITY")));
     columns.extend(limits.then_some(Column::Number("MAX CONNECTIONS")));
+    columns.extend(drains.then_some(Column::Text("DRAIN")));
     let rows = backends.iter().map(|backend| {
         let mut row = vec![backend.address.clone(), backend.weight.to_string()];
         row.extend(tiers.then(|| backend.priority.to_string()));
         let limit = backend.max_connections;
         row.extend(limits.then(|| limit.map_or("any".to_owned(), |most| most.to_string())));
+        let drain = backend.drain.as_ref();
+        row.extend(drains.then(|| drain.map_or_else(|| "no".to_owned(), drain_in_words)));
         row
     });
     output::table(indent, &columns, rows)
+}
+
+fn drain_in_words(drain: &wire::Drain) -> String {
+    match &drain.deadline {
+        Some(deadline) => format!("{deadline}, then {}", drain.on_deadline),
+        None => "no deadline".to_owned(),
+    }
 }

@@ -15,9 +15,9 @@ use super::{
 use crate::{
     address::PortRange,
     state::{
-        BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode,
-        OnEmpty, OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress, ServiceSpec,
-        Timeouts, parse_port_range, parse_source,
+        BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
+        HealthSpec, Mode, OnEmpty, OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress,
+        ServiceSpec, Timeouts, parse_port_range, parse_source,
         rules::{self, Field},
     },
 };
@@ -34,6 +34,7 @@ const SCHEDULER: &str = "`scheduler = \"maglev\"`, `\"round-robin\"`, `\"least-c
 const HASH: &str = "`hash = \"5-tuple\"`, `\"client\"` or `\"client-port\"`";
 const TRACK: &str = "`track = \"none\"` or `track = \"all\"`";
 const QUORUM: &str = "write a number of backends, `quorum = 2`, or a share, `quorum = \"50%\"`";
+const ON_DEADLINE: &str = "`on-deadline = \"keep\"` or `on-deadline = \"reset\"`";
 const ON_EMPTY: &str = "`on-empty = \"drop\"` or `on-empty = \"fail-open\"`";
 const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.0.1\"`";
 const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
@@ -413,7 +414,9 @@ fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagn
         let max_connections = service.optional(field, most, None, |value| {
             value.integer(1..=u32::MAX, out).map(Some)
         });
+        let drain = read_drain(service, index, &mut table, out);
         service.spec.backends.push(BackendSpec {
+            drain,
             weight,
             priority,
             max_connections,
@@ -421,4 +424,31 @@ fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagn
         });
         table.finish(out);
     }
+}
+
+fn read_drain(
+    service: &mut ReadService,
+    index: usize,
+    backend: &mut Table<'_>,
+    out: &mut Diagnostics,
+) -> Option<DrainSpec> {
+    let drain = backend.optional("drain")?;
+    let span = drain.span();
+    service.spans.insert(Field::BackendDrain(index), span);
+    let mut table = drain.table("[service.backend.drain]", out)?;
+    let deadline = table.optional("deadline");
+    let field = Field::BackendDeadline(index);
+    let deadline = service.optional(field, deadline, None, |value| {
+        value.parse(DURATION, out, duration::parse).map(Some)
+    });
+    let end = table.optional("on-deadline");
+    let field = Field::BackendOnDeadline(index);
+    let on_deadline = service.optional(field, end, DrainSpec::DEFAULT_END, |value| {
+        value.parse(ON_DEADLINE, out, str::parse)
+    });
+    table.finish(out);
+    Some(DrainSpec {
+        deadline,
+        on_deadline,
+    })
 }

@@ -18,12 +18,14 @@ use super::{
 };
 use crate::{
     datapath::{self, AttachedMode, Datapath, XdpMode},
+    drain::Drain,
     flows::Lifetimes,
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Reconciler, Tables, World},
     state::{
-        BackendAddress, BackendSpec, Change, Desired, HealthStatus, Refusal, ServiceSpec, Status,
+        BackendAddress, BackendSpec, Change, Desired, DrainPhase, HealthStatus, Refusal,
+        ServiceSpec, Status,
     },
 };
 
@@ -141,6 +143,7 @@ pub(super) struct Balancer<P> {
     interfaces: BTreeMap<u32, backend::Interface>,
     pub(super) reconciler: Reconciler,
     pub(super) ledger: Ledger,
+    drains: HashMap<Name, Drain>,
     /// When the datapath is to be brought in line with the rest, if it is not.
     overdue: Option<Duration>,
 }
@@ -158,9 +161,11 @@ impl<P: Plane> Balancer<P> {
             interfaces: BTreeMap::new(),
             reconciler: Reconciler::default(),
             ledger: Ledger::default(),
+            drains: HashMap::new(),
             overdue: Some(Duration::ZERO),
         };
         balancer.health = balancer.expected_health(&Desired::default());
+        balancer.follow_drains(Duration::ZERO);
         balancer
     }
 
@@ -196,12 +201,12 @@ impl<P: Plane> Balancer<P> {
     }
 
     /// What is.
-    pub(super) fn status(&self) -> Status {
+    pub(super) fn status(&self, now: Duration) -> Status {
         let reading = self.ledger.read(&self.plane).unwrap_or_else(|error| {
             tracing::error!(error = chain(&error), "the counters cannot be read");
             Default::default()
         });
-        status::status(self, &reading)
+        status::status(self, &reading, now)
     }
 
     /// Changes what is wanted, and brings the datapath there before it returns. Where
@@ -221,7 +226,61 @@ impl<P: Plane> Balancer<P> {
         }
         let addresses = self.addresses();
         self.hops.retain(|address, _| addresses.contains(address));
+        self.follow_drains(now);
         Ok(())
+    }
+
+    /// Begins and ends drains as they are wanted.
+    fn follow_drains(&mut self, now: Duration) {
+        let mut before = std::mem::take(&mut self.drains);
+        for spec in self.desired.services() {
+            for backend in &spec.backends {
+                let Some(wanted) = backend.drain else {
+                    continue;
+                };
+                let name = (spec.name.clone(), backend.address);
+                let drain = match before.remove(&name) {
+                    Some(mut drain) => {
+                        drain.change(wanted);
+                        drain
+                    }
+                    None => Drain::new(wanted, now, self.live_flows(&name)),
+                };
+                self.drains.insert(name, drain);
+            }
+        }
+    }
+
+    /// Tells of drains that have come to an end.
+    fn watch_drains(&mut self, now: Duration) {
+        let mut drains = std::mem::take(&mut self.drains);
+        for (name, drain) in &mut drains {
+            let flows = self.live_flows(name);
+            let (service, backend) = name;
+            match drain.step(now, flows) {
+                Some(DrainPhase::Drained) => {
+                    tracing::info!(%service, %backend, "the backend is drained: no flow is left");
+                }
+                Some(DrainPhase::Over) => {
+                    tracing::warn!(%service, %backend, flows, "the deadline of the drain has passed");
+                }
+                Some(DrainPhase::Draining) | None => {}
+            }
+        }
+        self.drains = drains;
+    }
+
+    /// Live flows of a backend; 0 also where nobody knows.
+    fn live_flows(&self, (service, backend): &Name) -> u64 {
+        let name = (service.as_str().into(), *backend);
+        let id = self.reconciler.ids().backends.get(&name);
+        let figures = id.and_then(|id| self.ledger.backend(id, &self.plane).ok());
+        figures.map_or(0, |figures| status::active(&figures))
+    }
+
+    /// The drain of a backend.
+    pub(super) fn drain(&self, service: &str, backend: BackendAddress) -> Option<&Drain> {
+        self.drains.get(&(service.to_owned(), backend))
     }
 
     /// Takes news of interfaces and next hops.
@@ -394,6 +453,7 @@ impl<P: Plane> Balancer<P> {
             }
         };
         self.ledger.expired(&report);
+        self.watch_drains(swept.began);
         let released = self.reconciler.release(
             swept.began,
             |backend| report.named.contains(&backend),

@@ -133,7 +133,7 @@ pub async fn run(
                 }
             }
             request = requests.recv() => match request {
-                Some(Request::Status(answer)) => drop(answer.send(balancer.status())),
+                Some(Request::Status(answer)) => drop(answer.send(balancer.status(start.elapsed()))),
                 Some(Request::Services(answer)) => drop(answer.send(balancer.services())),
                 Some(Request::Change(change, answer)) => {
                     let result = balancer.change(change, start.elapsed());

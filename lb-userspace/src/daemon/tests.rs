@@ -26,8 +26,9 @@ use crate::{
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{Image, Op, Tables},
     state::{
-        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, HealthSpec,
-        HealthStatus, Mode, OnEmpty, Probe, Refusal, ServiceSpec, Status,
+        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
+        DrainSpec, HealthSpec, HealthStatus, Mode, OnDeadline, OnEmpty, Probe, Refusal,
+        ServiceSpec, Status,
     },
 };
 
@@ -214,7 +215,7 @@ fn ring(balancer: &Balancer<Memory>) -> Vec<u32> {
 }
 
 fn state(balancer: &Balancer<Memory>, index: usize) -> BackendState {
-    balancer.status().services[0].backends[index].state
+    balancer.status(at(0)).services[0].backends[index].state
 }
 
 /// A sweep that begins at `began` and finds entries of these backends.
@@ -256,7 +257,7 @@ fn remove(byte: u8) -> Change {
 fn a_checked_backend_serves_after_its_first_good_check() {
     let mut balancer = balancer(web(Some(tcp_check()), &[11, 12]));
     assert_eq!(ring(&balancer), [0_u32; 0]);
-    let status = &balancer.status().services[0].backends[0];
+    let status = &balancer.status(at(0)).services[0].backends[0];
     assert_eq!(status.state, BackendState::Down);
     assert_eq!(status.health, health::unknown());
     check(&mut balancer, 11, true);
@@ -322,7 +323,7 @@ fn a_backend_without_a_next_hop_waits() {
     resolve(&mut balancer, 12, lost);
     balancer.reconcile_if_needed(at(1));
     assert_eq!(ring(&balancer), [1]);
-    let status = balancer.status();
+    let status = balancer.status(at(0));
     assert_eq!(
         status.services[0].backends[1].next_hop.state,
         "no-neighbour"
@@ -364,6 +365,70 @@ fn weight_zero_drains() {
     assert_eq!(ring(&balancer), [2]);
     assert_eq!(state(&balancer, 0), BackendState::Draining);
     assert_eq!(balancer.plane.image.backends[&1].state, Entry::Up as u8);
+}
+
+fn drain(seconds: Option<u64>) -> Change {
+    Change::SetBackend {
+        service: "web".into(),
+        backend: BackendSpec {
+            drain: Some(DrainSpec {
+                deadline: seconds.map(at),
+                on_deadline: OnDeadline::Keep,
+            }),
+            ..backend(11)
+        },
+    }
+}
+
+#[test]
+fn a_drain_shows_what_is_left_until_it_is_taken_back() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    balancer.plane.counters.insert(1, new_flows(10));
+    balancer.change(drain(Some(60)), at(100)).unwrap();
+    assert_eq!(ring(&balancer), [2]);
+    assert_eq!(state(&balancer, 0), BackendState::Draining);
+    assert_eq!(balancer.plane.image.backends[&1].state, Entry::Up as u8);
+    sweep(&mut balancer, at(110), &[1], &[(1, 4)]);
+
+    let status = |balancer: &Balancer<Memory>, seconds| {
+        let status = balancer.status(at(seconds));
+        status.services[0].backends[0].drain.clone()
+    };
+    let drain_status = status(&balancer, 110).unwrap();
+    assert_eq!(drain_status.phase, DrainPhase::Draining);
+    assert_eq!(
+        (drain_status.flows_at_start, drain_status.flows_left),
+        (10, 6)
+    );
+    assert_eq!(drain_status.seconds_left, Some(50));
+    // Another deadline counts from the beginning, too.
+    balancer.change(drain(Some(30)), at(120)).unwrap();
+    let drain_status = status(&balancer, 120).unwrap();
+    assert_eq!(
+        (drain_status.flows_at_start, drain_status.seconds),
+        (10, 20)
+    );
+    assert_eq!(drain_status.seconds_left, Some(10));
+    assert_eq!(status(&balancer, 130).unwrap().phase, DrainPhase::Over);
+    sweep(&mut balancer, at(140), &[], &[(1, 6)]);
+    assert_eq!(status(&balancer, 140).unwrap().phase, DrainPhase::Drained);
+
+    let back = Change::SetBackend {
+        service: "web".into(),
+        backend: backend(11),
+    };
+    balancer.change(back, at(150)).unwrap();
+    assert_eq!(ring(&balancer), [1, 2]);
+    assert_eq!(status(&balancer, 150), None);
+}
+
+#[test]
+fn fail_open_leaves_drained_backends_alone() {
+    let mut spec = web(None, &[11]);
+    spec.on_empty = OnEmpty::FailOpen;
+    let mut balancer = balancer(spec);
+    balancer.change(drain(None), at(1)).unwrap();
+    assert_eq!(ring(&balancer), [0_u32; 0]);
 }
 
 #[test]
@@ -464,18 +529,18 @@ fn a_service_keeps_the_figures_of_backends_that_it_lost() {
             (drops, all_drops),
         )
     };
-    assert_eq!(figures(&balancer.status()), ((120, 12, 12), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 12), (7, 7)));
     sweep(&mut balancer, at(1), &[1, 2], &[(1, 2)]);
-    assert_eq!(figures(&balancer.status()), ((120, 12, 10), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 10), (7, 7)));
 
     balancer.change(remove(11), at(2)).unwrap();
     assert_eq!(balancer.sweep(at(2)).gone, HashSet::from([1]));
-    assert_eq!(figures(&balancer.status()), ((120, 12, 10), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 10), (7, 7)));
     // The sweep takes its flows away; then the id rests no more.
     sweep(&mut balancer, at(3), &[1, 2], &[(1, 3)]);
-    assert_eq!(figures(&balancer.status()), ((120, 12, 7), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 7), (7, 7)));
     sweep(&mut balancer, at(4), &[2], &[]);
-    assert_eq!(figures(&balancer.status()), ((120, 12, 7), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 7), (7, 7)));
     assert_eq!(balancer.plane.counters.keys().collect::<Vec<_>>(), [&2]);
     assert_eq!(balancer.plane.drops.len(), 1);
 
@@ -484,7 +549,7 @@ fn a_service_keeps_the_figures_of_backends_that_it_lost() {
     resolve(&mut balancer, 13, hop(13));
     balancer.reconcile_if_needed(at(5));
     assert_eq!(ring(&balancer), [2, 1]);
-    let status = balancer.status();
+    let status = balancer.status(at(0));
     assert_eq!(status.services[0].backends[1].new_flows, 0);
     assert_eq!(figures(&status), ((120, 12, 7), (7, 7)));
 }
@@ -499,7 +564,7 @@ fn another_service_of_the_same_name_begins_at_zero() {
     balancer
         .change(Change::AddService(Box::new(web(None, &[11]))), at(2))
         .unwrap();
-    assert_eq!(balancer.status().services[0].new_flows, 0);
+    assert_eq!(balancer.status(at(0)).services[0].new_flows, 0);
 
     // Nor does one that has its id: not before all its flows are gone,
     let add = |name: &str, byte| {
@@ -517,7 +582,7 @@ fn another_service_of_the_same_name_begins_at_zero() {
     let services = &balancer.plane.image.services;
     let ids: Vec<u32> = services.values().map(|service| service.id).collect();
     assert_eq!(ids, [2, 3, 1], "web, a, b");
-    for service in balancer.status().services {
+    for service in balancer.status(at(0)).services {
         assert_eq!(service.new_flows, 0, "{}", service.name);
     }
 }
@@ -540,8 +605,11 @@ fn what_keeps_a_mode_from_using_a_next_hop_is_shown() {
     dsr.mode = Mode::Dsr;
     dsr.backends[0].address.port = BackendPort::Unnamed;
     let mut balancer = balancer(dsr);
-    let next_hop =
-        |balancer: &Balancer<Memory>| balancer.status().services[0].backends[0].next_hop.clone();
+    let next_hop = |balancer: &Balancer<Memory>| {
+        balancer.status(at(0)).services[0].backends[0]
+            .next_hop
+            .clone()
+    };
     assert_eq!(next_hop(&balancer).state, "resolved");
     assert_eq!(next_hop(&balancer).error, None);
 
@@ -582,7 +650,7 @@ fn what_keeps_a_mode_from_using_a_next_hop_is_shown() {
     balancer
         .change(Change::AddService(Box::new(every_port)), at(3))
         .unwrap();
-    let status = balancer.status();
+    let status = balancer.status(at(0));
     let web = status.services.iter().find(|service| service.name == "web");
     let next_hop = &web.unwrap().backends[0].next_hop;
     assert_eq!(next_hop.state, "service-ports");
@@ -617,7 +685,7 @@ fn an_interface_that_goes_takes_its_paths_along() {
     assert_eq!(ring(&balancer), [0_u32; 0]);
     assert_eq!(balancer.plane.image.backends[&1].path, LinkPath::default());
     assert_eq!(balancer.plane.detached, [ETH0]);
-    let interface = &balancer.status().interfaces[0];
+    let interface = &balancer.status(at(0)).interfaces[0];
     assert_eq!((&*interface.state, &*interface.mode), ("gone", "none"));
 }
 
@@ -638,12 +706,12 @@ fn an_interface_that_comes_back_is_attached_again() {
     balancer.reconcile_if_needed(at(1));
     balancer.neighbour(came(NEW + 1, "eth1"));
     balancer.reconcile_if_needed(at(2));
-    assert_eq!(balancer.status().interfaces[0].state, "gone");
+    assert_eq!(balancer.status(at(0)).interfaces[0].state, "gone");
 
     balancer.plane.refuses_to_attach = true;
     balancer.neighbour(came(NEW, "eth0"));
     balancer.reconcile_if_needed(at(3));
-    let interface = balancer.status().interfaces.remove(0);
+    let interface = balancer.status(at(0)).interfaces.remove(0);
     assert_eq!(interface.state, "not-attached");
     assert_eq!(interface.error.unwrap(), "no such interface: `eth0`");
     balancer.change(add(12), at(3)).unwrap();
@@ -652,7 +720,7 @@ fn an_interface_that_comes_back_is_attached_again() {
     balancer.plane.refuses_to_attach = false;
     balancer.reconcile_if_needed(at(4));
     assert_eq!(balancer.plane.attached, [NEW]);
-    let interface = &balancer.status().interfaces[0];
+    let interface = &balancer.status(at(0)).interfaces[0];
     assert_eq!(
         (&*interface.state, &*interface.mode),
         ("attached", "generic")
@@ -674,7 +742,7 @@ fn an_interface_that_comes_back_is_attached_again() {
 #[test]
 fn every_reason_is_shown_also_what_never_happened() {
     let balancer = balancer(web(None, &[11]));
-    let status = balancer.status();
+    let status = balancer.status(at(0));
     assert_eq!(status.drops.len(), DropReason::ALL.len());
     assert!(status.drops.values().all(|packets| *packets == 0));
     assert_eq!(status.interfaces[0].name, "eth0");

@@ -192,7 +192,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 },
                 priority: backend_spec.priority,
                 // A backend whose next hop is not resolved would take flows and drop them.
-                availability: if entry.path.ifindex == 0 {
+                availability: if entry.path.ifindex == 0 || !backend_spec.takes_flows() {
                     Availability::Out
                 } else if is_up {
                     Availability::Up

@@ -14,13 +14,13 @@ pub use address::{BackendAddress, BackendPort, ServiceAddress, parse_port, parse
 pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
 pub use model::{
-    BackendSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode, OnEmpty, OtherPorts, Probe,
-    Protocol, Quorum, Scheduler, ServiceSpec, Timeouts, Track, parse_port_range,
+    BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,
+    OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceSpec, Timeouts, Track, parse_port_range,
 };
 pub use reason::Reason;
 pub use status::{
-    BackendState, BackendStatus, DropStatus, HealthStatus, InterfaceStatus, NextHopStatus,
-    ServiceStatus, Status,
+    BackendState, BackendStatus, DrainPhase, DrainStatus, DropStatus, HealthStatus,
+    InterfaceStatus, NextHopStatus, ServiceStatus, Status,
 };
 pub use words::Word;
 pub(crate) use words::words;

@@ -130,6 +130,30 @@ words! {
     }
 }
 
+words! {
+    /// What becomes of the flows that are left when the time of a drain is over.
+    OnDeadline, "end of a drain", "`reset` or `keep`" {
+        /// Client and backend are told that the connection has ended.
+        Reset = "reset",
+        /// They go on.
+        Keep = "keep",
+    }
+}
+
+/// A backend that is being emptied: no new flows, until it is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainSpec {
+    /// How long flows may go on, from its begin; `None` for as long as they like.
+    pub deadline: Option<Duration>,
+    /// What becomes of flows that are left then.
+    pub on_deadline: OnDeadline,
+}
+
+impl DrainSpec {
+    /// What becomes of flows where nothing is said.
+    pub const DEFAULT_END: OnDeadline = OnDeadline::Keep;
+}
+
 /// How many backends must take flows before those of a lower tier are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quorum {
@@ -465,6 +489,8 @@ pub struct BackendSpec {
     pub priority: u32,
     /// Live flows from which on it gets no new ones, at least 1; `None` for any number.
     pub max_connections: Option<u32>,
+    /// It is being emptied.
+    pub drain: Option<DrainSpec>,
 }
 
 impl BackendSpec {
@@ -475,6 +501,12 @@ impl BackendSpec {
     /// The largest number of a tier.
     pub const MAX_PRIORITY: u32 = 255;
 
+    /// Whether new flows may go to it, as far as the configuration says.
+    #[must_use]
+    pub const fn takes_flows(&self) -> bool {
+        self.weight != 0 && self.drain.is_none()
+    }
+
     /// A backend with everything else by default.
     #[must_use]
     pub const fn new(address: BackendAddress) -> Self {
@@ -483,6 +515,7 @@ impl BackendSpec {
             weight: Self::DEFAULT_WEIGHT,
             priority: 0,
             max_connections: None,
+            drain: None,
         }
     }
 }

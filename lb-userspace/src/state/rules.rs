@@ -14,8 +14,9 @@ use std::{
 use lb_common::CLOCK_TICK_MS;
 
 use super::{
-    BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode,
-    Probe, Protocol, Quorum, Reason, Scheduler, ServiceAddress, ServiceSpec, Track,
+    BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
+    HealthSpec, Mode, OnDeadline, Probe, Protocol, Quorum, Reason, Scheduler, ServiceAddress,
+    ServiceSpec, Track,
 };
 use crate::address::{AddressPrefix, PortRange};
 
@@ -33,6 +34,8 @@ pub const MIN_HEALTH_INTERVAL: Duration = Duration::from_millis(100);
 pub const MAX_SOURCE_BITS: u8 = 16;
 /// The least maximum segment size: what every host takes (RFC 9293, section 3.7.1).
 pub const MIN_SEGMENT_SIZE: u16 = 536;
+/// The longest that a drain may take.
+pub const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Fewest slots of a ring.
 pub const MIN_RING: u32 = 251;
 /// Most slots of a ring: the largest prime of 24 bits.
@@ -85,6 +88,9 @@ pub enum Field {
     BackendWeight(usize),
     BackendPriority(usize),
     BackendMaxConnections(usize),
+    BackendDrain(usize),
+    BackendDeadline(usize),
+    BackendOnDeadline(usize),
 }
 
 impl Field {
@@ -104,7 +110,11 @@ impl Field {
             Self::BackendAddress(index)
             | Self::BackendWeight(index)
             | Self::BackendPriority(index)
-            | Self::BackendMaxConnections(index) => Self::Backend(index),
+            | Self::BackendMaxConnections(index)
+            | Self::BackendDrain(index) => Self::Backend(index),
+            Self::BackendDeadline(index) | Self::BackendOnDeadline(index) => {
+                Self::BackendDrain(index)
+            }
             _ => Self::Service,
         }
     }
@@ -152,6 +162,11 @@ impl fmt::Display for Field {
             Self::BackendPriority(index) => return write!(f, "backends[{index}].priority"),
             Self::BackendMaxConnections(index) => {
                 return write!(f, "backends[{index}].max_connections");
+            }
+            Self::BackendDrain(index) => return write!(f, "backends[{index}].drain"),
+            Self::BackendDeadline(index) => return write!(f, "backends[{index}].drain.deadline"),
+            Self::BackendOnDeadline(index) => {
+                return write!(f, "backends[{index}].drain.on_deadline");
             }
         })
     }
@@ -739,6 +754,9 @@ fn backend_alone(
         ));
     }
     backend_selection(index, backend, found);
+    if let Some(drain) = &backend.drain {
+        backend_drain(index, drain, found);
+    }
 }
 
 /// What a backend has for the choice among backends, besides its weight.
@@ -759,6 +777,25 @@ fn backend_selection(index: usize, backend: &BackendSpec, found: &mut Vec<Violat
             "a backend that may have no connection never serves",
             "use a number of at least 1; for no new flows set the weight to 0",
         ));
+    }
+}
+
+fn backend_drain(index: usize, drain: &DrainSpec, found: &mut Vec<Violation>) {
+    match drain.deadline {
+        Some(deadline) if deadline > MAX_DRAIN => found.push(Violation::new(
+            Field::BackendDeadline(index),
+            format!(
+                "a drain cannot take {}",
+                humantime::format_duration(deadline)
+            ),
+            "use a time up to 30days, or leave it out for no deadline",
+        )),
+        None if drain.on_deadline == OnDeadline::Reset => found.push(Violation::new(
+            Field::BackendOnDeadline(index),
+            "flows are to be reset at a deadline that never comes",
+            "say when: `deadline = \"60s\"`",
+        )),
+        _ => {}
     }
 }
 

@@ -140,6 +140,55 @@ async fn a_patch_of_a_backend_leaves_the_rest() {
 }
 
 #[tokio::test]
+async fn a_drain_is_begun_and_taken_back() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    let address = "10.0.0.11:8443";
+    let drain = |drain: Value| {
+        let client = client.clone();
+        let drain: wire::Drain = wire::read(drain).unwrap();
+        async move { client.drain_backend("web", address, &drain).await }
+    };
+    let drained = drain(json!({})).await.unwrap();
+    assert_eq!(
+        json!(drained)["drain"],
+        json!({"on_deadline": "keep"}),
+        "{drained:?}"
+    );
+    let wanted = json!({"deadline": "1m", "on_deadline": "reset"});
+    drain(wanted.clone()).await.unwrap();
+    // Whoever changes something else does not undrain it.
+    let patch = json!({"icmp_echo": false});
+    let service = client.patch_service("web", patch).await.unwrap();
+    assert_eq!(json!(service.backends[0])["drain"], wanted);
+    let patch = json!({"weight": 5});
+    let backend = client.patch_backend("web", address, patch).await.unwrap();
+    assert_eq!(json!(backend)["drain"], wanted);
+
+    let back = client.undrain_backend("web", address).await.unwrap();
+    assert_eq!((back.drain, back.weight), (None, 5));
+    assert!(client.undrain_backend("web", address).await.is_ok());
+    for (wrong, expected) in [
+        (
+            json!({"on_deadline": "reset"}),
+            "flows are to be reset at a deadline that never comes",
+        ),
+        (
+            json!({"deadline": "soon"}),
+            "deadline: `soon` is no duration",
+        ),
+    ] {
+        assert_eq!(message(drain(wrong).await), expected);
+    }
+    assert_eq!(
+        message(client.undrain_backend("web", "10.0.0.99:1").await),
+        "service `web` has no backend `10.0.0.99:1`"
+    );
+    balancer.stop().await;
+}
+
+#[tokio::test]
 async fn a_quorum_is_a_number_or_a_share() {
     let balancer = Balancer::start(Status::default());
     let client = balancer.client();

@@ -13,8 +13,9 @@ use lb_userspace::{
     address::AddressPrefix,
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
-        BackendSpec, Desired, GUE_PORT, Hash, HealthSpec, Mode, OnEmpty, OtherPorts, Probe,
-        Protocol, Quorum, Scheduler, ServiceAddress, ServiceSpec, Timeouts, Track, Word as _,
+        BackendSpec, Desired, DrainSpec, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,
+        OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress, ServiceSpec, Timeouts,
+        Track, Word as _,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -97,6 +98,10 @@ fn every_key_is_taken_as_written() {
             BackendSpec {
                 priority: 1,
                 max_connections: Some(1000),
+                drain: Some(DrainSpec {
+                    deadline: Some(Duration::from_secs(300)),
+                    on_deadline: OnDeadline::Reset,
+                }),
                 ..backend("10.0.0.12:8443", 65_535)
             },
         ],
@@ -184,6 +189,9 @@ fn the_documented_defaults_are_the_defaults() {
     }
     // Without what has no default, or whose default is not a value.
     let without = [
+        "[service.backend.drain]",
+        "deadline =",
+        "on-deadline =",
         "track =",
         "max-connections =",
         "source =",
@@ -197,6 +205,7 @@ fn the_documented_defaults_are_the_defaults() {
     let bare: String = block
         .lines()
         .filter(|line| line.starts_with('[') || kept.iter().any(|key| line.starts_with(key)))
+        .filter(|line| !line.starts_with("[service.backend.drain]"))
         .fold(INTERFACES.to_owned(), |text, line| text + line + "\n");
     let shown: String = block
         .lines()
@@ -298,6 +307,16 @@ fn write_service(service: &ServiceSpec) -> String {
         if let Some(most) = backend.max_connections {
             let _ = writeln!(text, "max-connections = {most}");
         }
+        if let Some(drain) = backend.drain {
+            let _ = writeln!(
+                text,
+                "[service.backend.drain]\non-deadline = '{}'",
+                drain.on_deadline
+            );
+            if let Some(deadline) = drain.deadline {
+                let _ = writeln!(text, "deadline = '{}'", config::duration::format(deadline));
+            }
+        }
     }
     text
 }
@@ -328,12 +347,16 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
         select(vec![0, 1, 65_535, 65_536]),
         select(vec![0, 0, 0, 255, 256]),
         prop::option::weighted(0.2, select(vec![0, 1, 100])),
+        prop::option::weighted(0.2, any_drain()),
     )
-        .prop_map(|(address, weight, priority, max_connections)| BackendSpec {
-            priority,
-            max_connections,
-            ..backend(address, weight)
-        });
+        .prop_map(
+            |(address, weight, priority, max_connections, drain)| BackendSpec {
+                priority,
+                max_connections,
+                drain,
+                ..backend(address, weight)
+            },
+        );
     let sources = vec![
         AddressPrefix::from(IpAddr::from([10, 0, 0, 9])),
         AddressPrefix::new([10, 0, 0, 0].into(), 24),
@@ -382,6 +405,15 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
                 }
             },
         )
+}
+
+fn any_drain() -> impl Strategy<Value = DrainSpec> {
+    let days = |days: u64| Duration::from_secs(days * 24 * 3600);
+    let deadline = prop::option::of(select(vec![days(0), days(30), days(31)]));
+    (deadline, select(OnDeadline::ALL)).prop_map(|(deadline, on_deadline)| DrainSpec {
+        deadline,
+        on_deadline,
+    })
 }
 
 /// A service that has nothing but how it chooses among backends.
