@@ -12,8 +12,8 @@ use crate::{
     config::duration,
     state::{
         self, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, OnEmpty,
-        OtherPorts, Probe, Protocol, Quorum, Reason, Scheduler, ServiceSpec, parse_port_range,
-        parse_source,
+        OtherPorts, Probe, Protocol, Quorum, Reason, Scheduler, ServiceSpec, SlowStartCurve,
+        parse_port_range, parse_source,
         rules::{self, Field},
     },
 };
@@ -56,6 +56,12 @@ pub struct Service {
     /// `drop` or `fail-open`.
     #[serde(default = "default_on_empty")]
     pub on_empty: String,
+    /// Duration of the slow start of a backend that comes back; `null` for none.
+    #[serde(default)]
+    pub slow_start: Option<String>,
+    /// `linear` or `quadratic`.
+    #[serde(default = "default_slow_start_curve")]
+    pub slow_start_curve: String,
     /// Source address of full NAT and of tunnels, there also a prefix; `null` for the
     /// kernel's choice.
     #[serde(default)]
@@ -216,6 +222,10 @@ const fn default_icmp_echo() -> bool {
     true
 }
 
+fn default_slow_start_curve() -> String {
+    SlowStartCurve::Linear.to_string()
+}
+
 fn default_on_deadline() -> String {
     DrainSpec::DEFAULT_END.to_string()
 }
@@ -302,6 +312,8 @@ impl From<&ServiceSpec> for Service {
             track: service.track.map(|track| track.to_string()),
             quorum: service.quorum,
             on_empty: service.on_empty.to_string(),
+            slow_start: service.slow_start.map(duration::format),
+            slow_start_curve: service.slow_start_curve.to_string(),
             source: service.source.map(|source| source.to_string()),
             source_ports: format_ports(&service.source_ports),
             gue_port: service.gue_port,
@@ -340,6 +352,11 @@ impl TryFrom<Service> for ServiceSpec {
                 .transpose()?,
             quorum: service.quorum,
             on_empty: at(Field::OnEmpty, service.on_empty.parse())?,
+            slow_start: service
+                .slow_start
+                .map(|text| read_duration(Field::SlowStart, &text))
+                .transpose()?,
+            slow_start_curve: at(Field::SlowStartCurve, service.slow_start_curve.parse())?,
             source: service
                 .source
                 .map(|source| at(Field::Source, parse_source(&source)))

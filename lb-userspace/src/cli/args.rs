@@ -16,8 +16,8 @@ use crate::{
     decap::Prefix,
     state::{
         BackendAddress, BackendSpec, Hash, Mode, OnDeadline, OnEmpty, OtherPorts, Protocol, Quorum,
-        Reason, Scheduler, ServiceAddress, Track, Word, parse_port, parse_port_range, parse_source,
-        rules,
+        Reason, Scheduler, ServiceAddress, SlowStartCurve, Track, Word, parse_port,
+        parse_port_range, parse_source, rules,
     },
 };
 
@@ -418,6 +418,19 @@ pub(super) struct ServiceOptions {
     /// What happens while all backends are down [default: drop]
     #[arg(long, value_parser = setting_word::<OnEmpty>(), help_heading = SELECTION)]
     pub(super) on_empty: Option<Setting<OnEmpty>>,
+
+    /// How long a backend that comes back has less than its share [default: not at all]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = SELECTION
+    )]
+    pub(super) slow_start: Option<Setting<Duration>>,
+
+    /// How its share grows [default: linear]
+    #[arg(long, value_parser = setting_word::<SlowStartCurve>(), help_heading = SELECTION)]
+    pub(super) slow_start_curve: Option<Setting<SlowStartCurve>>,
 
     /// Source address of full NAT and of tunnels [default: as the kernel would towards
     /// the backend]

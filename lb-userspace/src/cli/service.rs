@@ -129,6 +129,11 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
     put("hash", text(options.hash.as_ref(), ToString::to_string));
     let time = |time: &Duration| duration::format(*time);
     put("affinity", text(options.affinity.as_ref(), time));
+    put("slow_start", text(options.slow_start.as_ref(), time));
+    put(
+        "slow_start_curve",
+        text(options.slow_start_curve.as_ref(), ToString::to_string),
+    );
     put("ring_size", value(options.ring_size.as_ref()));
     put("track", text(options.track.as_ref(), ToString::to_string));
     put("quorum", value(options.quorum.as_ref()));
@@ -288,6 +293,12 @@ fn selection(service: &Service, line: &mut impl FnMut(&str, &str)) {
     }
     if let Some(track) = &service.track {
         line("track", track);
+    }
+    if let Some(window) = &service.slow_start {
+        line(
+            "slow start",
+            &format!("{window}, {}", service.slow_start_curve),
+        );
     }
     if service.quorum != Quorum::default() {
         line("quorum", &service.quorum.to_string());

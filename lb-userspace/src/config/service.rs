@@ -17,7 +17,7 @@ use crate::{
     state::{
         BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
         HealthSpec, Mode, OnEmpty, OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress,
-        ServiceSpec, Timeouts, parse_port_range, parse_source,
+        ServiceSpec, SlowStartCurve, Timeouts, parse_port_range, parse_source,
         rules::{self, Field},
     },
 };
@@ -35,6 +35,7 @@ const HASH: &str = "`hash = \"5-tuple\"`, `\"client\"` or `\"client-port\"`";
 const TRACK: &str = "`track = \"none\"` or `track = \"all\"`";
 const QUORUM: &str = "write a number of backends, `quorum = 2`, or a share, `quorum = \"50%\"`";
 const ON_DEADLINE: &str = "`on-deadline = \"keep\"` or `on-deadline = \"reset\"`";
+const CURVE: &str = "`slow-start-curve = \"linear\"` or `slow-start-curve = \"quadratic\"`";
 const ON_EMPTY: &str = "`on-empty = \"drop\"` or `on-empty = \"fail-open\"`";
 const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.0.1\"`";
 const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
@@ -271,6 +272,16 @@ fn selection(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnos
             value.integer(1..=u32::MAX, out).map(Quorum::Count)
         }
     });
+    let window = table.optional("slow-start");
+    service.spec.slow_start = service.optional(Field::SlowStart, window, None, |value| {
+        value.parse(DURATION, out, duration::parse).map(Some)
+    });
+    let curve = table.optional("slow-start-curve");
+    let default = SlowStartCurve::Linear;
+    service.spec.slow_start_curve =
+        service.optional(Field::SlowStartCurve, curve, default, |value| {
+            value.parse(CURVE, out, str::parse)
+        });
     let on_empty = table.optional("on-empty");
     service.spec.on_empty = service.optional(Field::OnEmpty, on_empty, OnEmpty::Drop, |value| {
         value.parse(ON_EMPTY, out, str::parse)

@@ -23,6 +23,7 @@ use crate::{
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Reconciler, Tables, World},
+    slow_start::{self, Seen, Warmth},
     state::{
         BackendAddress, BackendSpec, Change, Desired, DrainPhase, HealthStatus, Refusal,
         ServiceSpec, Status,
@@ -144,6 +145,7 @@ pub(super) struct Balancer<P> {
     pub(super) reconciler: Reconciler,
     pub(super) ledger: Ledger,
     drains: HashMap<Name, Drain>,
+    warmth: HashMap<Name, Warmth>,
     /// When the datapath is to be brought in line with the rest, if it is not.
     overdue: Option<Duration>,
 }
@@ -162,6 +164,7 @@ impl<P: Plane> Balancer<P> {
             reconciler: Reconciler::default(),
             ledger: Ledger::default(),
             drains: HashMap::new(),
+            warmth: HashMap::new(),
             overdue: Some(Duration::ZERO),
         };
         balancer.health = balancer.expected_health(&Desired::default());
@@ -529,12 +532,20 @@ impl<P: Plane> Balancer<P> {
 
     fn reconcile(&mut self, now: Duration) -> Result<(), reconcile::Error<datapath::Error>> {
         let all_attached = self.attach_what_is_back();
+        let next_step = self.follow_slow_starts(now);
+        let share = |spec: &ServiceSpec, backend: &BackendSpec| {
+            let warmth = self.warmth.get(&(spec.name.clone(), backend.address));
+            warmth.map_or(slow_start::WHOLE, |warmth| {
+                warmth.share(spec.slow_start(), now)
+            })
+        };
         let world = World {
             desired: &self.desired,
             is_up: &|spec, backend| {
                 let name = (spec.name.clone(), backend.address);
                 self.health.get(&name).is_some_and(|health| health.is_up)
             },
+            share: &share,
             next_hop: &|address| self.hops.get(&address),
             interfaces: &self.interfaces,
         };
@@ -545,8 +556,42 @@ impl<P: Plane> Balancer<P> {
         if steps != 0 {
             tracing::debug!(steps, "the datapath is as it should be");
         }
-        self.overdue = (!all_attached).then_some(now + RETRY);
+        let retry = (!all_attached).then_some(now + RETRY);
+        self.overdue = [retry, next_step].into_iter().flatten().min();
         Ok(())
+    }
+
+    /// Takes notice of backends that come and go, and says when the share of one grows
+    /// next. Those that a service begins with have nobody to come after.
+    fn follow_slow_starts(&mut self, now: Duration) -> Option<Duration> {
+        let mut before = std::mem::take(&mut self.warmth);
+        let known: BTreeSet<String> = before.keys().map(|(service, _)| service.clone()).collect();
+        let mut next: Option<Duration> = None;
+        for spec in self.desired.services() {
+            let new = if known.contains(&spec.name) {
+                Warmth::Cold
+            } else {
+                Warmth::Warm
+            };
+            for backend in &spec.backends {
+                let name = (spec.name.clone(), backend.address);
+                let seen = match self.health.get(&name) {
+                    _ if !backend.takes_flows() => Seen::Out,
+                    Some(health) if health.is_up => Seen::Serving,
+                    Some(health) if health.status != health::unknown() => Seen::Out,
+                    _ => Seen::Unknown,
+                };
+                let slow_start = spec.slow_start();
+                let warmth = before.remove(&name).unwrap_or(new);
+                let warmth = warmth.step(seen, slow_start, now);
+                next = [next, warmth.next(slow_start, now)]
+                    .into_iter()
+                    .flatten()
+                    .min();
+                self.warmth.insert(name, warmth);
+            }
+        }
+        next
     }
 
     /// The health of every wanted backend: as it is known, or as it is assumed until the

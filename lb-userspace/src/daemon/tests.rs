@@ -431,6 +431,57 @@ fn fail_open_leaves_drained_backends_alone() {
     assert_eq!(ring(&balancer), [0_u32; 0]);
 }
 
+/// Weights of the backends that get new flows.
+fn weights(balancer: &Balancer<Memory>) -> Vec<u32> {
+    let rings = &balancer.plane.image.rings;
+    let members = rings.values().flat_map(|ring| &ring.members);
+    members.map(|member| member.weight).collect()
+}
+
+#[test]
+fn a_backend_that_comes_back_starts_slowly() {
+    let mut spec = web(Some(tcp_check()), &[11, 12]);
+    spec.slow_start = Some(at(16));
+    let mut balancer = balancer(spec);
+    check(&mut balancer, 11, true);
+    check(&mut balancer, 12, true);
+    assert_eq!(
+        weights(&balancer),
+        [100, 100],
+        "both were there from the beginning"
+    );
+    check(&mut balancer, 11, false);
+    check(&mut balancer, 11, true);
+    assert_eq!(weights(&balancer), [1_600, 25_600]);
+    balancer.reconcile_if_needed(at(1));
+    assert_eq!(weights(&balancer), [3_200, 25_600]);
+    balancer.reconcile_if_needed(at(14));
+    assert_eq!(weights(&balancer), [24_000, 25_600]);
+    balancer.reconcile_if_needed(at(15));
+    assert_eq!(weights(&balancer), [100, 100]);
+}
+
+#[test]
+fn a_backend_that_is_added_or_taken_back_starts_slowly() {
+    let mut spec = web(None, &[11]);
+    spec.slow_start = Some(at(16));
+    let mut balancer = balancer(spec);
+    balancer.change(add(12), at(100)).unwrap();
+    assert_eq!(weights(&balancer), [25_600, 1_600]);
+    balancer.reconcile_if_needed(at(200));
+    assert_eq!(weights(&balancer), [100, 100]);
+    balancer.change(drain(None), at(300)).unwrap();
+    assert_eq!(weights(&balancer), [100]);
+    let back = Change::SetBackend {
+        service: "web".into(),
+        backend: backend(11),
+    };
+    balancer.change(back, at(400)).unwrap();
+    assert_eq!(weights(&balancer), [1_600, 25_600]);
+    balancer.change(remove(12), at(401)).unwrap();
+    assert_eq!(ring(&balancer), [1]);
+}
+
 #[test]
 fn a_lower_tier_stands_in() {
     let mut spec = web(Some(tcp_check()), &[11, 12, 13]);

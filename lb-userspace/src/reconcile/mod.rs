@@ -36,6 +36,7 @@ use crate::{
         self, Member,
         tiers::{self, Availability, Candidate},
     },
+    slow_start,
     state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
 };
 
@@ -45,6 +46,8 @@ pub struct World<'a> {
     pub desired: &'a Desired,
     /// Whether a backend's health allows new flows.
     pub is_up: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
+    /// The part of its weight that a backend has at the moment, of [`slow_start::WHOLE`].
+    pub share: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> u32,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
     /// The interfaces that the program is attached to, by index.
@@ -201,6 +204,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 },
             });
         }
+        scale(world, spec, &mut candidates);
         let members = tiers::members(&candidates, spec.quorum, spec.on_empty);
         // Also one that is taken as up, though its check says otherwise.
         for member in &members {
@@ -255,6 +259,18 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         image.pools.insert(id, ports);
     }
     Ok(image)
+}
+
+/// Lowers the weights of backends in their slow start. Weights are whole numbers, so those
+/// of the others grow instead.
+fn scale(world: &World<'_>, spec: &ServiceSpec, candidates: &mut [Candidate]) {
+    let share = |backend| (world.share)(spec, backend);
+    if spec.backends.iter().all(|b| share(b) == slow_start::WHOLE) {
+        return;
+    }
+    for (candidate, backend) in candidates.iter_mut().zip(&spec.backends) {
+        candidate.member.weight *= share(backend);
+    }
 }
 
 /// What clients of a service send to.

@@ -140,6 +140,7 @@ impl Inputs {
         let world = World {
             desired: &self.desired,
             is_up: &|_, backend| !self.down.contains(&last_byte(backend.address.ip)),
+            share: &|_, _| slow_start::WHOLE,
             next_hop: &|address| hops.get(&last_byte(address)),
             interfaces: &BTreeMap::from([(ETH0, Interface { mtu: 1_500 })]),
         };

@@ -15,7 +15,8 @@ pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
 pub use model::{
     BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,
-    OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceSpec, Timeouts, Track, parse_port_range,
+    OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceSpec, SlowStartCurve, SlowStartSpec,
+    Timeouts, Track, parse_port_range,
 };
 pub use reason::Reason;
 pub use status::{

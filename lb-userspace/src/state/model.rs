@@ -131,6 +131,25 @@ words! {
 }
 
 words! {
+    /// How the share of a backend grows that comes back.
+    SlowStartCurve, "slow start curve", "`linear` or `quadratic`" {
+        /// With the time.
+        Linear = "linear",
+        /// With the square of the time: gentler at first.
+        Quadratic = "quadratic",
+    }
+}
+
+/// A backend that comes back gets its share of new flows little by little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowStartSpec {
+    /// The time until it has the whole.
+    pub window: Duration,
+    /// How its share grows.
+    pub curve: SlowStartCurve,
+}
+
+words! {
     /// What becomes of the flows that are left when the time of a drain is over.
     OnDeadline, "end of a drain", "`reset` or `keep`" {
         /// Client and backend are told that the connection has ended.
@@ -385,6 +404,10 @@ pub struct ServiceSpec {
     pub quorum: Quorum,
     /// What happens while all backends are down.
     pub on_empty: OnEmpty,
+    /// How long a backend that comes back has less than its share; `None` for not at all.
+    pub slow_start: Option<Duration>,
+    /// How its share grows.
+    pub slow_start_curve: SlowStartCurve,
     /// Source address of full NAT, of the same family as `address`. Of tunnels the
     /// source of the outer header to backends of its family, where a prefix stands for
     /// addresses that vary with the flow. `None` for the one that the kernel would use
@@ -426,6 +449,8 @@ impl ServiceSpec {
             track: None,
             quorum: Quorum::default(),
             on_empty: OnEmpty::Drop,
+            slow_start: None,
+            slow_start_curve: SlowStartCurve::Linear,
             source: None,
             source_ports: FULL_NAT_PORTS,
             gue_port: GUE_PORT,
@@ -447,6 +472,15 @@ impl ServiceSpec {
             } else {
                 Track::None
             }
+        })
+    }
+
+    /// The slow start of its backends, if it has one.
+    #[must_use]
+    pub fn slow_start(&self) -> Option<SlowStartSpec> {
+        self.slow_start.map(|window| SlowStartSpec {
+            window,
+            curve: self.slow_start_curve,
         })
     }
 

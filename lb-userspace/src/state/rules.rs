@@ -16,7 +16,7 @@ use lb_common::CLOCK_TICK_MS;
 use super::{
     BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
     HealthSpec, Mode, OnDeadline, Probe, Protocol, Quorum, Reason, Scheduler, ServiceAddress,
-    ServiceSpec, Track,
+    ServiceSpec, SlowStartCurve, Track,
 };
 use crate::address::{AddressPrefix, PortRange};
 
@@ -36,6 +36,10 @@ pub const MAX_SOURCE_BITS: u8 = 16;
 pub const MIN_SEGMENT_SIZE: u16 = 536;
 /// The longest that a drain may take.
 pub const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The shortest slow start: each of its steps is a ring to be built.
+pub const MIN_SLOW_START: Duration = Duration::from_secs(1);
+/// The longest slow start.
+pub const MAX_SLOW_START: Duration = Duration::from_secs(24 * 3600);
 /// Fewest slots of a ring.
 pub const MIN_RING: u32 = 251;
 /// Most slots of a ring: the largest prime of 24 bits.
@@ -62,6 +66,8 @@ pub enum Field {
     Track,
     Quorum,
     OnEmpty,
+    SlowStart,
+    SlowStartCurve,
     Source,
     SourcePorts,
     GuePort,
@@ -135,6 +141,8 @@ impl fmt::Display for Field {
             Self::Track => "track",
             Self::Quorum => "quorum",
             Self::OnEmpty => "on_empty",
+            Self::SlowStart => "slow_start",
+            Self::SlowStartCurve => "slow_start_curve",
             Self::Source => "source",
             Self::SourcePorts => "source_ports",
             Self::GuePort => "gue_port",
@@ -331,6 +339,29 @@ fn selection(service: &ServiceSpec, found: &mut Vec<Violation>) {
             "a client cannot be remembered for",
             affinity,
         ));
+    }
+    match service.slow_start {
+        Some(window) if !(MIN_SLOW_START..=MAX_SLOW_START).contains(&window) => {
+            found.push(Violation::new(
+                Field::SlowStart,
+                format!(
+                    "a slow start cannot take {}",
+                    humantime::format_duration(window)
+                ),
+                "use a time from 1s to 1day, or leave it out",
+            ));
+        }
+        None if service.slow_start_curve != SlowStartCurve::Linear => {
+            found.push(
+                Violation::new(
+                    Field::SlowStartCurve,
+                    "there is no slow start that could have a curve",
+                    "say how long it takes, too: `slow-start = \"30s\"`",
+                )
+                .against(Field::SlowStart),
+            );
+        }
+        _ => {}
     }
     found.extend(ring_size(service.ring_size));
     found.extend(untracked(service));

@@ -14,8 +14,8 @@ use lb_userspace::{
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
         BackendSpec, Desired, DrainSpec, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,
-        OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress, ServiceSpec, Timeouts,
-        Track, Word as _,
+        OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress, ServiceSpec,
+        SlowStartCurve, Timeouts, Track, Word as _,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -70,6 +70,8 @@ fn every_key_is_taken_as_written() {
         track: Some(Track::All),
         quorum: Quorum::Percent(50),
         on_empty: OnEmpty::FailOpen,
+        slow_start: Some(Duration::from_secs(30)),
+        slow_start_curve: SlowStartCurve::Quadratic,
         hash: Hash::ClientPort,
         source: Some(IpAddr::from([10, 0, 0, 1]).into()),
         source_ports: 2000..=2999,
@@ -193,6 +195,7 @@ fn the_documented_defaults_are_the_defaults() {
         "deadline =",
         "on-deadline =",
         "track =",
+        "slow-start =",
         "max-connections =",
         "source =",
         "max-segment-size =",
@@ -280,6 +283,12 @@ fn write_service(service: &ServiceSpec) -> String {
     if let Some(affinity) = service.affinity {
         let _ = writeln!(text, "affinity = '{}'", config::duration::format(affinity));
     }
+    if let Some(window) = service.slow_start {
+        let window = config::duration::format(window);
+        let _ = writeln!(text, "slow-start = '{window}'");
+    }
+    let curve = service.slow_start_curve;
+    let _ = writeln!(text, "slow-start-curve = '{curve}'");
     if let Some(track) = service.track {
         let _ = writeln!(text, "track = '{track}'");
     }
@@ -437,9 +446,23 @@ fn any_selection() -> impl Strategy<Value = ServiceSpec> {
             Quorum::Percent(101),
         ]),
         select(OnEmpty::ALL),
+        prop::option::weighted(0.3, select(vec![Duration::ZERO, second])),
+        select(SlowStartCurve::ALL),
     )
         .prop_map(
-            |(scheduler, hash, affinity, ring_size, track, quorum, on_empty)| ServiceSpec {
+            |(
+                scheduler,
+                hash,
+                affinity,
+                ring_size,
+                track,
+                quorum,
+                on_empty,
+                slow_start,
+                slow_start_curve,
+            )| ServiceSpec {
+                slow_start,
+                slow_start_curve,
                 scheduler,
                 hash,
                 affinity,
