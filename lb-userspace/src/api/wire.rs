@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
+    address::AddressPrefix,
     config::duration,
     state::{
-        self, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, OnEmpty,
-        OtherPorts, Probe, Protocol, Quorum, Reason, Scheduler, ServiceSpec, SlowStartCurve,
-        parse_port_range, parse_source,
+        self, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, NewFlowLimits,
+        OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Reason, Scheduler,
+        ServiceSpec, SlowStartCurve, parse_port_range, parse_source, parse_sources,
         rules::{self, Field},
     },
 };
@@ -62,6 +63,18 @@ pub struct Service {
     /// `linear` or `quadratic`.
     #[serde(default = "default_slow_start_curve")]
     pub slow_start_curve: String,
+    /// Sources whose packets are taken; none for all.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Sources whose packets are dropped.
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// How many flows may begin.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Where connection IDs of QUIC have the server ID; `null` for nowhere.
+    #[serde(default)]
+    pub quic: Option<Quic>,
     /// Source address of full NAT and of tunnels, there also a prefix; `null` for the
     /// kernel's choice.
     #[serde(default)]
@@ -90,6 +103,43 @@ pub struct Service {
     /// Its backends.
     #[serde(default)]
     pub backends: Vec<Backend>,
+}
+
+/// How many flows may begin; absent for any number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// From one source address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_per_source: Option<Rate>,
+    /// From all together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_per_service: Option<Rate>,
+}
+
+/// A limit of new flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// In a second.
+    pub rate: u32,
+    /// At once; absent where it is the rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+}
+
+/// Where connection IDs of QUIC have the server ID.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quic {
+    /// Bytes before it.
+    #[serde(default = "default_server_id_offset")]
+    pub server_id_offset: u8,
+    /// Its bytes.
+    pub server_id_length: u8,
+    /// Configurations that are read, from 0 to 6.
+    #[serde(default = "default_config_rotation")]
+    pub config_rotation: Vec<u8>,
 }
 
 /// How long a flow may be silent, as durations: `30s`.
@@ -152,6 +202,9 @@ pub struct Backend {
     /// Live flows from which on it gets no new ones; absent for any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// Its server IDs in connection IDs of QUIC, in hex; absent where it has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server_ids: Vec<String>,
     /// It is being emptied; absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
@@ -226,6 +279,14 @@ fn default_slow_start_curve() -> String {
     SlowStartCurve::Linear.to_string()
 }
 
+const fn default_server_id_offset() -> u8 {
+    QuicSpec::DEFAULT_OFFSET
+}
+
+fn default_config_rotation() -> Vec<u8> {
+    vec![QuicSpec::DEFAULT_ROTATION]
+}
+
 fn default_on_deadline() -> String {
     DrainSpec::DEFAULT_END.to_string()
 }
@@ -293,6 +354,7 @@ impl From<&BackendSpec> for Backend {
             weight: backend.weight,
             priority: backend.priority,
             max_connections: backend.max_connections,
+            server_ids: backend.server_ids.iter().map(ToString::to_string).collect(),
             drain: backend.drain.as_ref().map(Drain::from),
         }
     }
@@ -314,6 +376,13 @@ impl From<&ServiceSpec> for Service {
             on_empty: service.on_empty.to_string(),
             slow_start: service.slow_start.map(duration::format),
             slow_start_curve: service.slow_start_curve.to_string(),
+            allow: service.allow.iter().map(ToString::to_string).collect(),
+            deny: service.deny.iter().map(ToString::to_string).collect(),
+            limits: Limits {
+                new_per_source: service.limits.new_per_source.map(Rate::from),
+                new_per_service: service.limits.new_per_service.map(Rate::from),
+            },
+            quic: service.quic.as_ref().map(Quic::from),
             source: service.source.map(|source| source.to_string()),
             source_ports: format_ports(&service.source_ports),
             gue_port: service.gue_port,
@@ -357,6 +426,13 @@ impl TryFrom<Service> for ServiceSpec {
                 .map(|text| read_duration(Field::SlowStart, &text))
                 .transpose()?,
             slow_start_curve: at(Field::SlowStartCurve, service.slow_start_curve.parse())?,
+            allow: sources(Field::Allow, &service.allow)?,
+            deny: sources(Field::Deny, &service.deny)?,
+            limits: NewFlowLimits {
+                new_per_source: service.limits.new_per_source.map(RateLimit::from),
+                new_per_service: service.limits.new_per_service.map(RateLimit::from),
+            },
+            quic: service.quic.map(QuicSpec::from),
             source: service
                 .source
                 .map(|source| at(Field::Source, parse_source(&source)))
@@ -460,6 +536,11 @@ impl Backend {
             weight: self.weight,
             priority: self.priority,
             max_connections: self.max_connections,
+            server_ids: self
+                .server_ids
+                .iter()
+                .map(|id| at(path("server_ids"), id.parse()))
+                .collect::<Result<_, _>>()?,
             drain: self
                 .drain
                 .as_ref()
@@ -467,6 +548,49 @@ impl Backend {
                 .transpose()?,
         })
     }
+}
+
+impl From<RateLimit> for Rate {
+    fn from(RateLimit { rate, burst }: RateLimit) -> Self {
+        Self {
+            rate,
+            burst: (burst != rate).then_some(burst),
+        }
+    }
+}
+
+impl From<Rate> for RateLimit {
+    fn from(Rate { rate, burst }: Rate) -> Self {
+        Self {
+            rate,
+            burst: burst.unwrap_or(rate),
+        }
+    }
+}
+
+impl From<&QuicSpec> for Quic {
+    fn from(quic: &QuicSpec) -> Self {
+        Self {
+            server_id_offset: quic.server_id_offset,
+            server_id_length: quic.server_id_length,
+            config_rotation: quic.config_rotation.clone(),
+        }
+    }
+}
+
+impl From<Quic> for QuicSpec {
+    fn from(quic: Quic) -> Self {
+        Self {
+            server_id_offset: quic.server_id_offset,
+            server_id_length: quic.server_id_length,
+            config_rotation: quic.config_rotation,
+        }
+    }
+}
+
+fn sources(field: Field, list: &[String]) -> Result<Vec<AddressPrefix>, Reason> {
+    let read = |text: &String| at(field, parse_sources(text));
+    list.iter().map(read).collect()
 }
 
 fn read_duration(field: Field, text: &str) -> Result<Duration, Reason> {
@@ -524,6 +648,7 @@ fn in_words(said: &str) -> Reason {
         };
         let expected = match expected {
             "u16" => "a whole number from 0 to 65535",
+            "u8" => "a whole number from 0 to 255",
             "u32" => "a whole number",
             "a sequence" => "an array",
             text if text.starts_with("struct ") => "an object",
@@ -553,6 +678,8 @@ pub(super) fn missing(key: &str) -> Reason {
 fn hint_for(key: &str) -> Option<&'static str> {
     Some(match key {
         "address" => "say where it is reached: `\"address\": \"192.0.2.10:443\"`",
+        "rate" => "say how many flows may begin in a second: `\"rate\": 100`",
+        "server_id_length" => "say how many bytes of a connection ID name the server",
         "mode" => "say how packets are forwarded: `\"mode\": \"full-nat\"`",
         "weight" => "say which share of new flows it gets: `\"weight\": 100`; 0 for none",
         _ => return None,

@@ -16,8 +16,8 @@ use crate::{
     decap::Prefix,
     state::{
         BackendAddress, BackendSpec, Hash, Mode, OnDeadline, OnEmpty, OtherPorts, Protocol, Quorum,
-        Reason, Scheduler, ServiceAddress, SlowStartCurve, Track, Word, parse_port,
-        parse_port_range, parse_source, rules,
+        RateLimit, Reason, Scheduler, ServerId, ServiceAddress, SlowStartCurve, Track, Word,
+        parse_port, parse_port_range, parse_source, parse_sources, rules,
     },
 };
 
@@ -47,6 +47,9 @@ pub(super) struct Args {
 }
 
 const SELECTION: &str = "Choice of backends";
+
+const GUARD: &str = "Sources and limits";
+const QUIC: &str = "QUIC";
 
 const ADD_EXAMPLE: &str = "Example:
   lb service add web --address 192.0.2.10:443 --mode full-nat \\
@@ -432,6 +435,69 @@ pub(super) struct ServiceOptions {
     #[arg(long, value_parser = setting_word::<SlowStartCurve>(), help_heading = SELECTION)]
     pub(super) slow_start_curve: Option<Setting<SlowStartCurve>>,
 
+    /// Source whose packets are taken, others are not [default: all]; may be given again
+    #[arg(
+        long,
+        value_name = "ADDRESS[/LENGTH]",
+        value_parser = setting(parse_sources),
+        help_heading = GUARD
+    )]
+    pub(super) allow: Vec<Setting<AddressPrefix>>,
+
+    /// Source whose packets are dropped [default: none]; may be given again
+    #[arg(
+        long,
+        value_name = "ADDRESS[/LENGTH]",
+        value_parser = setting(parse_sources),
+        help_heading = GUARD
+    )]
+    pub(super) deny: Vec<Setting<AddressPrefix>>,
+
+    /// Flows that may begin from one source in a second, and at once [default: any number]
+    #[arg(
+        long,
+        value_name = "RATE[:BURST]",
+        value_parser = setting(RateLimit::from_str),
+        help_heading = GUARD
+    )]
+    pub(super) new_per_source: Option<Setting<RateLimit>>,
+
+    /// Flows that may begin in a second, and at once [default: any number]
+    #[arg(
+        long,
+        value_name = "RATE[:BURST]",
+        value_parser = setting(RateLimit::from_str),
+        help_heading = GUARD
+    )]
+    pub(super) new_per_service: Option<Setting<RateLimit>>,
+
+    /// Bytes of a connection ID of QUIC that name the backend [default: none do]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        value_parser = setting(parse_number),
+        help_heading = QUIC
+    )]
+    pub(super) quic_server_id_length: Option<Setting<u32>>,
+
+    /// Bytes before them [default: 1]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        value_parser = setting(parse_number),
+        help_heading = QUIC
+    )]
+    pub(super) quic_server_id_offset: Option<Setting<u32>>,
+
+    /// Configuration of connection IDs that is read, 0 to 6 [default: 0]; may be given again
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = setting(parse_number),
+        help_heading = QUIC
+    )]
+    pub(super) quic_config_rotation: Vec<Setting<u32>>,
+
     /// Source address of full NAT and of tunnels [default: as the kernel would towards
     /// the backend]
     ///
@@ -654,6 +720,10 @@ pub(super) struct BackendOptions {
     /// Live flows from which on it gets no new ones [default: any number]
     #[arg(long, value_name = "COUNT", value_parser = setting(parse_number))]
     pub(super) max_connections: Option<Setting<u32>>,
+
+    /// Server ID in connection IDs of QUIC, in hex [default: none]; may be given again
+    #[arg(long = "server-id", value_name = "HEX", value_parser = setting(ServerId::from_str))]
+    pub(super) server_ids: Vec<Setting<ServerId>>,
 }
 
 /// The value of an option that can be taken back.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{
     args::{self, BackendOptions},
     output::{self, Column},
-    service::{remove_nulls, value},
+    service::{collect, list, remove_nulls, value},
 };
 use crate::{
     api::{Client, wire},
@@ -77,15 +77,12 @@ pub(super) async fn backend(client: &Client, command: args::Backend) -> anyhow::
 
 /// The options that are given, as a merge patch.
 fn document(options: &BackendOptions) -> Map<String, Value> {
-    let given = [
+    collect([
         ("weight", options.weight.map(Value::from)),
         ("priority", options.priority.map(Value::from)),
         ("max_connections", value(options.max_connections.as_ref())),
-    ];
-    let given = given.into_iter();
-    given
-        .filter_map(|(key, value)| Some((key.to_owned(), value?)))
-        .collect()
+        ("server_ids", list(&options.server_ids, ToString::to_string)),
+    ])
 }
 
 fn done(what: &str, service: &str, backend: &wire::Backend, json: bool) -> anyhow::Result<()> {
@@ -106,15 +103,20 @@ pub(super) fn table(indent: &str, backends: &[wire::Backend]) -> String {
     let mut columns = vec![Column::Text("BACKEND"), Column::Number("WEIGHT")];
     let tiers = backends.iter().any(|backend| backend.priority != 0);
     let limits = backends.iter().any(|b| b.max_connections.is_some());
+    let ids = backends
+        .iter()
+        .any(|backend| !backend.server_ids.is_empty());
     let drains = backends.iter().any(|backend| backend.drain.is_some());
     columns.extend(tiers.then_some(Column::Number("PRIORITY")));
     columns.extend(limits.then_some(Column::Number("MAX CONNECTIONS")));
+    columns.extend(ids.then_some(Column::Text("SERVER ID")));
     columns.extend(drains.then_some(Column::Text("DRAIN")));
     let rows = backends.iter().map(|backend| {
         let mut row = vec![backend.address.clone(), backend.weight.to_string()];
         row.extend(tiers.then(|| backend.priority.to_string()));
         let limit = backend.max_connections;
         row.extend(limits.then(|| limit.map_or("any".to_owned(), |most| most.to_string())));
+        row.extend(ids.then(|| backend.server_ids.join(", ")));
         let drain = backend.drain.as_ref();
         row.extend(drains.then(|| drain.map_or_else(|| "no".to_owned(), drain_in_words)));
         row

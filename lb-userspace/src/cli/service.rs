@@ -14,11 +14,11 @@ use super::{
 use crate::{
     api::{
         Client,
-        wire::{self, Backend, Service},
+        wire::{self, Backend, Rate, Service},
     },
     config::duration,
     state::{
-        HealthSpec, OnEmpty, Quorum, Reason, Scheduler,
+        HealthSpec, OnEmpty, Quorum, RateLimit, Reason, Scheduler,
         rules::{self, Field},
     },
 };
@@ -48,7 +48,7 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
             if json {
                 return output::print_json(&services);
             }
-            output::print(&list(&services))
+            output::print(&overview(&services))
         }
         args::Service::Show { name, json } => {
             let service = client.service(&name).await?;
@@ -141,6 +141,10 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
         "on_empty",
         text(options.on_empty.as_ref(), ToString::to_string),
     );
+    put("allow", list(&options.allow, ToString::to_string));
+    put("deny", list(&options.deny, ToString::to_string));
+    put("limits", limits(options));
+    put("quic", quic(options));
     put("source", text(options.source.as_ref(), ToString::to_string));
     put(
         "source_ports",
@@ -158,6 +162,51 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
     put("timeouts", table(timeouts(options)));
     put("health", health(options));
     document
+}
+
+fn limits(options: &ServiceOptions) -> Option<Value> {
+    let rate = |given: &Option<Setting<RateLimit>>| {
+        Some(match given.as_ref()? {
+            Setting::Default => Value::Null,
+            // A patch has to take back the burst that was given before.
+            Setting::Value(RateLimit { rate, burst }) => {
+                json!({"rate": rate, "burst": (burst != rate).then_some(burst)})
+            }
+        })
+    };
+    let given = [
+        ("new_per_source", rate(&options.new_per_source)),
+        ("new_per_service", rate(&options.new_per_service)),
+    ];
+    table(collect(given))
+}
+
+/// What is given of QUIC; all of it is taken back with the length.
+fn quic(options: &ServiceOptions) -> Option<Value> {
+    if options.quic_server_id_length == Some(Setting::Default) {
+        return Some(Value::Null);
+    }
+    let length = value(options.quic_server_id_length.as_ref());
+    let given = [
+        ("server_id_length", length),
+        (
+            "server_id_offset",
+            value(options.quic_server_id_offset.as_ref()),
+        ),
+        (
+            "config_rotation",
+            list(&options.quic_config_rotation, |n| *n),
+        ),
+    ];
+    table(collect(given))
+}
+
+/// The keys that have a value.
+pub(super) fn collect<const N: usize>(given: [(&str, Option<Value>); N]) -> Map<String, Value> {
+    let given = given.into_iter();
+    given
+        .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+        .collect()
 }
 
 fn timeouts(options: &ServiceOptions) -> Map<String, Value> {
@@ -205,6 +254,24 @@ pub(super) fn value(given: Option<&Setting<impl Serialize>>) -> Option<Value> {
     })
 }
 
+/// The values of an option that may be given again as JSON; `null` where all are taken
+/// back.
+pub(super) fn list<T, J: Serialize>(
+    given: &[Setting<T>],
+    format: impl Fn(&T) -> J,
+) -> Option<Value> {
+    let values = given.iter().filter_map(|given| match given {
+        Setting::Default => None,
+        Setting::Value(value) => Some(json!(format(value))),
+    });
+    let values: Vec<Value> = values.collect();
+    match (given, values.is_empty()) {
+        ([], _) => None,
+        (_, true) => Some(Value::Null),
+        (_, false) => Some(values.into()),
+    }
+}
+
 /// A given option as JSON text; `null` where it is taken back.
 fn text<T>(given: Option<&Setting<T>>, format: impl FnOnce(&T) -> String) -> Option<Value> {
     Some(match given? {
@@ -233,7 +300,7 @@ pub(super) fn remove_nulls(document: &mut Map<String, Value>) {
     }
 }
 
-fn list(services: &[Service]) -> String {
+fn overview(services: &[Service]) -> String {
     let columns = [
         Column::Text("NAME"),
         Column::Text("ADDRESS"),
@@ -308,6 +375,40 @@ fn selection(service: &Service, line: &mut impl FnMut(&str, &str)) {
     }
 }
 
+/// Lines about sources, limits and QUIC, as far as there is something to say.
+fn guard(service: &Service, line: &mut impl FnMut(&str, &str)) {
+    for (key, list) in [("allow", &service.allow), ("deny", &service.deny)] {
+        if !list.is_empty() {
+            line(key, &list.join(", "));
+        }
+    }
+    let limits = &service.limits;
+    for (whose, limit) in [
+        ("a source", &limits.new_per_source),
+        ("all", &limits.new_per_service),
+    ] {
+        if let Some(Rate { rate, burst }) = limit {
+            let burst = burst.unwrap_or(*rate);
+            line(
+                "new flows",
+                &format!("from {whose} {rate} a second, {burst} at once"),
+            );
+        }
+    }
+    if let Some(quic) = &service.quic {
+        let rotation: Vec<_> = quic.config_rotation.iter().map(u8::to_string).collect();
+        line(
+            "QUIC",
+            &format!(
+                "server ID of {} bytes behind {}, configuration {}",
+                quic.server_id_length,
+                quic.server_id_offset,
+                rotation.join(", ")
+            ),
+        );
+    }
+}
+
 fn show(service: &Service) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
@@ -335,6 +436,7 @@ fn show(service: &Service) -> String {
     if let Some(size) = service.max_segment_size {
         line("segment size", &format!("at most {size} bytes"));
     }
+    guard(service, &mut line);
     line("other ports", &service.other_ports);
     let echo = if service.icmp_echo {
         "answered"

@@ -288,8 +288,22 @@ fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {
         .optional("flows")
         .and_then(|value| value.integer(Limits::MIN_FLOWS..=Limits::MAX_FLOWS, out))
         .unwrap_or(Limits::default().flows);
+    let embryonic = table
+        .optional("embryonic")
+        .and_then(|value| {
+            let number = value.integer(Limits::MIN_EMBRYONIC..=Limits::MAX_EMBRYONIC, out)?;
+            if !number.is_power_of_two() {
+                let (lower, upper) = (number.next_power_of_two() / 2, number.next_power_of_two());
+                out.push(value.error(Reason::new(
+                    format!("{number} is no power of two"),
+                    format!("the nearest are {lower} and {upper}"),
+                )));
+            }
+            Some(number)
+        })
+        .unwrap_or(Limits::default().embryonic);
     table.finish(out);
-    Limits { flows }
+    Limits { flows, embryonic }
 }
 
 /// What [`Desired`](crate::state::Desired) asks of services together.

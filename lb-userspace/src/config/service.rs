@@ -16,8 +16,10 @@ use crate::{
     address::PortRange,
     state::{
         BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
-        HealthSpec, Mode, OnEmpty, OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress,
-        ServiceSpec, SlowStartCurve, Timeouts, parse_port_range, parse_source,
+        HealthSpec, Mode, NewFlowLimits, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum,
+        RateLimit, Scheduler, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts,
+        parse_port_range, parse_source, parse_sources,
+        quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
         rules::{self, Field},
     },
 };
@@ -36,6 +38,13 @@ const TRACK: &str = "`track = \"none\"` or `track = \"all\"`";
 const QUORUM: &str = "write a number of backends, `quorum = 2`, or a share, `quorum = \"50%\"`";
 const ON_DEADLINE: &str = "`on-deadline = \"keep\"` or `on-deadline = \"reset\"`";
 const CURVE: &str = "`slow-start-curve = \"linear\"` or `slow-start-curve = \"quadratic\"`";
+const SOURCES: &str = "list prefixes in quotes: `[\"198.51.100.0/24\", \"203.0.113.7\"]`";
+const RATE: &str = "say how many flows may begin in a second: `{ rate = 100, burst = 500 }`";
+const SERVER_ID_LENGTH: &str = "say how many bytes of a connection ID name the server: \
+                                `server-id-length = 4`";
+const ROTATION: &str = "list the configurations in use: `config-rotation = [0]`";
+const SERVER_ID: &str = "write it in hex: `server-id = \"c0ffee01\"`, or several: \
+                         `[\"c0ffee01\", \"c0ffee02\"]`";
 const ON_EMPTY: &str = "`on-empty = \"drop\"` or `on-empty = \"fail-open\"`";
 const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.0.1\"`";
 const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
@@ -125,6 +134,7 @@ pub(super) fn read(mut table: Table<'_>, out: &mut Diagnostics) -> ReadService {
             service.spec.health = Some(read_health(&mut service, health_table, out));
         }
     }
+    guard(&mut service, &mut table, out);
     match table.optional("backend") {
         Some(backends) => read_backends(&mut service, backends, out),
         None => out.push(
@@ -171,6 +181,7 @@ fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
             let other = service.span(against);
             if other != span {
                 let label = match against {
+                    Field::BackendServerId(_) => "first here",
                     Field::BackendAddress(_) if !matches!(violation.field, Field::HealthPort) => {
                         "first here"
                     }
@@ -286,6 +297,89 @@ fn selection(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnos
     service.spec.on_empty = service.optional(Field::OnEmpty, on_empty, OnEmpty::Drop, |value| {
         value.parse(ON_EMPTY, out, str::parse)
     });
+}
+
+/// Whom the service takes packets from, and how many flows; and what QUIC says.
+fn guard(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) {
+    for (field, key) in [(Field::Allow, "allow"), (Field::Deny, "deny")] {
+        let list = table.optional(key);
+        let list = service.optional(field, list, Vec::new(), |value| {
+            let elements = value.array(SOURCES, out)?;
+            let read = |value: &Value<'_>| value.parse(SOURCES, out, parse_sources);
+            let read: Vec<_> = elements.iter().map(read).collect();
+            read.into_iter().collect()
+        });
+        match field {
+            Field::Allow => service.spec.allow = list,
+            _ => service.spec.deny = list,
+        }
+    }
+    if let Some(limits) = table.optional("limits") {
+        service.spans.insert(Field::Limits, limits.span());
+        if let Some(mut limits) = limits.table("[service.limits]", out) {
+            let mut read = |field, key, header| {
+                let value = limits.optional(key);
+                service.optional(field, value, None, |value| {
+                    read_limit(value, header, out).map(Some)
+                })
+            };
+            let header = "[service.limits.new-per-source]";
+            let new_per_source = read(Field::NewPerSource, "new-per-source", header);
+            let header = "[service.limits.new-per-service]";
+            let new_per_service = read(Field::NewPerService, "new-per-service", header);
+            service.spec.limits = NewFlowLimits {
+                new_per_source,
+                new_per_service,
+            };
+            limits.finish(out);
+        }
+    }
+    if let Some(quic) = table.optional("quic") {
+        service.spans.insert(Field::Quic, quic.span());
+        service.spec.quic = quic
+            .table("[service.quic]", out)
+            .map(|table| read_quic(service, table, out));
+        if service.spec.quic.is_none() {
+            service.unread.insert(Field::Quic);
+        }
+    }
+}
+
+fn read_limit(value: Value<'_>, header: &'static str, out: &mut Diagnostics) -> Option<RateLimit> {
+    let mut table = value.table(header, out)?;
+    let rate = table
+        .required("rate", RATE, out)
+        .and_then(|value| value.integer(1..=u32::MAX, out));
+    let burst = match table.optional("burst") {
+        Some(value) => value.integer(1..=u32::MAX, out),
+        None => rate,
+    };
+    table.finish(out);
+    rate.zip(burst)
+        .map(|(rate, burst)| RateLimit { rate, burst })
+}
+
+fn read_quic(service: &mut ReadService, mut table: Table<'_>, out: &mut Diagnostics) -> QuicSpec {
+    let length = table.required("server-id-length", SERVER_ID_LENGTH, out);
+    let length = service.required(Field::ServerIdLength, length, 1, |value| {
+        value.integer(1..=MAX_SERVER_ID, out)
+    });
+    let mut quic = QuicSpec::new(length);
+    let offset = table.optional("server-id-offset");
+    let default = quic.server_id_offset;
+    quic.server_id_offset = service.optional(Field::ServerIdOffset, offset, default, |value| {
+        value.integer(1..=MAX_CONNECTION_ID - 1, out)
+    });
+    let rotation = table.optional("config-rotation");
+    let default = quic.config_rotation;
+    quic.config_rotation = service.optional(Field::ConfigRotation, rotation, default, |value| {
+        let elements = value.array(ROTATION, out)?;
+        let read = |value: &Value<'_>| value.integer(0..=MAX_ROTATION, out);
+        let read: Vec<_> = elements.iter().map(read).collect();
+        read.into_iter().collect()
+    });
+    table.finish(out);
+    quic
 }
 
 fn read_duration(
@@ -425,8 +519,20 @@ fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagn
         let max_connections = service.optional(field, most, None, |value| {
             value.integer(1..=u32::MAX, out).map(Some)
         });
+        let id = table.optional("server-id");
+        let field = Field::BackendServerId(index);
+        let server_ids = service.optional(field, id, Vec::new(), |value| {
+            if value.is_string() {
+                return value.parse(SERVER_ID, out, str::parse).map(|id| vec![id]);
+            }
+            let elements = value.array(SERVER_ID, out)?;
+            let read = |value: &Value<'_>| value.parse(SERVER_ID, out, str::parse);
+            let read: Vec<_> = elements.iter().map(read).collect();
+            read.into_iter().collect()
+        });
         let drain = read_drain(service, index, &mut table, out);
         service.spec.backends.push(BackendSpec {
+            server_ids,
             drain,
             weight,
             priority,

@@ -4,7 +4,9 @@
 mod address;
 mod control;
 mod desired;
+mod guard;
 mod model;
+pub mod quic;
 mod reason;
 pub mod rules;
 mod status;
@@ -13,11 +15,13 @@ mod words;
 pub use address::{BackendAddress, BackendPort, ServiceAddress, parse_port, parse_source};
 pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
+pub use guard::{NewFlowLimits, RateLimit, parse_sources};
 pub use model::{
     BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,
     OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceSpec, SlowStartCurve, SlowStartSpec,
     Timeouts, Track, parse_port_range,
 };
+pub use quic::{QuicSpec, ServerId};
 pub use reason::Reason;
 pub use status::{
     BackendState, BackendStatus, DrainPhase, DrainStatus, DropStatus, HealthStatus,

@@ -5,7 +5,10 @@ use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 use lb_common::{ring::RING_SIZE, service};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{BackendAddress, BackendPort, Reason, ServiceAddress, parse_port, words::words};
+use super::{
+    BackendAddress, BackendPort, NewFlowLimits, QuicSpec, Reason, ServerId, ServiceAddress,
+    parse_port, words::words,
+};
 use crate::address::AddressPrefix;
 
 /// Source ports that full NAT uses unless the configuration says otherwise: all
@@ -408,6 +411,16 @@ pub struct ServiceSpec {
     pub slow_start: Option<Duration>,
     /// How its share grows.
     pub slow_start_curve: SlowStartCurve,
+    /// Sources whose packets are taken: of prefixes with the same address the longest
+    /// decides, here or in `deny`. Where this is empty, those that no prefix has are taken,
+    /// else they are not.
+    pub allow: Vec<AddressPrefix>,
+    /// Sources whose packets are dropped.
+    pub deny: Vec<AddressPrefix>,
+    /// How many flows may begin.
+    pub limits: NewFlowLimits,
+    /// How connection IDs of QUIC say which backend they belong to; `None` for not at all.
+    pub quic: Option<QuicSpec>,
     /// Source address of full NAT, of the same family as `address`. Of tunnels the
     /// source of the outer header to backends of its family, where a prefix stands for
     /// addresses that vary with the flow. `None` for the one that the kernel would use
@@ -451,6 +464,10 @@ impl ServiceSpec {
             on_empty: OnEmpty::Drop,
             slow_start: None,
             slow_start_curve: SlowStartCurve::Linear,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            limits: NewFlowLimits::default(),
+            quic: None,
             source: None,
             source_ports: FULL_NAT_PORTS,
             gue_port: GUE_PORT,
@@ -523,6 +540,8 @@ pub struct BackendSpec {
     pub priority: u32,
     /// Live flows from which on it gets no new ones, at least 1; `None` for any number.
     pub max_connections: Option<u32>,
+    /// The server IDs that it has in connection IDs of QUIC; several while it changes them.
+    pub server_ids: Vec<ServerId>,
     /// It is being emptied.
     pub drain: Option<DrainSpec>,
 }
@@ -549,6 +568,7 @@ impl BackendSpec {
             weight: Self::DEFAULT_WEIGHT,
             priority: 0,
             max_connections: None,
+            server_ids: Vec::new(),
             drain: None,
         }
     }

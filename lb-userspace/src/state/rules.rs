@@ -17,6 +17,7 @@ use super::{
     BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
     HealthSpec, Mode, OnDeadline, Probe, Protocol, Quorum, Reason, Scheduler, ServiceAddress,
     ServiceSpec, SlowStartCurve, Track,
+    quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
 };
 use crate::address::{AddressPrefix, PortRange};
 
@@ -40,6 +41,8 @@ pub const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const MIN_SLOW_START: Duration = Duration::from_secs(1);
 /// The longest slow start.
 pub const MAX_SLOW_START: Duration = Duration::from_secs(24 * 3600);
+/// Prefixes of both lists of sources of a service together.
+pub const MAX_SOURCES: usize = 16_384;
 /// Fewest slots of a ring.
 pub const MIN_RING: u32 = 251;
 /// Most slots of a ring: the largest prime of 24 bits.
@@ -68,6 +71,15 @@ pub enum Field {
     OnEmpty,
     SlowStart,
     SlowStartCurve,
+    Allow,
+    Deny,
+    Limits,
+    NewPerSource,
+    NewPerService,
+    Quic,
+    ServerIdOffset,
+    ServerIdLength,
+    ConfigRotation,
     Source,
     SourcePorts,
     GuePort,
@@ -94,6 +106,7 @@ pub enum Field {
     BackendWeight(usize),
     BackendPriority(usize),
     BackendMaxConnections(usize),
+    BackendServerId(usize),
     BackendDrain(usize),
     BackendDeadline(usize),
     BackendOnDeadline(usize),
@@ -117,7 +130,10 @@ impl Field {
             | Self::BackendWeight(index)
             | Self::BackendPriority(index)
             | Self::BackendMaxConnections(index)
+            | Self::BackendServerId(index)
             | Self::BackendDrain(index) => Self::Backend(index),
+            Self::NewPerSource | Self::NewPerService => Self::Limits,
+            Self::ServerIdOffset | Self::ServerIdLength | Self::ConfigRotation => Self::Quic,
             Self::BackendDeadline(index) | Self::BackendOnDeadline(index) => {
                 Self::BackendDrain(index)
             }
@@ -143,6 +159,15 @@ impl fmt::Display for Field {
             Self::OnEmpty => "on_empty",
             Self::SlowStart => "slow_start",
             Self::SlowStartCurve => "slow_start_curve",
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Limits => "limits",
+            Self::NewPerSource => "limits.new_per_source",
+            Self::NewPerService => "limits.new_per_service",
+            Self::Quic => "quic",
+            Self::ServerIdOffset => "quic.server_id_offset",
+            Self::ServerIdLength => "quic.server_id_length",
+            Self::ConfigRotation => "quic.config_rotation",
             Self::Source => "source",
             Self::SourcePorts => "source_ports",
             Self::GuePort => "gue_port",
@@ -171,6 +196,7 @@ impl fmt::Display for Field {
             Self::BackendMaxConnections(index) => {
                 return write!(f, "backends[{index}].max_connections");
             }
+            Self::BackendServerId(index) => return write!(f, "backends[{index}].server_ids"),
             Self::BackendDrain(index) => return write!(f, "backends[{index}].drain"),
             Self::BackendDeadline(index) => return write!(f, "backends[{index}].drain.deadline"),
             Self::BackendOnDeadline(index) => {
@@ -228,6 +254,9 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
     found.extend(name(&service.name));
     found.extend(service_address(service.address.prefix));
     selection(service, &mut found);
+    sources(service, &mut found);
+    limits(service, &mut found);
+    quic(service, &mut found);
     source(service, &mut found);
     source_ports(service, &mut found);
     gue_port(service, &mut found);
@@ -375,6 +404,157 @@ fn selection(service: &ServiceSpec, found: &mut Vec<Violation>) {
             format!("{word} is no quorum"),
             "use a number of backends, at least 1, or a share from 1% to 100%",
         ));
+    }
+}
+
+/// The lists of sources.
+fn sources(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let address = service.address.prefix;
+    let count = service.allow.len() + service.deny.len();
+    if count > MAX_SOURCES {
+        let field = if service.deny.is_empty() {
+            Field::Allow
+        } else {
+            Field::Deny
+        };
+        found.push(Violation::new(
+            field,
+            format!("{count} prefixes are more than a service has room for"),
+            format!("use at most {MAX_SOURCES}: several may be parts of a shorter one"),
+        ));
+        return;
+    }
+    let mut seen = HashMap::new();
+    for (field, list) in [(Field::Allow, &service.allow), (Field::Deny, &service.deny)] {
+        for prefix in list {
+            let (mine, wanted) = (family(prefix.address()), family(address.address()));
+            if mine != wanted {
+                found.push(
+                    Violation::new(
+                        field,
+                        format!("`{prefix}` is {mine}, but the service's address `{address}` is {wanted}"),
+                        format!("leave it out: clients of this service have {wanted} addresses"),
+                    )
+                    .against(Field::Address),
+                );
+            }
+            match seen.insert(*prefix, field) {
+                Some(before) if before == field => found.push(Violation::new(
+                    field,
+                    format!("`{prefix}` is there twice"),
+                    "name it once",
+                )),
+                Some(_) => found.push(
+                    Violation::new(
+                        field,
+                        format!("`{prefix}` is both allowed and denied"),
+                        "take it out of one of the lists; the longest prefix decides",
+                    )
+                    .against(Field::Allow),
+                ),
+                None => {}
+            }
+        }
+    }
+}
+
+fn limits(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let limits = &service.limits;
+    for (field, limit) in [
+        (Field::NewPerSource, limits.new_per_source),
+        (Field::NewPerService, limits.new_per_service),
+    ] {
+        if limit.is_some_and(|limit| limit.rate == 0 || limit.burst == 0) {
+            found.push(Violation::new(
+                field,
+                "with a limit of 0 no flow ever begins",
+                "use a rate and a burst of at least 1, or leave it out",
+            ));
+        }
+    }
+}
+
+/// Connection IDs of QUIC.
+fn quic(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let Some(quic) = &service.quic else {
+        let named = |backend: &BackendSpec| !backend.server_ids.is_empty();
+        found.extend(service.backends.iter().position(named).map(|index| {
+            Violation::new(
+                Field::BackendServerId(index),
+                "a backend has a server ID, but the service does not say where to find it",
+                "say how long it is in connection IDs: `quic = { server-id-length = 4 }`",
+            )
+            .against(Field::Quic)
+        }));
+        return;
+    };
+    if service.protocol != Protocol::Udp {
+        let message = "QUIC is spoken over UDP alone";
+        let hint = "leave it out, or use `protocol = \"udp\"`";
+        found.push(Violation::new(Field::Quic, message, hint).against(Field::Protocol));
+    }
+    let (offset, length) = (quic.server_id_offset, quic.server_id_length);
+    if !(1..=MAX_SERVER_ID).contains(&length) {
+        found.push(Violation::new(
+            Field::ServerIdLength,
+            format!("a server ID cannot have {length} bytes"),
+            format!("use a length from 1 to {MAX_SERVER_ID}"),
+        ));
+        return;
+    }
+    if offset == 0 || offset > MAX_CONNECTION_ID - length {
+        found.push(Violation::new(
+            Field::ServerIdOffset,
+            format!("no connection ID has {length} bytes of server ID behind {offset} others"),
+            format!(
+                "use an offset from 1 to {}: the first octet comes before, and a connection ID \
+                 has {MAX_CONNECTION_ID} bytes at most",
+                MAX_CONNECTION_ID - length
+            ),
+        ));
+    }
+    let rotation = &quic.config_rotation;
+    if rotation.is_empty()
+        || !rotation.is_sorted_by(|a, b| a < b)
+        || rotation.iter().any(|number| *number > MAX_ROTATION)
+    {
+        found.push(Violation::new(
+            Field::ConfigRotation,
+            "these are no configurations of connection IDs",
+            format!(
+                "list numbers from 0 to {MAX_ROTATION} in rising order: `[0]`, or `[0, 1]` \
+                     while servers change from one to the next"
+            ),
+        ));
+    }
+    let mut owners = HashMap::new();
+    for (index, backend) in service.backends.iter().enumerate() {
+        let field = Field::BackendServerId(index);
+        for id in &backend.server_ids {
+            if id.bytes().len() != usize::from(length) {
+                let has = id.bytes().len();
+                found.push(
+                    Violation::new(
+                        field,
+                        format!(
+                            "server ID `{id}` has {has} bytes, but those of the service {length}"
+                        ),
+                        format!("write {} hex digits", usize::from(length) * 2),
+                    )
+                    .against(Field::ServerIdLength),
+                );
+            }
+            if let Some(owner) = owners.insert(*id, index) {
+                found.push(
+                    Violation::new(
+                        field,
+                        format!("server ID `{id}` is there twice"),
+                        "give each backend one of its own",
+                    )
+                    .against(Field::BackendServerId(owner)),
+                );
+            }
+        }
     }
 }
 

@@ -13,9 +13,10 @@ use lb_userspace::{
     address::AddressPrefix,
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
-        BackendSpec, Desired, DrainSpec, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,
-        OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceAddress, ServiceSpec,
-        SlowStartCurve, Timeouts, Track, Word as _,
+        BackendSpec, Desired, DrainSpec, GUE_PORT, Hash, HealthSpec, Mode, NewFlowLimits,
+        OnDeadline, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Scheduler,
+        ServerId, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts, Track, Word as _,
+        parse_sources,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -46,6 +47,10 @@ fn backend(address: &str, weight: u32) -> BackendSpec {
     }
 }
 
+fn sources(text: &str) -> AddressPrefix {
+    parse_sources(text).unwrap()
+}
+
 fn address(text: &str) -> ServiceAddress {
     text.parse().unwrap()
 }
@@ -56,7 +61,10 @@ fn nearly_everything_has_a_default() {
         interfaces: vec!["eth0".into()],
         xdp_mode: XdpMode::Auto,
         socket: PathBuf::from("/run/lb/lb.sock"),
-        limits: Limits { flows: 1_048_576 },
+        limits: Limits {
+            flows: 1_048_576,
+            embryonic: 131_072,
+        },
         datapath_log: DatapathLog::Off,
         services: Vec::new(),
     };
@@ -70,6 +78,15 @@ fn every_key_is_taken_as_written() {
         track: Some(Track::All),
         quorum: Quorum::Percent(50),
         on_empty: OnEmpty::FailOpen,
+        allow: vec![sources("198.51.100.0/24")],
+        deny: vec![sources("198.51.100.7"), sources("198.51.100.128/25")],
+        limits: NewFlowLimits {
+            new_per_source: Some(RateLimit {
+                rate: 10,
+                burst: 100,
+            }),
+            new_per_service: Some(RateLimit::new(1000)),
+        },
         slow_start: Some(Duration::from_secs(30)),
         slow_start_curve: SlowStartCurve::Quadratic,
         hash: Hash::ClientPort,
@@ -123,7 +140,21 @@ fn every_key_is_taken_as_written() {
             fall: 3,
             port: Some(53),
         }),
-        backends: vec![backend("[2001:db8::11]:*", 100)],
+        quic: Some(QuicSpec {
+            server_id_offset: 2,
+            server_id_length: 3,
+            config_rotation: vec![1, 2],
+        }),
+        backends: vec![
+            BackendSpec {
+                server_ids: vec!["c0ffee".parse().unwrap(), "c0ffef".parse().unwrap()],
+                ..backend("[2001:db8::11]:*", 100)
+            },
+            BackendSpec {
+                server_ids: vec!["000000".parse().unwrap()],
+                ..backend("[2001:db8::12]:*", 100)
+            },
+        ],
         ..ServiceSpec::new("dns", address("[2001:db8::10]:*"), Mode::Nat)
     };
     let tunnel = ServiceSpec {
@@ -136,7 +167,10 @@ fn every_key_is_taken_as_written() {
         interfaces: vec!["eth0".into(), "eth1.100".into()],
         xdp_mode: XdpMode::Native,
         socket: PathBuf::from("/run/lb/other.sock"),
-        limits: Limits { flows: 65_536 },
+        limits: Limits {
+            flows: 65_536,
+            embryonic: 4_096,
+        },
         datapath_log: DatapathLog::Off,
         services: vec![web, dns, tunnel],
     };
@@ -196,6 +230,11 @@ fn the_documented_defaults_are_the_defaults() {
         "on-deadline =",
         "track =",
         "slow-start =",
+        "allow =",
+        "deny =",
+        "[service.limits]",
+        "new-per-source =",
+        "new-per-service =",
         "max-connections =",
         "source =",
         "max-segment-size =",
@@ -208,7 +247,11 @@ fn the_documented_defaults_are_the_defaults() {
     let bare: String = block
         .lines()
         .filter(|line| line.starts_with('[') || kept.iter().any(|key| line.starts_with(key)))
-        .filter(|line| !line.starts_with("[service.backend.drain]"))
+        .filter(|line| {
+            !["[service.backend.drain]", "[service.limits]"]
+                .iter()
+                .any(|header| line.starts_with(header))
+        })
         .fold(INTERFACES.to_owned(), |text, line| text + line + "\n");
     let shown: String = block
         .lines()
@@ -280,6 +323,27 @@ fn write_service(service: &ServiceSpec) -> String {
         "scheduler = '{}'\nhash = '{}'\nring-size = {}\nquorum = '{}'\non-empty = '{}'",
         service.scheduler, service.hash, service.ring_size, service.quorum, service.on_empty
     );
+    let list = |key, list: &[AddressPrefix]| {
+        let quoted: Vec<_> = list.iter().map(|prefix| format!("'{prefix}'")).collect();
+        format!("{key} = [{}]\n", quoted.join(", "))
+    };
+    text.push_str(&list("allow", &service.allow));
+    text.push_str(&list("deny", &service.deny));
+    for (key, limit) in [
+        ("new-per-source", service.limits.new_per_source),
+        ("new-per-service", service.limits.new_per_service),
+    ] {
+        if let Some(RateLimit { rate, burst }) = limit {
+            let _ = writeln!(text, "limits.{key} = {{ rate = {rate}, burst = {burst} }}");
+        }
+    }
+    if let Some(quic) = &service.quic {
+        let _ = writeln!(
+            text,
+            "quic = {{ server-id-offset = {}, server-id-length = {}, config-rotation = {:?} }}",
+            quic.server_id_offset, quic.server_id_length, quic.config_rotation
+        );
+    }
     if let Some(affinity) = service.affinity {
         let _ = writeln!(text, "affinity = '{}'", config::duration::format(affinity));
     }
@@ -315,6 +379,10 @@ fn write_service(service: &ServiceSpec) -> String {
         );
         if let Some(most) = backend.max_connections {
             let _ = writeln!(text, "max-connections = {most}");
+        }
+        if !backend.server_ids.is_empty() {
+            let ids: Vec<_> = backend.server_ids.iter().map(ServerId::to_string).collect();
+            let _ = writeln!(text, "server-id = {ids:?}");
         }
         if let Some(drain) = backend.drain {
             let _ = writeln!(
@@ -357,9 +425,11 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
         select(vec![0, 0, 0, 255, 256]),
         prop::option::weighted(0.2, select(vec![0, 1, 100])),
         prop::option::weighted(0.2, any_drain()),
+        vec(select(vec!["00", "01", "0001"]), 0..2),
     )
         .prop_map(
-            |(address, weight, priority, max_connections, drain)| BackendSpec {
+            |(address, weight, priority, max_connections, drain, ids)| BackendSpec {
+                server_ids: ids.iter().map(|id| id.parse().unwrap()).collect(),
                 priority,
                 max_connections,
                 drain,
@@ -392,7 +462,7 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
             select(OtherPorts::ALL),
             any::<bool>(),
         ),
-        any_selection(),
+        (any_selection(), prop::option::weighted(0.4, any_guard())),
         prop::option::weighted(0.3, health),
         vec(backend, 0..3),
     )
@@ -410,10 +480,71 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
                     name: name.into(),
                     address: address.parse().unwrap(),
                     mode,
-                    ..selection
+                    ..guarded(selection)
                 }
             },
         )
+}
+
+/// A service with the guard of another, if there is one.
+fn guarded((service, guard): (ServiceSpec, Option<ServiceSpec>)) -> ServiceSpec {
+    let Some(guard) = guard else {
+        return service;
+    };
+    ServiceSpec {
+        protocol: guard.protocol,
+        allow: guard.allow,
+        deny: guard.deny,
+        limits: guard.limits,
+        quic: guard.quic,
+        ..service
+    }
+}
+
+/// Whom a service takes packets from, and what QUIC says.
+fn any_guard() -> impl Strategy<Value = ServiceSpec> {
+    let prefixes = || {
+        let prefixes = vec![
+            "0.0.0.0/0",
+            "198.51.100.7",
+            "198.51.100.0/24",
+            "2001:db8::/32",
+        ];
+        vec(select(prefixes).prop_map(sources), 0..3)
+    };
+    let limit = || {
+        let rates = (select(vec![0, 1]), select(vec![1, 5]));
+        prop::option::weighted(
+            0.3,
+            rates.prop_map(|(rate, burst)| RateLimit { rate, burst }),
+        )
+    };
+    let rotations = vec![vec![0], vec![0, 6], vec![], vec![1, 0], vec![7]];
+    let quic = (select(vec![1, 19, 20]), 0..3_u8, select(rotations)).prop_map(
+        |(server_id_offset, server_id_length, config_rotation)| QuicSpec {
+            server_id_offset,
+            server_id_length,
+            config_rotation,
+        },
+    );
+    (
+        select(Protocol::ALL),
+        prefixes(),
+        prefixes(),
+        (limit(), limit()),
+        prop::option::weighted(0.5, quic),
+    )
+        .prop_map(|(protocol, allow, deny, limits, quic)| ServiceSpec {
+            protocol,
+            allow,
+            deny,
+            limits: NewFlowLimits {
+                new_per_source: limits.0,
+                new_per_service: limits.1,
+            },
+            quic,
+            ..ServiceSpec::new("", address("192.0.2.1:80"), Mode::Nat)
+        })
 }
 
 fn any_drain() -> impl Strategy<Value = DrainSpec> {
