@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::wire::{Backend, Drain, Failure, Service};
+use super::wire::{self, Backend, Drain, Failure, Service};
 use crate::{
     decap,
-    state::{Reason, Status},
+    state::{FlowFilter, FlowList, Reason, Status},
 };
 
 /// How long an answer may take: longer than the server gives itself, so that its
@@ -77,6 +77,12 @@ impl Client {
     /// The state of the balancer.
     pub async fn status(&self) -> Result<Status, Reason> {
         self.ask(Method::GET, "/v1/status".into(), None).await
+    }
+
+    /// Flows that there are.
+    pub async fn flows(&self, filter: &FlowFilter) -> Result<FlowList, Reason> {
+        let path = format!("/v1/flows?{}", wire::flow_query(filter));
+        self.ask(Method::GET, path, None).await
     }
 
     /// Every service, by name.

@@ -3,6 +3,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`](crate::state::Status) |
+//! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | | [`FlowList`](crate::state::FlowList) |
 //! | `GET /v1/services` | | array of [`Service`](wire::Service) |
 //! | `GET /v1/services/{name}` | | [`Service`](wire::Service) |
 //! | `POST /v1/services/{name}` | a new [`Service`](wire::Service) | 201, the service |

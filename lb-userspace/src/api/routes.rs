@@ -18,8 +18,8 @@ use super::{
     wire::{self, Backend, Drain, Service},
 };
 use crate::state::{
-    BackendAddress, BackendSpec, Change, Control, DrainSpec, Reason, Refusal, ServiceSpec, Status,
-    rules,
+    BackendAddress, BackendSpec, Change, Control, DrainSpec, FlowList, Reason, Refusal,
+    ServiceSpec, Status, rules,
 };
 
 /// Most bytes of a request's body: a service with all the backends that there is
@@ -44,6 +44,7 @@ pub(super) fn router(control: Control) -> Router {
     };
     let routes = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/flows", get(flows))
         .route("/v1/services", get(services))
         .route(
             "/v1/services/{name}",
@@ -90,6 +91,11 @@ async fn no_such_method(method: Method, uri: Uri) -> ApiError {
 
 async fn status(State(api): State<Api>) -> Answer<Status> {
     Ok(Json(api.control.status().await?))
+}
+
+async fn flows(State(api): State<Api>, uri: Uri) -> Answer<FlowList> {
+    let filter = wire::flow_filter(uri.query().unwrap_or_default())?;
+    Ok(Json(api.control.flows(filter).await?))
 }
 
 async fn services(State(api): State<Api>) -> Answer<Vec<Service>> {

@@ -5,6 +5,7 @@
 use std::{fmt::Display, time::Duration};
 
 use lb_common::ring::RING_SIZE;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -12,9 +13,9 @@ use crate::{
     address::AddressPrefix,
     config::duration,
     state::{
-        self, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, NewFlowLimits,
-        OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Reason, Scheduler,
-        ServiceSpec, SlowStartCurve, parse_port_range, parse_source, parse_sources,
+        self, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT, Hash, HealthSpec,
+        NewFlowLimits, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Reason,
+        Scheduler, ServiceSpec, SlowStartCurve, parse_port_range, parse_source, parse_sources,
         rules::{self, Field},
     },
 };
@@ -664,6 +665,48 @@ fn in_words(said: &str) -> Reason {
         message: said.to_owned(),
         hint: None,
     }
+}
+
+/// Reads the query of a request for flows: `service=web&state=embryonic`, percent-encoded.
+pub(super) fn flow_filter(query: &str) -> Result<FlowFilter, Reason> {
+    let mut filter = FlowFilter::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decode_str(value).decode_utf8_lossy();
+        match key {
+            "service" => filter.service = Some(value.into_owned()),
+            "backend" => filter.backend = Some(at(key, value.parse())?),
+            "client" => filter.client = Some(at(key, parse_sources(&value))?),
+            "state" => filter.state = Some(at(key, value.parse())?),
+            "limit" => {
+                let wrong = || Reason::new(format!("`{value}` is no number"), "`limit=1000`");
+                filter.limit = at(key, value.parse().map_err(|_| wrong()))?;
+            }
+            _ => {
+                return Err(Reason::new(
+                    format!("unknown key `{key}` in the query"),
+                    "known here are `service`, `backend`, `client`, `state`, `limit`",
+                ));
+            }
+        }
+    }
+    Ok(filter)
+}
+
+/// The query that [`flow_filter`] reads as this.
+pub(super) fn flow_query(filter: &FlowFilter) -> String {
+    let given = [
+        ("service", filter.service.clone()),
+        ("backend", filter.backend.map(|address| address.to_string())),
+        ("client", filter.client.map(|prefix| prefix.to_string())),
+        ("state", filter.state.map(|state| state.to_string())),
+        ("limit", Some(filter.limit.to_string())),
+    ];
+    let pairs = given.iter().filter_map(|(key, value)| {
+        let value = utf8_percent_encode(value.as_ref()?, NON_ALPHANUMERIC);
+        Some(format!("{key}={value}"))
+    });
+    pairs.collect::<Vec<_>>().join("&")
 }
 
 /// A key that must be given is not.

@@ -15,9 +15,10 @@ use crate::{
     config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
     decap::Prefix,
     state::{
-        BackendAddress, BackendSpec, Hash, Mode, OnDeadline, OnEmpty, OtherPorts, Protocol, Quorum,
-        RateLimit, Reason, Scheduler, ServerId, ServiceAddress, SlowStartCurve, Track, Word,
-        parse_port, parse_port_range, parse_source, parse_sources, rules,
+        BackendAddress, BackendSpec, FlowFilter, FlowState, Hash, Mode, OnDeadline, OnEmpty,
+        OtherPorts, Protocol, Quorum, RateLimit, Reason, Scheduler, ServerId, ServiceAddress,
+        SlowStartCurve, Track, Word, parse_port, parse_port_range, parse_source, parse_sources,
+        rules,
     },
 };
 
@@ -93,6 +94,7 @@ pub(super) enum Command {
     Run(Box<Run>),
     Check(Check),
     Status(Status),
+    Flows(Flows),
     #[command(subcommand)]
     Service(Service),
     #[command(subcommand)]
@@ -261,6 +263,43 @@ pub(super) struct Status {
     /// Only this service
     #[arg(value_name = "SERVICE")]
     pub(super) service: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// List the flows that the balancer remembers
+///
+/// In no order, and without those that come or go meanwhile. Options leave out flows of
+/// others.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lb flows web --client 198.51.100.0/24 --state established")]
+pub(super) struct Flows {
+    /// Only of this service
+    #[arg(value_name = "SERVICE")]
+    pub(super) service: Option<String>,
+
+    /// Only of this backend: 10.0.0.11:8443
+    #[arg(long, value_name = "ADDRESS", value_parser = typed(BackendAddress::from_str))]
+    pub(super) backend: Option<BackendAddress>,
+
+    /// Only of these clients
+    #[arg(long, value_name = "ADDRESS[/LENGTH]", value_parser = typed(parse_sources))]
+    pub(super) client: Option<AddressPrefix>,
+
+    /// Only in this state
+    #[arg(long, value_parser = word::<FlowState>())]
+    pub(super) state: Option<FlowState>,
+
+    /// At most so many
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = FlowFilter::DEFAULT_LIMIT,
+        value_parser = value_parser!(u32).range(1..=i64::from(FlowFilter::MAX_LIMIT))
+    )]
+    pub(super) limit: u32,
 
     /// Print JSON
     #[arg(long)]

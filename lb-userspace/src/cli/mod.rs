@@ -5,6 +5,7 @@ mod args;
 mod backend;
 mod check;
 mod decap;
+mod flows;
 mod human;
 mod output;
 mod run;
@@ -40,6 +41,7 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Command::Check(check) => return check::check(&check),
         Command::Decap(decap) => decap::decap(*decap, socket)?,
         Command::Status(status) => ask(status::status(&client(), &status))?,
+        Command::Flows(flows) => ask(flows::flows(&client(), flows))?,
         Command::Service(command) => ask(service::service(&client(), command))?,
         Command::Backend(command) => ask(backend::backend(&client(), command))?,
     }

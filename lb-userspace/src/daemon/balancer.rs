@@ -19,14 +19,14 @@ use super::{
 use crate::{
     datapath::{self, AttachedMode, Datapath, XdpMode},
     drain::Drain,
-    flows::Lifetimes,
+    flows::{Lifetimes, Query},
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Reconciler, Tables, World},
     slow_start::{self, Seen, Warmth},
     state::{
-        BackendAddress, BackendSpec, Change, Desired, DrainPhase, HealthStatus, Refusal,
-        ServiceSpec, Status,
+        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
+        Refusal, ServiceSpec, Status, rules,
     },
 };
 
@@ -489,6 +489,53 @@ impl<P: Plane> Balancer<P> {
             lifetimes,
             gone: ids.backends.resting().map(|(_, id)| id).collect(),
         }
+    }
+
+    /// What is to be looked for where these flows are asked for.
+    pub(super) fn flows(&self, filter: &FlowFilter, now: Duration) -> Result<Query, Refusal> {
+        if let Some(reason) = rules::flow_limit(filter.limit) {
+            return Err(Refusal::Invalid(reason));
+        }
+        if let Some(name) = &filter.service {
+            let no_service = || Refusal::NotFound(rules::no_such_service(name));
+            let service = self.desired.service(name).ok_or_else(no_service)?;
+            let mut addresses = service.backends.iter().map(|backend| backend.address);
+            if let Some(address) = filter.backend
+                && !addresses.any(|known| known == address)
+            {
+                return Err(Refusal::NotFound(rules::no_such_backend(name, address)));
+            }
+        }
+        let ids = self.reconciler.ids();
+        let mut backends = HashMap::new();
+        for spec in self.desired.services() {
+            if filter
+                .service
+                .as_ref()
+                .is_some_and(|name| *name != spec.name)
+            {
+                continue;
+            }
+            let name: Arc<str> = spec.name.as_str().into();
+            for backend in &spec.backends {
+                if filter
+                    .backend
+                    .is_some_and(|address| address != backend.address)
+                {
+                    continue;
+                }
+                let id = ids.backends.get(&(Arc::clone(&name), backend.address));
+                let address = backend.address.to_string().into();
+                backends.extend(id.map(|id| (id, (Arc::clone(&name), address))));
+            }
+        }
+        Ok(Query {
+            now: tick(now),
+            backends,
+            client: filter.client,
+            state: filter.state,
+            limit: filter.limit as usize,
+        })
     }
 
     /// Addresses that are still not resolved though they have had the time for it, each

@@ -135,6 +135,12 @@ pub async fn run(
             request = requests.recv() => match request {
                 Some(Request::Status(answer)) => drop(answer.send(balancer.status(start.elapsed()))),
                 Some(Request::Services(answer)) => drop(answer.send(balancer.services())),
+                Some(Request::Flows(filter, answer)) => {
+                    match balancer.flows(&filter, start.elapsed()) {
+                        Ok(query) => sweeping.list(query, answer),
+                        Err(refusal) => drop(answer.send(Err(refusal))),
+                    }
+                }
                 Some(Request::Change(change, answer)) => {
                     let result = balancer.change(change, start.elapsed());
                     if result.is_ok() {

@@ -27,7 +27,7 @@ use crate::{
     reconcile::{Image, Op, Tables},
     state::{
         BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
-        DrainSpec, HealthSpec, HealthStatus, Mode, OnDeadline, OnEmpty, Probe, Refusal,
+        DrainSpec, FlowFilter, HealthSpec, HealthStatus, Mode, OnDeadline, OnEmpty, Probe, Refusal,
         ServiceSpec, Status,
     },
 };
@@ -480,6 +480,34 @@ fn a_backend_that_is_added_or_taken_back_starts_slowly() {
     assert_eq!(weights(&balancer), [1_600, 25_600]);
     balancer.change(remove(12), at(401)).unwrap();
     assert_eq!(ring(&balancer), [1]);
+}
+
+#[test]
+fn flows_are_looked_for_by_the_ids_of_their_backends() {
+    let balancer = balancer(web(None, &[11, 12]));
+    let ids = |filter: FlowFilter| {
+        let query = balancer.flows(&filter, at(5))?;
+        assert_eq!(query.now, 50);
+        Ok::<_, Refusal>(query.backends.into_keys().collect::<BTreeSet<u32>>())
+    };
+    let of = |service: Option<&str>, byte: Option<u8>| FlowFilter {
+        service: service.map(Into::into),
+        backend: byte.map(address),
+        ..FlowFilter::default()
+    };
+    assert_eq!(ids(of(None, None)), Ok([1, 2].into()));
+    assert_eq!(ids(of(Some("web"), Some(12))), Ok([2].into()));
+    assert_eq!(ids(of(None, Some(13))), Ok([].into()));
+    for missing in [of(Some("mail"), None), of(Some("web"), Some(13))] {
+        assert!(matches!(ids(missing), Err(Refusal::NotFound(_))));
+    }
+    for limit in [0, FlowFilter::MAX_LIMIT + 1] {
+        let filter = FlowFilter {
+            limit,
+            ..FlowFilter::default()
+        };
+        assert!(matches!(ids(filter), Err(Refusal::Invalid(_))), "{limit}");
+    }
 }
 
 #[test]

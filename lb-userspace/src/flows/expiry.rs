@@ -65,7 +65,7 @@ impl Lifetimes {
 
 /// Ticks since the entry last spoke; 0 if it spoke after `now` was read. The clock
 /// wraps, so that an age of more than half its range is one from the future.
-fn age(entry: &FlowEntry, now: u32) -> u32 {
+pub(super) fn age(entry: &FlowEntry, now: u32) -> u32 {
     let age = now.wrapping_sub(entry.last_seen);
     if age > u32::MAX / 2 { 0 } else { age }
 }

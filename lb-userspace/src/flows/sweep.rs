@@ -7,8 +7,14 @@ use lb_common::{
     ports::PORT_WORDS,
 };
 
-use super::Lifetimes;
-use crate::datapath::{Family, FlowPair, FlowTables, Ipv4, Ipv6, Result};
+use super::{
+    Lifetimes,
+    listing::{self, Query},
+};
+use crate::{
+    datapath::{Family, FlowPair, FlowTables, Ipv4, Ipv6, Result},
+    state::FlowList,
+};
 
 /// What a sweep found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +47,15 @@ impl Sweeper {
             tables,
             suspects: Ports::new(),
         }
+    }
+
+    /// Lists flows.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read a table.
+    pub fn list(&mut self, query: &Query) -> Result<FlowList> {
+        listing::list(&mut self.tables, query)
     }
 
     /// Sweeps at tick `now`. `lifetimes` holds those of the backends in service, by id.

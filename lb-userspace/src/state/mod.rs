@@ -4,6 +4,7 @@
 mod address;
 mod control;
 mod desired;
+mod flows;
 mod guard;
 mod model;
 pub mod quic;
@@ -15,6 +16,7 @@ mod words;
 pub use address::{BackendAddress, BackendPort, ServiceAddress, parse_port, parse_source};
 pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
+pub use flows::{FlowFilter, FlowList, FlowState, FlowStatus};
 pub use guard::{NewFlowLimits, RateLimit, parse_sources};
 pub use model::{
     BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,

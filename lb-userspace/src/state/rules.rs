@@ -14,8 +14,8 @@ use std::{
 use lb_common::CLOCK_TICK_MS;
 
 use super::{
-    BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
-    HealthSpec, Mode, OnDeadline, Probe, Protocol, Quorum, Reason, Scheduler, ServiceAddress,
+    BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT,
+    Hash, HealthSpec, Mode, OnDeadline, Probe, Protocol, Quorum, Reason, Scheduler, ServiceAddress,
     ServiceSpec, SlowStartCurve, Track,
     quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
 };
@@ -1165,6 +1165,21 @@ pub fn too_many_backends() -> Reason {
         format!("there is room for {MAX_BACKENDS} backends, of all services together"),
         "remove backends that are not used",
     )
+}
+
+/// More flows are asked for than are listed, or none.
+#[must_use]
+pub fn flow_limit(limit: u32) -> Option<Reason> {
+    let range = 1..=FlowFilter::MAX_LIMIT;
+    (!range.contains(&limit)).then(|| {
+        Reason::new(
+            format!("{limit} flows cannot be listed"),
+            format!(
+                "ask for 1 to {} at a time, of one service, backend or client",
+                FlowFilter::MAX_LIMIT
+            ),
+        )
+    })
 }
 
 /// There is no service of this name.
