@@ -114,9 +114,9 @@ mod tests {
 
     #[test]
     fn a_new_deadline_counts_from_the_beginning() {
-        let mut drain = Drain::new(spec(Some(60)), at(0), 5);
+        let mut drain = Drain::new(spec(Some(60)), at(100), 5);
         drain.change(spec(Some(90)));
-        assert_eq!(drain.status(at(80), 5).seconds_left, Some(10));
+        assert_eq!(drain.status(at(180), 5).seconds_left, Some(10));
         drain.change(spec(None));
         assert_eq!(drain.status(at(1_000), 5).seconds_left, None);
     }
