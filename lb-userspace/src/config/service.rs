@@ -193,13 +193,22 @@ fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
         out.push(found);
     }
     let backends = &service.spec.backends;
-    if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
-        out.push(Diagnostic::warning(
+    if backends.is_empty() || backends.iter().any(BackendSpec::takes_flows) {
+        return;
+    }
+    out.push(if backends.iter().all(|backend| backend.weight == 0) {
+        Diagnostic::warning(
             service.span(Field::BackendWeight(0)),
             "every backend of the service has weight 0, so no new flow is taken",
             "give at least one backend a weight",
-        ));
-    }
+        )
+    } else {
+        Diagnostic::warning(
+            service.span(Field::Backends),
+            "every backend of the service is drained or has weight 0, so no new flow is taken",
+            "leave `drain` out of at least one backend that has a weight",
+        )
+    });
 }
 
 fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) {

@@ -581,6 +581,9 @@ impl<P: Plane> Balancer<P> {
         let all_attached = self.attach_what_is_back();
         let next_step = self.follow_slow_starts(now);
         let share = |spec: &ServiceSpec, backend: &BackendSpec| {
+            if spec.slow_start.is_none() {
+                return slow_start::WHOLE;
+            }
             let warmth = self.warmth.get(&(spec.name.clone(), backend.address));
             warmth.map_or(slow_start::WHOLE, |warmth| {
                 warmth.share(spec.slow_start(), now)

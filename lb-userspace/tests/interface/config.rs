@@ -113,14 +113,16 @@ fn every_key_is_taken_as_written() {
             port: Some(8080),
         }),
         backends: vec![
-            backend("10.0.0.11:8443", 0),
             BackendSpec {
-                priority: 1,
-                max_connections: Some(1000),
                 drain: Some(DrainSpec {
                     deadline: Some(Duration::from_secs(300)),
                     on_deadline: OnDeadline::Reset,
                 }),
+                ..backend("10.0.0.11:8443", 0)
+            },
+            BackendSpec {
+                priority: 1,
+                max_connections: Some(1000),
                 ..backend("10.0.0.12:8443", 65_535)
             },
         ],
