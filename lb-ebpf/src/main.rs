@@ -15,6 +15,7 @@
 
 mod atomic;
 mod count;
+mod embryonic;
 mod family;
 mod flow;
 mod forward;
@@ -23,7 +24,9 @@ mod icmp;
 mod link;
 mod maps;
 mod mss;
+mod open;
 mod packet;
+mod pin;
 mod ports;
 mod select;
 mod service;

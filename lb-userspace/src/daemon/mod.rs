@@ -68,6 +68,7 @@ pub async fn run(
     let mut datapath = Datapath::load(&Options {
         max_flows: config.limits.flows,
         log: log_level(config.datapath_log),
+        ..Options::default()
     })
     .map_err(explained)?;
     if config.datapath_log != DatapathLog::Off

@@ -16,6 +16,7 @@ use crate::testing::{in_network_namespace, ip};
 
 const OPTIONS: Options = Options {
     max_flows: 1_024,
+    max_embryonic: 1_024,
     log: LogLevel::Off,
 };
 
@@ -224,7 +225,12 @@ fn ports_and_prefixes_are_found_until_they_are_removed() {
         datapath.remove_service(port_80()).unwrap();
         datapath.remove_vip(host).unwrap();
         let flags = Runtime::WIDE | Runtime::PREFIXES;
-        datapath.set_runtime(Runtime { clock: 0, flags }).unwrap();
+        datapath
+            .set_runtime(Runtime {
+                flags,
+                ..Runtime::default()
+            })
+            .unwrap();
         let verdict = |datapath: &mut Datapath| {
             let run = datapath.test_run(&syn(40_000), LO).unwrap();
             run.verdict
@@ -391,6 +397,7 @@ fn an_unknown_interface_is_named() {
 fn a_table_beyond_all_memory_is_refused_with_its_size() {
     let options = Options {
         max_flows: 1 << 31,
+        max_embryonic: 1_024,
         ..OPTIONS
     };
     let Err(error) = Datapath::load(&options) else {

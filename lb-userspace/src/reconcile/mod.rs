@@ -21,6 +21,7 @@ use std::{
 use lb_common::{
     Runtime,
     backend::{Backend, BackendState, Interface, Outer},
+    ring::Slot,
     service::{self, Service, Vip},
 };
 
@@ -351,7 +352,10 @@ impl Tables for Datapath {
             Op::SetBackend(id, backend) => self.set_backend(*id, *backend),
             Op::RemoveBackend(id) => self.set_backend(*id, Backend::default()),
             Op::SetRings(rings) => rings.chunks(RINGS_AT_A_TIME).try_for_each(|rings| {
-                let fill = |ring: &Ring| scheduler::ring(ring.scheduler, &ring.members).into();
+                let fill = |ring: &Ring| {
+                    let owners = scheduler::ring(ring.scheduler, &ring.members);
+                    owners.into_iter().map(Slot::clean).collect()
+                };
                 let rings: Vec<_> = rings.iter().map(|(id, ring)| (*id, fill(ring))).collect();
                 self.set_rings(&rings)
             }),
