@@ -69,6 +69,13 @@ impl Peer {
                 "address add fe80::{host}/64 dev {device}{n} nodad"
             ));
         }
+        // The kernel notes that a link runs some time after it does.
+        let out = format!("out{n}");
+        let deadline = Instant::now() + PATIENCE;
+        while !interfaces().unwrap().iter().any(|i| i.name == out && i.up) {
+            assert!(Instant::now() < deadline, "{out} does not run");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
