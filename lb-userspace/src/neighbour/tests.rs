@@ -535,7 +535,7 @@ fn addresses_tell_their_interface_and_network() {
 fn addresses_and_local_routes_are_the_hosts() {
     with_peer(|_| {
         ip("address add 203.0.113.10/32 dev lo");
-        ip("address add 2001:db8:a::10/128 dev lo");
+        ip("address add 2001:db8:a::10/128 dev lo nodad");
         ip("route add local 198.51.100.0/24 dev lo");
         for (address, local) in [
             ("192.0.0.1", true),
