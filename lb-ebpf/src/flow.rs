@@ -280,16 +280,17 @@ fn open<F: Family>(
     service: &Service,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
     let (id, backend) = select::backend::<F>(&packet.tuple, service)?;
-    write_entries::<F>(&packet.tuple, service, id, backend, packet.link)
+    draft_entries::<F>(&packet.tuple, service, id, backend, packet.link)
+        .and_then(|()| write_entries::<F>(&packet.tuple, service, id, backend))
         .map_err(|reason| (reason, id))?;
     let flow = of_tuple::<F>(&packet.tuple).ok_or((DropReason::FlowTableFull, id))?;
     Ok((flow, backend))
 }
 
-/// Writes the entry for replies and then the one for the client's packets, so that
-/// a reply never comes before its entry.
+/// Puts together the entries of a new flow, all but the source port and what depends on
+/// it. A call of its own, whose frame is gone when ports are taken.
 #[inline(never)]
-fn write_entries<F: Family>(
+fn draft_entries<F: Family>(
     tuple: &F::Tuple,
     service: &Service,
     id: u32,
@@ -310,13 +311,14 @@ fn write_entries<F: Family>(
     from.reverse_of(tuple);
     *to = *tuple;
     let full_nat = service.mode == Mode::FullNat as u8;
-    let (src_port, dst_port) = F::ports(tuple);
+    let (_, dst_port) = F::ports(tuple);
     let keeps_port = backend.port == 0;
     let port = if keeps_port { dst_port } else { backend.port };
     F::set_dst(to, &backend.address, port);
     if full_nat {
         F::set_src(to, &backend.source);
     }
+    reply_key.reverse_of(to);
     let path = link.way_back();
     let fill = |entry: &mut FlowEntry| {
         entry.backend = id;
@@ -328,6 +330,29 @@ fn write_entries<F: Family>(
     };
     fill(flow_entry);
     fill(reply_entry);
+    Ok(())
+}
+
+/// Writes the entry for replies and then the one for the client's packets, so that
+/// a reply never comes before its entry. They have been drafted.
+#[inline(never)]
+fn write_entries<F: Family>(
+    tuple: &F::Tuple,
+    service: &Service,
+    id: u32,
+    backend: &Backend,
+) -> Result<(), DropReason> {
+    let draft = F::draft().ok_or(DropReason::FlowTableFull)?;
+    // SAFETY: as in `draft_entries`.
+    let Draft {
+        flow,
+        reply,
+        reply_key,
+        ..
+    } = unsafe { &mut *draft };
+    let (flow_entry, to) = flow.parts_mut();
+    let full_nat = service.mode == Mode::FullNat as u8;
+    let (src_port, _) = F::ports(tuple);
     let mut taken = src_port;
     let mut inserted = Err(EXISTS);
     for attempt in 0..ATTEMPTS {
@@ -342,7 +367,7 @@ fn write_entries<F: Family>(
             taken = other_port(tuple.hash(), attempt);
         }
         F::set_src_port(to, taken);
-        reply_key.reverse_of(to);
+        F::set_dst_port(reply_key, taken);
         let (entry, from) = reply.parts_mut();
         (entry.address_delta, entry.tuple_delta) = reply_key.deltas(from);
         inserted = F::replies().insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST));
