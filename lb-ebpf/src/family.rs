@@ -237,6 +237,9 @@ pub trait Family: Sized {
     /// Gives a tuple another source port, network byte order.
     fn set_src_port(tuple: &mut Self::Tuple, port: u16);
 
+    /// Gives a tuple another destination port, network byte order.
+    fn set_dst_port(tuple: &mut Self::Tuple, port: u16);
+
     /// Source and destination port of a tuple, network byte order.
     fn ports(tuple: &Self::Tuple) -> (u16, u16);
 

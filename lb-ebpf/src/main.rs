@@ -14,6 +14,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod atomic;
+mod bounds;
 mod count;
 mod embryonic;
 mod family;

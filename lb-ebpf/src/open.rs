@@ -93,18 +93,18 @@ fn number(result: Result<(), DropReason>) -> u32 {
     }
 }
 
-/// Writes the entry for replies, which leave by `path`, and then the one for the client's
-/// packets, so that a reply never comes before its entry. The service is given as a word.
-#[inline(always)]
-fn write_entries<F: Family>(
+/// Puts together the entries of a new flow, all but the source port and what depends on
+/// it. A call of its own, whose frame is gone when ports are taken.
+#[inline(never)]
+fn draft_entries<F: Family>(
     tuple: &F::Tuple,
     path: &LinkPath,
-    service: u64,
+    full_nat: bool,
     id: u32,
-) -> Result<(), DropReason> {
-    let service = service::of_word(service);
-    let (Some(draft), Some(backend)) = (F::draft(), BACKENDS.get(id)) else {
-        return Err(DropReason::FlowTableFull);
+    backend: &Backend,
+) {
+    let Some(draft) = F::draft() else {
+        return;
     };
     // SAFETY: the draft belongs to this CPU, and a program does not migrate or
     // re-enter itself while it runs.
@@ -112,21 +112,20 @@ fn write_entries<F: Family>(
         flow,
         reply,
         reply_key,
-        taken_over,
         ..
     } = unsafe { &mut *draft };
     let (flow_entry, to) = flow.parts_mut();
     let (reply_entry, from) = reply.parts_mut();
     from.reverse_of(tuple);
     *to = *tuple;
-    let full_nat = service.mode == Mode::FullNat as u8;
-    let (src_port, dst_port) = F::ports(tuple);
+    let (_, dst_port) = F::ports(tuple);
     let keeps_port = backend.port == 0;
     let port = if keeps_port { dst_port } else { backend.port };
     F::set_dst(to, &backend.address, port);
     if full_nat {
         F::set_src(to, &backend.source);
     }
+    reply_key.reverse_of(to);
     let mtu = flow::mtu(path);
     let fill = |entry: &mut FlowEntry| {
         entry.backend = id;
@@ -138,6 +137,32 @@ fn write_entries<F: Family>(
     };
     fill(flow_entry);
     fill(reply_entry);
+}
+
+/// Writes the entry for replies, which leave by `path`, and then the one for the client's
+/// packets, so that a reply never comes before its entry. The service is given as a word.
+#[inline(always)]
+fn write_entries<F: Family>(
+    tuple: &F::Tuple,
+    path: &LinkPath,
+    service: u64,
+    id: u32,
+) -> Result<(), DropReason> {
+    let full_nat = service::of_word(service).mode == Mode::FullNat as u8;
+    let (Some(draft), Some(backend)) = (F::draft(), BACKENDS.get(id)) else {
+        return Err(DropReason::FlowTableFull);
+    };
+    draft_entries::<F>(tuple, path, full_nat, id, backend);
+    // SAFETY: as in `draft_entries`.
+    let Draft {
+        flow,
+        reply,
+        reply_key,
+        taken_over,
+        ..
+    } = unsafe { &mut *draft };
+    let (flow_entry, to) = flow.parts_mut();
+    let (src_port, _) = F::ports(tuple);
     let mut taken = src_port;
     let mut inserted = Err(EXISTS);
     for attempt in 0..ATTEMPTS {
@@ -154,7 +179,7 @@ fn write_entries<F: Family>(
             taken = other_port(tuple.hash(), attempt);
         }
         F::set_src_port(to, taken);
-        reply_key.reverse_of(to);
+        F::set_dst_port(reply_key, taken);
         let (entry, from) = reply.parts_mut();
         (entry.address_delta, entry.tuple_delta) = reply_key.deltas(from);
         inserted = F::replies().insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST));
@@ -219,7 +244,7 @@ fn take_over<F: Family>(backend: u32) -> u32 {
     for _ in 0..CANDIDATES {
         let port = ports::next(backend);
         F::set_src_port(to, port.to_be());
-        reply_key.reverse_of(to);
+        F::set_dst_port(reply_key, port.to_be());
         let Some(reply) = flow::of_reply::<F>(reply_key) else {
             continue;
         };

@@ -4,6 +4,7 @@ mod lab;
 mod project;
 mod setup;
 mod tasks;
+mod vm;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -49,6 +50,12 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Run tests on the oldest kernel that is supported, in a virtual machine.
+    Vm {
+        /// A command to run there instead, with the file system of this machine: -- COMMAND
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
     /// Measure nanoseconds per packet.
     Bench {
         /// Arguments for the benchmark; --help lists them.
@@ -92,6 +99,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             tasks::test(&[])
         }
         Task::Soak { packets, seed } => tasks::soak(packets, seed),
+        Task::Vm { command } => vm::run(&command),
         Task::Demo => lab::demo(),
         Task::Lab(Lab::Up) => lab::up(),
         Task::Lab(Lab::Down) => lab::down(),

@@ -311,6 +311,11 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn set_dst_port(tuple: &mut FlowKey4, port: u16) {
+        tuple.dst_port = port;
+    }
+
+    #[inline(always)]
     fn ports(tuple: &FlowKey4) -> (u16, u16) {
         (tuple.src_port, tuple.dst_port)
     }

@@ -328,6 +328,11 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn set_dst_port(tuple: &mut FlowKey6, port: u16) {
+        tuple.dst_port = port;
+    }
+
+    #[inline(always)]
     fn ports(tuple: &FlowKey6) -> (u16, u16) {
         (tuple.src_port, tuple.dst_port)
     }
