@@ -32,7 +32,7 @@ pub use self::{
 use crate::{
     datapath::{self, Datapath, Frontend, matches, words},
     neighbour::NextHop,
-    scheduler::{self, Member},
+    scheduler::{self, Member, RingSize},
     state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
 };
 
@@ -351,7 +351,9 @@ impl Tables for Datapath {
             Op::SetBackend(id, backend) => self.set_backend(*id, *backend),
             Op::RemoveBackend(id) => self.set_backend(*id, Backend::default()),
             Op::SetRings(rings) => rings.chunks(RINGS_AT_A_TIME).try_for_each(|rings| {
-                let fill = |ring: &Ring| scheduler::ring(ring.scheduler, &ring.members).into();
+                let size = RingSize::DEFAULT;
+                let fill =
+                    |ring: &Ring| scheduler::ring(ring.scheduler, &ring.members, size).into();
                 let rings: Vec<_> = rings.iter().map(|(id, ring)| (*id, fill(ring))).collect();
                 self.set_rings(&rings)
             }),
