@@ -9,6 +9,10 @@ pub const RING_SIZE: u32 = 65_537;
 /// In place of a backend's id: there is none.
 pub const NO_BACKEND: u32 = 0;
 
+/// Origin of a slot without an owner whose flows may have entries: an id that no backend
+/// has. Whatever has no entry there has no backend either.
+pub const NOBODY: u32 = u32::MAX;
+
 /// A slot of a ring: who serves new flows, and who served those of before (see
 /// `docs/selection.md`). A word, so that a packet never sees half a change.
 #[derive(

@@ -55,8 +55,8 @@ fn backend() -> Backend {
     }
 }
 
-fn ring_of(backend: u32) -> Arc<[u32]> {
-    vec![backend; RING_SIZE as usize].into()
+fn ring_of(backend: u32) -> Arc<[Slot]> {
+    vec![Slot::clean(backend); RING_SIZE as usize].into()
 }
 
 fn service() -> Service {
@@ -187,7 +187,12 @@ fn every_reason_has_its_overflow_key() {
 #[test]
 fn rings_are_replaced_whole_and_removed() {
     let mut datapath = with_service();
-    let slots: Vec<u32> = (0..RING_SIZE).map(|slot| slot % 7 + 1).collect();
+    let slots: Vec<Slot> = (0..RING_SIZE)
+        .map(|slot| Slot {
+            owner: slot % 7 + 1,
+            origin: slot % 5,
+        })
+        .collect();
     let rings = [(1, slots.as_slice().into()), (2, ring_of(8))];
     datapath.set_rings(&rings).unwrap();
     assert_eq!(datapath.rings.get(1).unwrap().values(), slots);

@@ -8,4 +8,4 @@ mod expiry;
 mod sweep;
 
 pub use expiry::Lifetimes;
-pub use sweep::{Report, Slots, Sweeper};
+pub use sweep::{Report, Sweeper};

@@ -12,8 +12,9 @@ use lb_common::{
 };
 
 use super::Lifetimes;
-use crate::datapath::{
-    Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6, LiveFlows, Result, Stored,
+use crate::{
+    datapath::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6, LiveFlows, Result, Stored},
+    slots::SlotSet,
 };
 
 /// What a sweep found and did.
@@ -26,29 +27,7 @@ pub struct Report {
     pub named: HashSet<u32>,
     /// Slots of the ring that a flow without translation still has an entry for, by the
     /// flow's backend.
-    pub slots: HashMap<u32, Slots>,
-}
-
-/// A set of slots of a ring.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Slots(Vec<u64>);
-
-impl Slots {
-    /// Adds one.
-    pub fn insert(&mut self, slot: u32) {
-        let (word, bit) = (slot as usize / 64, slot % 64);
-        if self.0.len() <= word {
-            self.0.resize(word + 1, 0);
-        }
-        self.0[word] |= 1 << bit;
-    }
-
-    /// Whether it is one of them.
-    #[must_use]
-    pub fn contains(&self, slot: u32) -> bool {
-        let word = self.0.get(slot as usize / 64).copied().unwrap_or(0);
-        word & 1 << (slot % 64) != 0
-    }
+    pub slots: HashMap<u32, SlotSet>,
 }
 
 /// Bits of the ports in use, by pool.

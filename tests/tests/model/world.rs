@@ -13,13 +13,12 @@ use lb_model::{
     outcome::{Action, Outcome},
     world::World,
 };
-use lb_tests::{Bench, difference};
+use lb_tests::{Bench, difference, rng::Rng};
 use lb_userspace::datapath::{FlowTables, TestRun, Verdict};
 
 use crate::{
     configuration,
     maps::maps,
-    rng::Rng,
     state::{self, Counted},
     traffic::{Incoming, Traffic},
 };
