@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use lb_common::{
     addr::LinkPath,
     backend::BackendState,
-    flow::{Flow4, FlowKey4, FlowValue as _},
+    flow::{Flow4, FlowKey4, FlowValue as _, state},
     ring::NO_BACKEND,
     service::Mode,
 };
@@ -115,6 +115,15 @@ fn syn_key(port: u16) -> FlowKey4 {
     }
 }
 
+/// The client of the flow from this port has shown that it gets answers.
+fn confirm(datapath: &Datapath, port: u16) {
+    let mut tables = datapath.flow_tables().unwrap();
+    let flows = &mut tables.v4.flows;
+    let mut flow = flows.get(&syn_key(port)).unwrap().unwrap();
+    flow.entry.state |= state::CONFIRMED;
+    flows.insert(&syn_key(port), &flow).unwrap();
+}
+
 #[test]
 fn foreign_packets_pass_unchanged() {
     let frame = syn(40_000);
@@ -129,6 +138,7 @@ fn a_flow_takes_a_port_that_the_daemon_sees_and_frees() {
     for port in [40_000, 40_001] {
         let run = datapath.test_run(&syn(port), LO).unwrap();
         assert_eq!(run.verdict, Verdict::Tx, "{port}");
+        confirm(&datapath, port);
     }
     assert!(datapath.ports().is_in_use(1));
     let used = datapath.ports().used().remove(&1).unwrap();
@@ -173,8 +183,27 @@ fn a_reserved_port_is_never_handed_out() {
     assert_eq!(run.verdict, Verdict::Tx);
     let used = datapath.ports().used().remove(&1).unwrap();
     assert_eq!(used[20_000 / 64] >> (20_000 % 64), 0b10, "the other one");
+    confirm(&datapath, 40_000);
     let run = datapath.test_run(&syn(40_001), LO).unwrap();
     assert_eq!(run.verdict, Verdict::Drop);
+}
+
+#[test]
+fn a_flow_that_is_not_confirmed_gives_its_port_to_another() {
+    let mut datapath = with_service();
+    for port in [40_000, 40_001, 40_002] {
+        let run = datapath.test_run(&syn(port), LO).unwrap();
+        assert_eq!(run.verdict, Verdict::Tx, "{port}");
+    }
+    let tables = datapath.flow_tables().unwrap();
+    let entry = |port| tables.v4.flows.get(&syn_key(port)).unwrap();
+    let gone = [40_000, 40_001].map(|port| entry(port).is_none());
+    assert_eq!(gone.iter().filter(|gone| **gone).count(), 1, "{gone:?}");
+    let flow = entry(40_002).unwrap();
+    let reply = tables.v4.replies.get(&flow.partner()).unwrap().unwrap();
+    assert_eq!(reply.partner(), syn_key(40_002));
+    let counters = datapath.counters(1).unwrap();
+    assert_eq!((counters.new_flows, counters.ended_flows), (3, 1));
 }
 
 #[test]

@@ -419,7 +419,7 @@ mod tests {
         assert!(flows.get(&speaking).unwrap().is_some());
         assert!(flows.get(&answered).unwrap().is_some());
 
-        let report = sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
+        sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
         let report = sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
         assert_eq!(report, Report::default(), "nothing is left behind");
     }
