@@ -220,6 +220,7 @@ impl Datapath {
             attachments: Vec::new(),
             ebpf,
         };
+        datapath.set_runtime(Runtime::default())?;
         // So that a drop is counted also when the table has no room for its key.
         for reason in DropReason::ALL {
             for direction in Direction::ALL {
