@@ -35,7 +35,7 @@ struct Tests {
     environment: &'static str,
 }
 
-const TESTS: [Tests; 5] = [
+const TESTS: [Tests; 6] = [
     // Loading of the programs, and what they cost the verifier.
     Tests {
         package: "lb-userspace",
@@ -67,7 +67,14 @@ const TESTS: [Tests; 5] = [
         package: "lb-tests",
         target: "properties",
         arguments: "",
-        environment: "PROPTEST_CASES=16",
+        environment: "",
+    },
+    // Devices that only this kernel is sure to have.
+    Tests {
+        package: "lb-tests",
+        target: "devices",
+        arguments: "--test-threads 1",
+        environment: "",
     },
 ];
 
@@ -127,6 +134,10 @@ fn compile() -> Result<Vec<Executable>> {
         test.args(["test", "--release", "--no-run", "--message-format=json"]);
         for tests in &TESTS {
             test.args(["--package", tests.package]);
+            match tests.target {
+                "lb_userspace" => test.arg("--lib"),
+                target => test.args(["--test", target]),
+            };
         }
         executables = executables_of(test.stderr(Stdio::inherit()))?;
         Ok(())
