@@ -33,6 +33,7 @@ const FIRST_FRAGMENTS: usize = MAX_FRAGMENTS as usize;
 const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
 const POOLS: usize = MAX_PORT_POOLS as usize;
+const POOL_WORDS: usize = size_of::<PortPool>() / size_of::<u64>();
 const DROP_KEYS: usize = MAX_DROP_KEYS as usize;
 const INTERFACE_INDEXES: usize = 1_024;
 
@@ -80,9 +81,10 @@ pub static RINGS: ArrayOfMaps<Ring, SERVICES> = ArrayOfMaps::new();
 #[btf_map]
 pub static BACKENDS: Array<Backend, BACKEND_IDS> = Array::new();
 
-/// A pool in memory that the daemon maps too, so that both sides take and free
-/// ports with atomic operations.
-pub type Pool = Array<PortPool, 1, { BPF_F_MMAPABLE as usize }>;
+/// A [`PortPool`] in memory that the daemon maps too, so that both sides take and free
+/// ports with atomic operations. Words in place of the structure: before Linux 6.2, a map
+/// whose BTF tells of a structure is another one than that of the daemon, which has no BTF.
+pub type Pool = Array<[u64; POOL_WORDS], 1, { BPF_F_MMAPABLE as usize }>;
 
 /// Port pools by id.
 #[btf_map]

@@ -20,7 +20,7 @@ use std::{
 
 use lb_common::{
     Runtime,
-    backend::{Backend, BackendState, Interface, Outer},
+    backend::{Backend, BackendState, Outer},
     service::{self, Service, Vip},
 };
 
@@ -30,7 +30,7 @@ pub use self::{
     way::{Obstacle, TakenPorts, obstacle},
 };
 use crate::{
-    datapath::{self, Datapath, Frontend, matches, words},
+    datapath::{self, Datapath, Frontend, Outlet, matches, words},
     neighbour::NextHop,
     scheduler::{self, Member},
     state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
@@ -44,8 +44,8 @@ pub struct World<'a> {
     pub is_up: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
-    /// The interfaces that the program is attached to, by index.
-    pub interfaces: &'a BTreeMap<u32, Interface>,
+    /// The interfaces that packets come in by, by index.
+    pub interfaces: &'a BTreeMap<u32, Outlet>,
 }
 
 /// Why the datapath is not as it was wanted.
@@ -336,7 +336,7 @@ impl Tables for Datapath {
 
     fn apply(&mut self, op: &Op) -> datapath::Result<()> {
         match op {
-            Op::SetInterface(ifindex, interface) => self.set_interface(*ifindex, *interface),
+            Op::SetInterface(ifindex, outlet) => self.set_interface(*ifindex, *outlet),
             Op::RemoveInterface(ifindex) => self.remove_interface(*ifindex),
             Op::SetFlags(flags) => self.set_runtime(Runtime {
                 flags: *flags,
