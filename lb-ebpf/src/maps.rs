@@ -17,7 +17,7 @@ use lb_common::{
     fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
     pin::Pin,
     ports::{MAX_PORT_POOLS, PortPool},
-    ring::{RING_SIZE, Slot},
+    ring::RING_SIZE,
     service::{
         MAX_PORT_PREFIXES, MAX_PREFIXES, MAX_SERVICES, PortKey, Service, ServiceKey4, ServiceKey6,
         ServiceOptions, Vip,
@@ -35,6 +35,7 @@ const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
 const EMBRYONIC: usize = MAX_EMBRYONIC as usize;
 const POOLS: usize = MAX_PORT_POOLS as usize;
+const POOL_WORDS: usize = size_of::<PortPool>() / size_of::<u64>();
 const DROP_KEYS: usize = MAX_DROP_KEYS as usize;
 const INTERFACE_INDEXES: usize = 1_024;
 
@@ -70,8 +71,9 @@ pub static PREFIXES_V6: LpmTrie<[u32; 4], Vip, PREFIXES> = LpmTrie::new();
 #[btf_map]
 pub static PORTS: LpmTrie<PortKey, Service, PORT_PREFIXES> = LpmTrie::new();
 
-/// A ring, in memory that the daemon writes without a system call for each slot.
-pub type Ring = Array<Slot, { RING_SIZE as usize }, { BPF_F_MMAPABLE as usize }>;
+/// A ring, in memory that the daemon writes without a system call for each slot. Each
+/// [`Slot`](lb_common::ring::Slot) is a word, for the same reason as with [`Pool`].
+pub type Ring = Array<u64, { RING_SIZE as usize }, { BPF_F_MMAPABLE as usize }>;
 
 /// Rings by service id.
 #[btf_map]
@@ -94,9 +96,10 @@ pub static LIVE: Array<u32, BACKEND_IDS, { BPF_F_MMAPABLE as usize }> = Array::n
 #[btf_map]
 pub static BACKENDS: Array<Backend, BACKEND_IDS> = Array::new();
 
-/// A pool in memory that the daemon maps too, so that both sides take and free
-/// ports with atomic operations.
-pub type Pool = Array<PortPool, 1, { BPF_F_MMAPABLE as usize }>;
+/// A [`PortPool`] in memory that the daemon maps too, so that both sides take and free
+/// ports with atomic operations. Words in place of the structure: before Linux 6.2, a map
+/// whose BTF tells of a structure is another one than that of the daemon, which has no BTF.
+pub type Pool = Array<[u64; POOL_WORDS], 1, { BPF_F_MMAPABLE as usize }>;
 
 /// Port pools by id.
 #[btf_map]

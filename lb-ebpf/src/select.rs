@@ -1,6 +1,8 @@
 //! Which backend: the slot of a packet, and how new flows are spread. See
 //! `docs/selection.md`.
 
+use core::mem::transmute;
+
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::{
     backend::{Backend, BackendState},
@@ -114,23 +116,22 @@ fn index<T: Tuple>(tuple: &T, service: &Service) -> u32 {
 /// A slot of a service's ring; one without a backend where there is no ring.
 #[inline(always)]
 fn slot(service: u32, index: u32) -> Slot {
-    let slot = RINGS.get_value(service, &index);
-    slot.copied().unwrap_or(Slot::clean(NO_BACKEND))
+    let word = RINGS.get_value(service, &index);
+    slot_of_word(word.copied().unwrap_or(0))
 }
 
 /// A slot in a word, as a call takes it.
 #[inline(always)]
 fn word_of(slot: Slot) -> u64 {
-    u64::from(slot.owner) | u64::from(slot.origin) << 32
+    // SAFETY: a slot is made of integers alone, and as large as a word.
+    unsafe { transmute::<Slot, u64>(slot) }
 }
 
-/// A slot that was given in a word.
+/// A slot of which this is the word.
 #[inline(always)]
 pub fn slot_of_word(word: u64) -> Slot {
-    Slot {
-        owner: word as u32,
-        origin: (word >> 32) as u32,
-    }
+    // SAFETY: as in `word_of`.
+    unsafe { transmute::<u64, Slot>(word) }
 }
 
 /// The backend of a flow that began before the slot was as it is.

@@ -7,14 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use lb_common::{
-    Runtime,
-    backend::{Backend, Interface},
-    flow::FlowValue as _,
-    fragment::FRAGMENT_TICKS,
-};
+use lb_common::{Runtime, backend::Backend, flow::FlowValue as _, fragment::FRAGMENT_TICKS};
 use lb_userspace::datapath::{
-    Datapath, Family, FlowPair, FlowTable, FlowTables, LogLevel, Options, TestRun, Verdict,
+    Datapath, Family, FlowPair, FlowTable, FlowTables, LogLevel, Options, Outlet, TestRun, Verdict,
 };
 
 use crate::{
@@ -234,8 +229,11 @@ impl Bench {
             self.datapath.remove_rings(&empty)?;
         }
         for (ifindex, mtu) in changed(&old.interfaces, &world.interfaces) {
-            let interface = Interface { mtu: *mtu };
-            self.datapath.set_interface(*ifindex, interface)?;
+            let outlet = Outlet {
+                ifindex: *ifindex,
+                mtu: *mtu,
+            };
+            self.datapath.set_interface(*ifindex, outlet)?;
         }
         for (id, backend) in changed(&old.backends, &world.backends) {
             self.datapath.set_backend(*id, *backend)?;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{CLOCK_TICK_MS, backend};
+use lb_common::CLOCK_TICK_MS;
 
 use super::{
     chain,
@@ -18,7 +18,7 @@ use super::{
     sweeping::{Order, Swept},
 };
 use crate::{
-    datapath::{self, AttachedMode, XdpMode},
+    datapath::{self, AttachedMode, Outlet, XdpMode},
     flows::Lifetimes,
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
@@ -100,8 +100,10 @@ pub(super) struct Balancer<P> {
     /// New addresses that have not been resolved yet, and until when that is nothing to
     /// speak of; `None` before the clock has ticked.
     fresh: HashMap<IpAddr, Option<Duration>>,
-    /// The interfaces that the program is attached to.
-    interfaces: BTreeMap<u32, backend::Interface>,
+    /// The interfaces that the program is attached to, and their MTU.
+    interfaces: BTreeMap<u32, u32>,
+    /// The interfaces that belong to bonds, and these.
+    bonded: BTreeMap<u32, u32>,
     pub(super) reconciler: Reconciler,
     pub(super) ledger: Ledger,
     /// When the datapath is to be brought in line with the rest, if it is not.
@@ -119,6 +121,7 @@ impl<P: Plane> Balancer<P> {
             hops: HashMap::new(),
             fresh: HashMap::new(),
             interfaces: BTreeMap::new(),
+            bonded: BTreeMap::new(),
             reconciler: Reconciler::default(),
             ledger: Ledger::default(),
             overdue: Some(Duration::ZERO),
@@ -198,9 +201,9 @@ impl<P: Plane> Balancer<P> {
 
     fn interface(&mut self, interface: &Interface) {
         let &Interface { ifindex, mtu, .. } = interface;
+        self.set_bond(ifindex, interface.bond);
         if self.is_attached(ifindex) {
-            let new = backend::Interface { mtu };
-            if self.interfaces.insert(ifindex, new) != Some(new) {
+            if self.interfaces.insert(ifindex, mtu) != Some(mtu) {
                 self.overdue = Some(Duration::ZERO);
             }
             return;
@@ -217,7 +220,36 @@ impl<P: Plane> Balancer<P> {
         }
     }
 
+    /// Takes note of the bond that an interface belongs to.
+    fn set_bond(&mut self, ifindex: u32, bond: Option<u32>) {
+        let before = match bond {
+            Some(bond) => self.bonded.insert(ifindex, bond),
+            None => self.bonded.remove(&ifindex),
+        };
+        if before != bond {
+            self.overdue = Some(Duration::ZERO);
+        }
+    }
+
+    /// The interfaces that packets come in by, and how those for them leave: the ones that
+    /// the program is attached to, and those of bonds among them.
+    fn outlets(&self) -> BTreeMap<u32, Outlet> {
+        let attached = self
+            .interfaces
+            .iter()
+            .map(|(ifindex, mtu)| (ifindex, ifindex, mtu));
+        let bonded = self.bonded.iter().filter_map(|(ifindex, bond)| {
+            let mtu = self.interfaces.get(bond)?;
+            Some((ifindex, bond, mtu))
+        });
+        bonded
+            .chain(attached)
+            .map(|(&of, &ifindex, &mtu)| (of, Outlet { ifindex, mtu }))
+            .collect()
+    }
+
     fn interface_gone(&mut self, gone: u32) {
+        self.set_bond(gone, None);
         for attached in &mut self.attached {
             match attached.state {
                 Attachment::On { ifindex, .. } if ifindex == gone => {
@@ -256,8 +288,7 @@ impl<P: Plane> Balancer<P> {
             match self.plane.attach(interface, index, attached.wanted) {
                 Ok(mode) => {
                     tracing::info!(interface, mode = mode.as_str(), "attached again");
-                    self.interfaces
-                        .insert(index, backend::Interface { mtu: *mtu });
+                    self.interfaces.insert(index, *mtu);
                     attached.state = Attachment::On {
                         ifindex: index,
                         mode,
@@ -452,6 +483,7 @@ impl<P: Plane> Balancer<P> {
 
     fn reconcile(&mut self, now: Duration) -> Result<(), reconcile::Error<datapath::Error>> {
         let all_attached = self.attach_what_is_back();
+        let interfaces = self.outlets();
         let world = World {
             desired: &self.desired,
             is_up: &|spec, backend| {
@@ -459,7 +491,7 @@ impl<P: Plane> Balancer<P> {
                 self.health.get(&name).is_some_and(|health| health.is_up)
             },
             next_hop: &|address| self.hops.get(&address),
-            interfaces: &self.interfaces,
+            interfaces: &interfaces,
         };
         let result = self.reconciler.reconcile(&mut self.plane, &world, now);
         // Also of a change that was made in part: packets may have been counted.

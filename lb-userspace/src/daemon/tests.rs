@@ -204,6 +204,7 @@ fn balancer(spec: ServiceSpec) -> Balancer<Memory> {
         mac: Some([2; 6]),
         mtu: 1_500,
         up: true,
+        bond: None,
     }));
     for byte in 1..=20 {
         resolve(&mut balancer, byte, hop(byte));
@@ -632,6 +633,7 @@ fn an_interface_that_comes_back_is_attached_again() {
             mac: Some([2; 6]),
             mtu: 9_000,
             up: true,
+            bond: None,
         })
     };
     let mut balancer = balancer(web(None, &[11]));

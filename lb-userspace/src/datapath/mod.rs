@@ -121,6 +121,15 @@ pub enum LogLevel {
     Trace = aya_log::Level::Trace as u8,
 }
 
+/// How packets leave that are for an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outlet {
+    /// Index of the interface that transmits: itself, or the bond that it belongs to.
+    pub ifindex: u32,
+    /// Largest IP packet that this takes, in bytes.
+    pub mtu: u32,
+}
+
 type Table<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
 type Trie<K, V> = LpmTrie<MapData, Plain<K>, Plain<V>>;
 
@@ -441,15 +450,14 @@ impl Datapath {
         &self.ports
     }
 
-    /// Lets packets leave by an interface. Clients behind it may be answered; its MTU
-    /// is for them.
-    pub fn set_interface(&mut self, ifindex: u32, interface: Interface) -> Result<()> {
-        self.devices.insert(ifindex, ifindex, None, 0)?;
+    /// Lets packets leave that are for an interface. Clients behind it may be answered.
+    pub fn set_interface(&mut self, ifindex: u32, outlet: Outlet) -> Result<()> {
+        self.devices.insert(ifindex, outlet.ifindex, None, 0)?;
         insert(
             &mut self.interfaces,
             map_name::INTERFACES,
             ifindex,
-            interface,
+            Interface { mtu: outlet.mtu },
         )
     }
 

@@ -443,6 +443,7 @@ fn interfaces_are_listed_and_their_changes_told() {
             mac: Some(HERE),
             mtu: 1500,
             up: true,
+            bond: None,
         };
         assert_eq!(
             listed.iter().find(|interface| interface.name == "out0"),

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    backend::{Backend, Interface},
+    backend::Backend,
     service::{Service, Vip},
 };
 
 use crate::{
     address::{AddressPrefix, PortSet},
-    datapath::Match,
+    datapath::{Match, Outlet},
     scheduler::{self, Member, RingSize, RoundRobin},
     state::Scheduler,
 };
@@ -47,8 +47,8 @@ impl Ring {
 /// The content of the tables that the daemon writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    /// Interfaces that packets may leave by, by index.
-    pub interfaces: BTreeMap<u32, Interface>,
+    /// Interfaces that packets may leave for, by index.
+    pub interfaces: BTreeMap<u32, Outlet>,
     /// Flags of [`lb_common::Runtime`].
     pub flags: u32,
     /// Port pools by id: ports that they never hand out.
@@ -67,7 +67,7 @@ pub struct Image {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Lets packets leave by an interface.
-    SetInterface(u32, Interface),
+    SetInterface(u32, Outlet),
     /// No more packets leave by it.
     RemoveInterface(u32),
     /// Writes the flags.

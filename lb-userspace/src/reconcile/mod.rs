@@ -21,7 +21,7 @@ use std::{
 
 use lb_common::{
     Runtime,
-    backend::{Backend, BackendState, Interface, Outer},
+    backend::{Backend, BackendState, Outer},
     service::{self, Service, Vip},
 };
 
@@ -32,7 +32,7 @@ pub use self::{
     way::{Obstacle, TakenPorts, obstacle},
 };
 use crate::{
-    datapath::{Frontend, matches, words},
+    datapath::{Frontend, Outlet, matches, words},
     neighbour::NextHop,
     scheduler::Member,
     state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
@@ -46,8 +46,8 @@ pub struct World<'a> {
     pub is_up: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
-    /// The interfaces that the program is attached to, by index.
-    pub interfaces: &'a BTreeMap<u32, Interface>,
+    /// The interfaces that packets come in by, by index.
+    pub interfaces: &'a BTreeMap<u32, Outlet>,
 }
 
 /// Why the datapath is not as it was wanted.

@@ -141,7 +141,13 @@ impl Inputs {
             desired: &self.desired,
             is_up: &|_, backend| !self.down.contains(&last_byte(backend.address.ip)),
             next_hop: &|address| hops.get(&last_byte(address)),
-            interfaces: &BTreeMap::from([(ETH0, Interface { mtu: 1_500 })]),
+            interfaces: &BTreeMap::from([(
+                ETH0,
+                Outlet {
+                    ifindex: ETH0,
+                    mtu: 1_500,
+                },
+            )]),
         };
         reconciler.reconcile(tables, &world, now)
     }

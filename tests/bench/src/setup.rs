@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     Runtime,
     addr::LinkPath,
-    backend::{Backend, BackendState, Interface, Outer as Family},
+    backend::{Backend, BackendState, Outer as Family},
     counters::Counters,
     ring::{self, RING_SIZE},
     service::{self, Service, Vip},
@@ -18,7 +18,7 @@ use lb_common::{
 use lb_tests::Outer;
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
-    datapath::{Datapath, Frontend, LogLevel, Options, matches, words},
+    datapath::{Datapath, Frontend, LogLevel, Options, Outlet, matches, words},
     state::{GUE_PORT, Mode, Protocol},
 };
 
@@ -95,7 +95,13 @@ impl Balancer {
             Some(Feature::SegmentSize) | None => 0,
         };
         datapath.set_runtime(Runtime { clock: 1, flags })?;
-        datapath.set_interface(IFINDEX, Interface { mtu: MTU })?;
+        datapath.set_interface(
+            IFINDEX,
+            Outlet {
+                ifindex: IFINDEX,
+                mtu: MTU,
+            },
+        )?;
         let pools: Vec<u32> = (1..=BACKENDS).collect();
         datapath.create_port_pools(&pools)?;
         // In one step: each costs a wait for the programs that run.
