@@ -40,15 +40,9 @@ enum Task {
     /// A lab of network namespaces that stays, to play with.
     #[command(subcommand)]
     Lab(Lab),
-    /// Run random packets through the program and the reference model.
-    Soak {
-        /// How many.
-        #[arg(long, default_value_t = 10_000_000)]
-        packets: u64,
-        /// The seed of the first packets, to repeat a run; another one each time if none.
-        #[arg(long)]
-        seed: Option<u64>,
-    },
+    /// Run random packets through the program and the reference model, and random changes
+    /// of backends through the simulation.
+    Soak(tasks::Soak),
     /// Measure nanoseconds per packet.
     Bench {
         /// Arguments for the benchmark; --help lists them.
@@ -91,7 +85,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             tasks::lint()?;
             tasks::test(&[])
         }
-        Task::Soak { packets, seed } => tasks::soak(packets, seed),
+        Task::Soak(soak) => tasks::soak(&soak),
         Task::Demo => lab::demo(),
         Task::Lab(Lab::Up) => lab::up(),
         Task::Lab(Lab::Down) => lab::down(),
