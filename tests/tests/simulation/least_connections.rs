@@ -201,5 +201,7 @@ fn least_connections_is_nearly_as_even_as_wlc_and_does_not_rush() {
                 100.0 * of.rush,
             ));
         }
+        assert!(ours.excess <= wlc.excess + 20_f64.log2().log2());
+        assert!(ours.rush < wlc.rush / 5.0);
     }
 }
