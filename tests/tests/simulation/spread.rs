@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Flows of the worlds here.
-const FLOWS: usize = 50_000;
+const FLOWS: usize = 20_000;
 
 /// A world of ten backends with slots of every state, in which every flow has spoken
 /// a short while ago.
@@ -70,7 +70,7 @@ fn a_backend_that_is_removed_takes_no_other_flow_with_it() {
                 2
             }] += 1;
         }
-        assert!(kept.iter().all(|kept| *kept > 1_000), "{kept:?}");
+        assert!(kept.iter().all(|kept| *kept > 500), "{kept:?}");
     }
 }
 
