@@ -181,7 +181,10 @@ pub fn replied<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, reply: Flow<
     }
     reply.set(bits);
     if let Some(flow) = of_tuple::<F>(&reply.to().reversed()) {
-        if packet.transport.is_tcp && flow.state() & state::CONFIRMED == 0 {
+        if packet.transport.is_tcp
+            && packet.part != Part::Later
+            && flow.state() & state::CONFIRMED == 0
+        {
             let syn = u32::from(packet.transport.flags & tcp::SYN != 0);
             flow.set_sequence(sequence(ctx, packet, SEQUENCE).wrapping_add(syn));
         }
@@ -197,12 +200,9 @@ const ACKNOWLEDGEMENT: usize = 8;
 /// a packet that confirms a flow without having seen an answer would have to guess 16 bits.
 const CONFIRMING: u32 = 1 << 16;
 
-/// A field of a TCP header, host byte order; of a later fragment, which has none, 0.
+/// A field of a TCP header, host byte order.
 #[inline(always)]
 fn sequence<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, field: usize) -> u32 {
-    if packet.part == Part::Later {
-        return 0;
-    }
     match at::<u32>(ctx, packet.link.payload + packet.headers + field) {
         // SAFETY: `at` checked the bounds.
         Some(word) => u32::from_be(unsafe { word.read_unaligned() }),
@@ -369,6 +369,10 @@ pub fn evict<F: Family>(tuple: &F::Tuple) {
 /// port is of, which stays taken.
 #[inline(always)]
 pub fn seize<F: Family>(tuple: &F::Tuple, flow: Flow<F>) -> Option<u32> {
+    if flow.state() & state::CONFIRMED != 0 {
+        return None;
+    }
+    // It may have been confirmed just now.
     let old = flow.set(state::EVICTED);
     if old & state::CONFIRMED != 0 {
         return None;

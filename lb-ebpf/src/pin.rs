@@ -159,9 +159,21 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         if is_tracked {
             state |= state::COUNTED;
         }
-        write::<F>(tuple, id, index, state);
+        let is_known = write::<F>(tuple, id, index, state);
+        // Its next packets will have no entry either.
+        if !is_known && begins && slot.is_changing() && takes_new_flows(slot.origin) {
+            return slot.origin;
+        }
     }
     id
+}
+
+/// Whether a backend takes new flows.
+#[inline(always)]
+fn takes_new_flows(id: u32) -> bool {
+    BACKENDS
+        .get(id)
+        .is_some_and(|backend| backend.state == BackendState::Up as u8)
 }
 
 /// [`backend`] for IPv4.
@@ -201,9 +213,9 @@ pub extern "C" fn pinned_v6(
     }
 }
 
-/// Writes the entry of a flow.
+/// Writes the entry of a flow. Returns whether it has one.
 #[inline(always)]
-fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, state: u32) {
+fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, state: u32) -> bool {
     let pin = Pin {
         backend,
         last_seen: clock(),
@@ -216,10 +228,14 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, state: u32) {
                 count::began(backend);
             }
             F::enter_embryonic(tuple);
+            true
         }
         // Another CPU was quicker with a packet of the same flow.
-        Err(EXISTS) => {}
-        Err(_full) => count::untracked(backend),
+        Err(EXISTS) => true,
+        Err(_full) => {
+            count::untracked(backend);
+            false
+        }
     }
 }
 
@@ -229,6 +245,10 @@ pub fn evict<F: Family>(tuple: &F::Tuple) {
     let Some(entry) = Entry::of::<F>(tuple) else {
         return;
     };
+    if entry.state() & state::CONFIRMED != 0 {
+        return;
+    }
+    // It may have been confirmed just now.
     let old = entry.set(state::EVICTED);
     if old & state::CONFIRMED != 0 || F::pins().remove(tuple).is_err() {
         return;

@@ -25,7 +25,7 @@ use crate::{
 pub type Choice = (u32, &'static Backend);
 
 /// In place of a backend's id: all that were tried have as many flows as they take.
-pub const FULL: u32 = u32::MAX;
+pub const FULL: u32 = u32::MAX - 1;
 
 /// Slots that are tried for a new flow until a backend takes it.
 const ATTEMPTS: u32 = 8;

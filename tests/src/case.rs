@@ -71,6 +71,8 @@ pub struct Change {
     pub drops: BTreeMap<DropKey, u64>,
     /// Entries of each of the two flow tables.
     pub flows: i64,
+    /// Entries of flows that are not translated.
+    pub pins: i64,
     /// Pool and number of the ports that are taken.
     pub taken: BTreeSet<(u32, u16)>,
     /// Pool and number of the ports that are given back.
@@ -229,6 +231,8 @@ impl Case {
         self.begin("opening", flow, &flow.opening())
             .preparing()
             .reply("acceptance", flow, &flow.acceptance())
+            .preparing()
+            .forward("confirmation", flow, &flow.confirmation())
             .preparing()
     }
 

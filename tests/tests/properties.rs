@@ -578,7 +578,7 @@ fn begins_whole(payload: &PayloadSlice<'_>) -> Result<(), String> {
 #[test]
 fn mutated_packets_are_not_forwarded_malformed() {
     in_network_namespace(|| {
-        let mut bench = Bench::with_max_flows(65_536);
+        let mut bench = Bench::with_max_flows(65_536, 65_536);
         let world = World::standard();
         let mut established = Case::new("a flow of every kind");
         for kind in Kind::TRANSLATED {

@@ -330,6 +330,12 @@ mod tests {
         assert_eq!(ring(&members), by_definition(&members, RING_SIZE));
     }
 
+    #[test]
+    fn equal_times_are_equal_however_they_are_rounded() {
+        let members = members([3, 6, 7, 9, 14, 18, 28]);
+        assert_eq!(ring(&members), by_definition(&members, RING_SIZE));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -103,6 +103,7 @@ fn backend(backend: &world::Backend, service: Option<&world::Service>) -> Backen
             .and_then(|service| service.max_segment_size)
             .unwrap_or(0),
         source_mask: (((1_u32 << backend.source_bits) - 1) as u16).to_be(),
+        ..Backend::default()
     }
 }
 

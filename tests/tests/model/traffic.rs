@@ -434,7 +434,9 @@ fn tcp(rng: &mut Rng, src: SocketAddr, dst: SocketAddr) -> Packet {
         tcp.fin = bits & 4 != 0;
         tcp.rst = bits & 8 != 0;
         tcp.psh = bits & 16 != 0;
-        tcp.sequence_number = stamp;
+        // Near enough that a client's number often follows a backend's.
+        tcp.sequence_number = stamp & 0xffff;
+        tcp.acknowledgment_number = stamp >> 16;
         if options {
             use TcpOptionElement::{MaximumSegmentSize, Noop, Timestamp};
             let size = MaximumSegmentSize(size);

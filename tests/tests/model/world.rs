@@ -66,7 +66,7 @@ struct Mismatch {
 
 impl Fuzzer {
     pub(crate) fn new() -> Self {
-        let mut bench = Bench::with_max_flows(MAX_FLOWS);
+        let mut bench = Bench::with_max_flows(MAX_FLOWS, MAX_FLOWS);
         let tables = bench.datapath().flow_tables();
         Self {
             tables: tables.expect("handles to the flow tables"),

@@ -14,7 +14,7 @@ mod world;
 use lb_tests::soak::{number, say, seed};
 
 /// Flows at a time, unless the environment says another number.
-const FLOWS: u64 = 20_000;
+const FLOWS: u64 = 10_000;
 /// Changes of the backends, unless the environment says another number.
 const CHANGES: u64 = 40;
 

@@ -1,6 +1,6 @@
 //! What a change moves, what a balancer without state knows, and how even rings are.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use lb_common::ring::{NO_BACKEND, Slot};
 use lb_tests::soak::say;
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Flows of the worlds here.
-const FLOWS: usize = 50_000;
+const FLOWS: usize = 20_000;
 
 /// A world of ten backends with slots of every state, in which every flow has spoken
 /// a short while ago.
@@ -70,7 +70,7 @@ fn a_backend_that_is_removed_takes_no_other_flow_with_it() {
                 2
             }] += 1;
         }
-        assert!(kept.iter().all(|kept| *kept > 1_000), "{kept:?}");
+        assert!(kept.iter().all(|kept| *kept > 500), "{kept:?}");
     }
 }
 
@@ -107,7 +107,10 @@ fn a_balancer_without_state_sends_nearly_all_to_the_same() {
         step(&mut world);
         world.retarget();
         world.write();
-        let other: Vec<Slot> = world.owners.iter().map(|id| Slot::clean(*id)).collect();
+        // It may know its backends in another order.
+        let mut members = world.members();
+        members.reverse();
+        let other: Vec<Slot> = owners(&members).into_iter().map(Slot::clean).collect();
         let (mut alive, mut same, mut clean) = (0_u32, 0_u32, 0_u32);
         let first = places(&world, &world.ring, true);
         let second = places(&world, &other, false);
@@ -129,8 +132,8 @@ fn a_balancer_without_state_sends_nearly_all_to_the_same() {
              to the same backend, {clean} of them by clean slots",
             100.0 * share
         ));
-        let members = world.backends.len().max(10) as f64;
-        assert!(share >= 1.0 - 1.0 / members - 0.01, "{name}: {share}");
+        let backends = world.backends.len().max(10) as f64;
+        assert!(share >= 1.0 - 1.0 / backends - 0.01, "{name}: {share}");
         assert!(clean > alive / 2);
     }
 }
@@ -146,7 +149,9 @@ fn counts(owners: &[u32]) -> BTreeMap<u32, usize> {
 #[test]
 fn a_thousand_backends_have_their_shares_within_a_percent() {
     let members: Vec<Member> = (1..=1_000).map(|id| member(id, 100, id)).collect();
+    let start = Instant::now();
     let owners = owners(&members);
+    let took = start.elapsed();
     let share = owners.len() as f64 / members.len() as f64;
     let counts = counts(&owners);
     assert_eq!(counts.len(), members.len());
@@ -155,7 +160,7 @@ fn a_thousand_backends_have_their_shares_within_a_percent() {
         .map(|slots| (*slots as f64 / share - 1.0).abs());
     let furthest = far.fold(0.0, f64::max);
     say(format_args!(
-        "spread: maglev, 1,000 backends: {:.2}% from its share at most",
+        "spread: maglev, 1,000 backends: {:.2}% from its share at most, made in {took:.1?}",
         100.0 * furthest
     ));
     assert!(furthest <= 0.01, "{furthest}");
@@ -163,9 +168,16 @@ fn a_thousand_backends_have_their_shares_within_a_percent() {
 
 #[test]
 fn round_robin_is_exact() {
-    let weight = |id: u32| [100, 50, 25, 200][id as usize % 4];
+    // They add up to 60,380: of the ring's slots the counter goes through so many.
+    let weight = |id: u32| 1 + id * 31 % 120;
     let members: Vec<Member> = (1..=1_000).map(|id| member(id, weight(id), id)).collect();
+    let start = Instant::now();
     let ring = scheduler::round_robin(&members, RingSize::DEFAULT);
+    say(format_args!(
+        "spread: round-robin, 1,000 backends: {} turns, made in {:.1?}",
+        ring.turns,
+        start.elapsed()
+    ));
     let turns = counts(&ring.owners[..ring.turns as usize]);
     let total: u64 = members.iter().map(|m| u64::from(m.weight)).sum();
     for member in &members {

@@ -261,16 +261,16 @@ impl World {
         }
     }
 
+    /// The backends that take new flows.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let takes_flows = |backend: &&Backend| backend.is_up && !backend.drains;
+        let backends = self.backends.iter().filter(takes_flows);
+        backends.map(|backend| backend.member).collect()
+    }
+
     /// The ring follows the backends.
     pub(crate) fn retarget(&mut self) {
-        let takes_flows = |backend: &&Backend| backend.is_up && !backend.drains;
-        let members: Vec<Member> = self
-            .backends
-            .iter()
-            .filter(takes_flows)
-            .map(|b| b.member)
-            .collect();
-        let owners = owners(&members);
+        let owners = owners(&self.members());
         self.slots.retarget(&self.owners, &owners);
         self.owners = owners;
     }
