@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lb_lab::{
-    Backend, Balancer, End, Host, Lab, Link, Load, Mode, Process, Service, Topology, http, port,
+    Backend, Balancer, End, Health, Host, Lab, Link, Load, Mode, Process, Service, Topology, http,
+    port,
 };
 
 use crate::programs;
@@ -27,6 +28,14 @@ const OUTER_MTU: u32 = 1_500;
 const INNER_MTU: u32 = 1_600;
 /// MTU of the link below: room for two tags.
 const LINK_MTU: u32 = 1_700;
+
+/// Checks that do not keep an emulated processor busy.
+const HEALTH: Health = Health {
+    interval_ms: 10_000,
+    timeout_ms: 10_000,
+    rise: 1,
+    fall: 3,
+};
 
 /// What the balancer's only link is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +106,11 @@ impl Site {
                 let name = format!("{mode}-{way}-{}", if vip.is_ipv4() { "v4" } else { "v6" });
                 let address = SocketAddr::new(vip, port::HTTP);
                 let service = Service::http(&name, &topology, address, mode);
-                services.push(Service { crossed, ..service });
+                services.push(Service {
+                    crossed,
+                    health: HEALTH,
+                    ..service
+                });
             }
         }
         let balancer = Balancer::start(&topology, &paths.lb, &services)?;
