@@ -1,6 +1,6 @@
 //! Devices that not every kernel has: VLAN interfaces and bonds that the balancer is on, and
-//! the kernel's tunnel devices on backends. `cargo xtask vm` runs these on a kernel that has
-//! all of them; where one is missing they fail.
+//! the kernel's tunnel devices on backends. The kernel of `cargo xtask vm` has all of them;
+//! where one is missing the tests fail.
 
 #[path = "../e2e/programs.rs"]
 mod programs;
