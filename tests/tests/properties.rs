@@ -605,7 +605,7 @@ fn mutated_packets_are_not_forwarded_malformed() {
         let mut bench = Bench::with_max_flows(65_536);
         // A port that a mutation makes of another must not be that of a tunnel.
         let mut world = World::standard();
-        world.keep_services(|kind| kind.translates());
+        world.keep_services(Kind::translates);
         let mut established = Case::new("a flow of every kind");
         for kind in Kind::TRANSLATED {
             established = established.established(&Flow::first(kind));
