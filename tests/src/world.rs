@@ -195,6 +195,14 @@ impl World {
         self.rings.insert(flow.service, ring_of(&[flow.backend]));
     }
 
+    /// Removes the standard services that `wanted` says no to.
+    pub fn keep_services(&mut self, wanted: impl Fn(Kind) -> bool) {
+        for kind in Kind::all(|kind| !wanted(*kind)) {
+            let id = kind.service().id;
+            self.services.retain(|_, service| service.id != id);
+        }
+    }
+
     /// Adds the backend of a flow, with the port of the flow's server.
     pub fn add_backend(&mut self, flow: &Flow) {
         let standard = standard_backend(flow.kind, flow.backend);

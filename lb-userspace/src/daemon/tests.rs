@@ -21,7 +21,7 @@ use super::{
     sweeping::Swept,
 };
 use crate::{
-    datapath::{self, AttachedMode, XdpMode},
+    datapath::{self, AttachedMode, Outlet, XdpMode},
     flows::Report,
     health,
     neighbour::{self, Interface, NextHop, NextHopState},
@@ -672,6 +672,42 @@ fn an_interface_that_comes_back_is_attached_again() {
     );
     balancer.reconcile_if_needed(at(5));
     assert_eq!(ring(&balancer), [1]);
+}
+
+/// What comes by an interface of a bond is answered by the bond.
+#[test]
+fn the_interfaces_of_an_attached_bond_lead_to_it() {
+    const PORT: u32 = ETH0 + 7;
+    const OTHER: u32 = ETH0 + 8;
+    let told = |ifindex, bond| {
+        neighbour::Event::Interface(Interface {
+            ifindex,
+            name: format!("port{ifindex}"),
+            mac: Some([2; 6]),
+            mtu: 9_000,
+            up: true,
+            bond,
+        })
+    };
+    let of_bond = Outlet {
+        ifindex: ETH0,
+        mtu: 1_500,
+    };
+    let alone = BTreeMap::from([(ETH0, of_bond)]);
+    let with_port = BTreeMap::from([(ETH0, of_bond), (PORT, of_bond)]);
+    let mut balancer = balancer(web(None, &[11]));
+    // That of another bond, which the program is not attached to, is nobody's.
+    balancer.neighbour(told(OTHER, Some(ETH0 + 9)));
+    for (event, expected) in [
+        (told(PORT, Some(ETH0)), &with_port),
+        (told(PORT, None), &alone),
+        (told(PORT, Some(ETH0)), &with_port),
+        (neighbour::Event::InterfaceGone(PORT), &alone),
+    ] {
+        balancer.neighbour(event);
+        balancer.reconcile_if_needed(at(1));
+        assert_eq!(balancer.plane.image.interfaces, *expected);
+    }
 }
 
 #[test]

@@ -15,11 +15,11 @@ use lb_common::{
 
 use super::attach::AttachedMode;
 
-/// The oldest kernel that has all that the datapath needs: atomic operations that
-/// return a value in BPF (5.12), BPF links for XDP (5.9), maps in maps described by BTF
-/// (5.7), batches of map entries and memory-mapped maps (5.6, 5.5). 5.15 is the first
-/// kernel with long-term support that has them.
-const OLDEST_KERNEL: (u8, u8) = (5, 15);
+/// The oldest kernel that has all that the datapath needs: XDP on frames in several buffers
+/// with `bpf_xdp_load_bytes` (5.18), `bpf_loop` (5.17), atomic operations that return a
+/// value in BPF (5.12), BPF links for XDP (5.9). 6.1 is the first kernel with long-term
+/// support that has them, and the oldest whose verifier has been tried.
+const OLDEST_KERNEL: (u8, u8) = (6, 1);
 
 /// Why the datapath did not do what it was told. [`Self::hint`] says how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +141,11 @@ impl Error {
             Self::Privileges { .. } => {
                 "run as root, or with the capabilities CAP_BPF and CAP_NET_ADMIN".into()
             }
-            Self::KernelTooOld { .. } => format!("lb needs Linux {major}.{minor} or newer"),
+            Self::KernelTooOld { .. } => format!(
+                "lb needs Linux {major}.{minor} or newer: XDP on frames in several buffers came \
+                 with 5.18, `bpf_loop` with 5.17, and older verifiers than that of \
+                 {major}.{minor} have not been tried"
+            ),
             Self::NoBpf { .. } => {
                 "it was built without CONFIG_BPF_SYSCALL; use a distribution's stock kernel".into()
             }

@@ -63,7 +63,7 @@ fn run_in(
     fs::write(&path, script)?;
     let initramfs = initramfs(installation, directory)?;
     let kernel_arguments = format!(
-        "console=ttyS0 quiet panic=-1 modules={} script={}",
+        "console=ttyS0 quiet panic=-1 no_timer_check modules={} script={}",
         installation.modules.display(),
         path.display()
     );

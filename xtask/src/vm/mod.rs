@@ -35,7 +35,7 @@ struct Tests {
     environment: &'static str,
 }
 
-const TESTS: [Tests; 6] = [
+const TESTS: [Tests; 5] = [
     // Loading of the programs, and what they cost the verifier.
     Tests {
         package: "lb-userspace",
@@ -67,13 +67,6 @@ const TESTS: [Tests; 6] = [
         package: "lb-tests",
         target: "properties",
         arguments: "",
-        environment: "",
-    },
-    // Devices that only this kernel is sure to have.
-    Tests {
-        package: "lb-tests",
-        target: "devices",
-        arguments: "--test-threads 1",
         environment: "",
     },
 ];
