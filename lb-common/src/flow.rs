@@ -33,6 +33,11 @@ pub mod state {
     pub const JOINED: u32 = 1 << 6;
     /// Of a pin: its begin was counted, and its end is to be.
     pub const COUNTED: u32 = 1 << 7;
+    /// The bits from this one on are the place of the flow in the queue of those that are
+    /// not confirmed.
+    pub const PLACE: u32 = 8;
+    /// The bits below that.
+    pub const BITS: u32 = (1 << PLACE) - 1;
 
     /// The flow has ended: it was reset, or both sides have sent a FIN.
     #[inline(always)]

@@ -11,19 +11,22 @@ use crate::{
     pin,
 };
 
-/// A flow that has just got its entry takes the place of the oldest, which is forgotten if
-/// it is still not confirmed.
+/// The place for a flow that is about to get its entry, which has to say it.
 #[inline(always)]
-fn enter<F: Family>(tuple: &F::Tuple) {
+pub fn place<F: Family>() -> u32 {
     let (Some(runtime), Some(entered)) = (RUNTIME.get(0), ENTERED.get_ptr_mut(F::INDEX)) else {
-        return;
+        return 0;
     };
     // SAFETY: the pointer is a map value.
     let number = unsafe { fetch_add_u64(entered, 1) };
-    let (Some(place), Some(draft)) = (
-        F::embryonic().get_ptr_mut(number as u32 & runtime.embryonic_mask),
-        F::draft(),
-    ) else {
+    number as u32 & runtime.embryonic_mask
+}
+
+/// A flow that has just got its entry takes its place, which was that of the oldest: that
+/// one is forgotten if it is still not confirmed.
+#[inline(always)]
+fn enter<F: Family>(tuple: &F::Tuple, index: u32) {
+    let (Some(place), Some(draft)) = (F::embryonic().get_ptr_mut(index), F::draft()) else {
         return;
     };
     // SAFETY: the draft belongs to this CPU, and a program does not migrate or re-enter
@@ -35,8 +38,8 @@ fn enter<F: Family>(tuple: &F::Tuple) {
         &(*draft).victim
     };
     if F::protocol(victim) != 0 {
-        flow::evict::<F>(victim);
-        pin::evict::<F>(victim);
+        flow::evict::<F>(victim, index);
+        pin::evict::<F>(victim, index);
     }
 }
 
@@ -45,10 +48,10 @@ fn enter<F: Family>(tuple: &F::Tuple) {
 /// A global function, like [`pin::pinned_v4`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn enter_v4(tuple: *const FlowKey4) -> u32 {
+pub extern "C" fn enter_v4(tuple: *const FlowKey4, place: u32) -> u32 {
     // SAFETY: the verifier checks that callers pass a whole tuple.
     if let Some(tuple) = unsafe { tuple.as_ref() } {
-        enter::<Ipv4>(tuple);
+        enter::<Ipv4>(tuple, place);
     }
     0
 }
@@ -56,10 +59,10 @@ pub extern "C" fn enter_v4(tuple: *const FlowKey4) -> u32 {
 /// [`enter`] for IPv6, like [`enter_v4`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn enter_v6(tuple: *const FlowKey6) -> u32 {
+pub extern "C" fn enter_v6(tuple: *const FlowKey6, place: u32) -> u32 {
     // SAFETY: as in `enter_v4`.
     if let Some(tuple) = unsafe { tuple.as_ref() } {
-        enter::<Ipv6>(tuple);
+        enter::<Ipv6>(tuple, place);
     }
     0
 }

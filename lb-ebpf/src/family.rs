@@ -212,7 +212,7 @@ pub trait Family: Sized {
     fn take_over(backend: u32) -> u32;
 
     /// A flow that has just got its entry enters the queue of [`crate::embryonic`].
-    fn enter_embryonic(tuple: &Self::Tuple);
+    fn enter_embryonic(tuple: &Self::Tuple, place: u32);
 
     /// Whether a packet from `src` to `dst` may come from a client.
     fn is_client(src: Self::Address, dst: Self::Address) -> bool;

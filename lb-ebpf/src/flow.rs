@@ -351,11 +351,12 @@ fn close<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
     }
 }
 
-/// Takes the entries of a flow away and gives its source port back, unless the flow is
-/// confirmed.
+/// Takes the entries of the flow that has this place among those that are not confirmed
+/// away, and gives its source port back, unless it is confirmed.
 #[inline(always)]
-pub fn evict<F: Family>(tuple: &F::Tuple) {
+pub fn evict<F: Family>(tuple: &F::Tuple, place: u32) {
     if let Some(flow) = of_tuple::<F>(tuple)
+        && flow.state() >> state::PLACE == place
         && let Some(pool) = seize(tuple, flow)
     {
         let (port, _) = F::ports(flow.to());

@@ -5,12 +5,12 @@ use lb_common::{
     addr::LinkPath,
     backend::Backend,
     drop_reason::DropReason,
-    flow::{FlowEntry, FlowKey4, FlowKey6, FlowValue as _, Tuple as _},
+    flow::{FlowEntry, FlowKey4, FlowKey6, FlowValue as _, Tuple as _, state},
     service::{Mode, Service},
 };
 
 use crate::{
-    count,
+    count, embryonic,
     family::{Draft, Family, Ipv4, Ipv6},
     flow::{self, EXISTS, Flow},
     maps::{BACKENDS, clock},
@@ -162,6 +162,8 @@ fn write_entries<F: Family>(
         ..
     } = unsafe { &mut *draft };
     let (flow_entry, to) = flow.parts_mut();
+    let place = embryonic::place::<F>();
+    flow_entry.state = place << state::PLACE;
     let (src_port, _) = F::ports(tuple);
     let mut taken = src_port;
     let mut inserted = Err(EXISTS);
@@ -204,7 +206,7 @@ fn write_entries<F: Family>(
     match F::flows().insert(tuple, &*flow, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             count::began(id);
-            F::enter_embryonic(tuple);
+            F::enter_embryonic(tuple, place);
             Ok(())
         }
         Err(error) => {

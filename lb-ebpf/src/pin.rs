@@ -11,7 +11,7 @@ use lb_common::{
 
 use crate::{
     atomic::fetch_or_u32,
-    count,
+    count, embryonic,
     family::{Family, Ipv4, Ipv6},
     flow::EXISTS,
     maps::{BACKENDS, clock},
@@ -215,19 +215,20 @@ pub extern "C" fn pinned_v6(
 
 /// Writes the entry of a flow. Returns whether it has one.
 #[inline(always)]
-fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, state: u32) -> bool {
+fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> bool {
+    let place = embryonic::place::<F>();
     let pin = Pin {
         backend,
         last_seen: clock(),
-        state,
+        state: bits | place << state::PLACE,
         slot,
     };
     match F::pins().insert(tuple, &pin, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
-            if state & state::COUNTED != 0 {
+            if bits & state::COUNTED != 0 {
                 count::began(backend);
             }
-            F::enter_embryonic(tuple);
+            F::enter_embryonic(tuple, place);
             true
         }
         // Another CPU was quicker with a packet of the same flow.
@@ -239,12 +240,16 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, state: u32) -> bo
     }
 }
 
-/// Takes the entry of a flow away, unless it is confirmed.
+/// Takes the entry of the flow that has this place among those that are not confirmed away,
+/// unless it is confirmed.
 #[inline(always)]
-pub fn evict<F: Family>(tuple: &F::Tuple) {
+pub fn evict<F: Family>(tuple: &F::Tuple, place: u32) {
     let Some(entry) = Entry::of::<F>(tuple) else {
         return;
     };
+    if entry.state() >> state::PLACE != place {
+        return;
+    }
     if entry.state() & state::CONFIRMED != 0 {
         return;
     }

@@ -249,6 +249,13 @@ impl Bench {
         for (id, backend) in changed(&old.backends, &world.backends) {
             self.datapath.set_backend(*id, *backend)?;
         }
+        // Those that are not wanted any more stay: flows have ports of them.
+        let pools: Vec<u32> = world.pools().difference(&self.pools).copied().collect();
+        if !pools.is_empty() {
+            self.datapath.create_port_pools(&pools)?;
+            self.pools.extend(&pools);
+            self.fresh_pools.extend(pools);
+        }
         let rings: Vec<_> = changed(&old.rings, &world.rings)
             .map(|(id, ring)| (*id, ring.iter().copied().map(Slot::clean).collect()))
             .collect();

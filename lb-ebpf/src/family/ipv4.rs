@@ -269,8 +269,8 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
-    fn enter_embryonic(tuple: &FlowKey4) {
-        embryonic::enter_v4(tuple);
+    fn enter_embryonic(tuple: &FlowKey4, place: u32) {
+        embryonic::enter_v4(tuple, place);
     }
 
     #[inline(always)]

@@ -281,8 +281,8 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn enter_embryonic(tuple: &FlowKey6) {
-        embryonic::enter_v6(tuple);
+    fn enter_embryonic(tuple: &FlowKey6, place: u32) {
+        embryonic::enter_v6(tuple, place);
     }
 
     #[inline(always)]

@@ -159,7 +159,12 @@ where
             });
             let got = (
                 to,
-                (entry.backend, entry.port_pool, entry.path, entry.state),
+                (
+                    entry.backend,
+                    entry.port_pool,
+                    entry.path,
+                    entry.state & state::BITS,
+                ),
             );
             if expected != Some(got) {
                 lines.push(format!(
