@@ -256,8 +256,14 @@ impl Bench {
             self.pools.extend(&pools);
             self.fresh_pools.extend(pools);
         }
-        let rings: Vec<_> = changed(&old.rings, &world.rings)
-            .map(|(id, ring)| (*id, ring.iter().copied().map(Slot::clean).collect()))
+        let rings: Vec<_> = changed(&old.slots(), &world.slots())
+            .map(|(id, (ring, origin))| {
+                let slot = |owner: &u32| Slot {
+                    owner: *owner,
+                    origin: *origin,
+                };
+                (*id, ring.iter().map(slot).collect())
+            })
             .collect();
         if !rings.is_empty() {
             self.datapath.set_rings(&rings)?;
