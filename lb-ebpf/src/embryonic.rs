@@ -22,8 +22,9 @@ pub fn place<F: Family>() -> u32 {
     number as u32 & runtime.embryonic_mask
 }
 
-/// A flow that has just got its entry takes its place, which was that of the oldest: that
-/// one is forgotten if it is still not confirmed.
+/// A flow that is about to get its entry takes its place, which was that of the oldest: that
+/// one is forgotten if it is still not confirmed. Before the entry is there, since the
+/// oldest may have been a flow of the same tuple.
 #[inline(always)]
 fn enter<F: Family>(tuple: &F::Tuple, index: u32) {
     let (Some(place), Some(draft)) = (F::embryonic().get_ptr_mut(index), F::draft()) else {

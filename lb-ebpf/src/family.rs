@@ -211,7 +211,7 @@ pub trait Family: Sized {
     /// Takes a source port over for the flow in the draft, see [`crate::open`].
     fn take_over(backend: u32) -> u32;
 
-    /// A flow that has just got its entry enters the queue of [`crate::embryonic`].
+    /// A flow that is about to get its entry enters the queue of [`crate::embryonic`].
     fn enter_embryonic(tuple: &Self::Tuple, place: u32);
 
     /// Whether a packet from `src` to `dst` may come from a client.

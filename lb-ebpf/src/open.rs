@@ -164,6 +164,7 @@ fn write_entries<F: Family>(
     let (flow_entry, to) = flow.parts_mut();
     let place = embryonic::place::<F>();
     flow_entry.state = place << state::PLACE;
+    F::enter_embryonic(tuple, place);
     let (src_port, _) = F::ports(tuple);
     let mut taken = src_port;
     let mut inserted = Err(EXISTS);
@@ -206,7 +207,6 @@ fn write_entries<F: Family>(
     match F::flows().insert(tuple, &*flow, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             count::began(id);
-            F::enter_embryonic(tuple, place);
             Ok(())
         }
         Err(error) => {

@@ -217,6 +217,7 @@ pub extern "C" fn pinned_v6(
 #[inline(always)]
 fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> bool {
     let place = embryonic::place::<F>();
+    F::enter_embryonic(tuple, place);
     let pin = Pin {
         backend,
         last_seen: clock(),
@@ -228,7 +229,6 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> boo
             if bits & state::COUNTED != 0 {
                 count::began(backend);
             }
-            F::enter_embryonic(tuple, place);
             true
         }
         // Another CPU was quicker with a packet of the same flow.
