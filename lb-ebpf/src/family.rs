@@ -49,6 +49,9 @@ pub struct Draft<V: FlowValue, K> {
     pub reply: V,
     /// The key of the entry for replies.
     pub reply_key: V::Key,
+    /// The tuple that a global function was called with: before Linux 6.2 what such a pointer
+    /// leads to is no key of a map.
+    pub key: V::Key,
     /// A flow that another takes the place of.
     pub victim: V::Key,
     /// Its source port, host byte order, 0 where none was taken over.

@@ -158,9 +158,11 @@ fn write_entries<F: Family>(
         flow,
         reply,
         reply_key,
+        key,
         taken_over,
         ..
     } = unsafe { &mut *draft };
+    *key = *tuple;
     let (flow_entry, to) = flow.parts_mut();
     let place = embryonic::place::<F>();
     flow_entry.state = place << state::PLACE;
@@ -204,7 +206,7 @@ fn write_entries<F: Family>(
     }
     (flow_entry.address_delta, flow_entry.tuple_delta) = tuple.deltas(to);
     let pool = flow_entry.port_pool;
-    match F::flows().insert(tuple, &*flow, u64::from(BPF_NOEXIST)) {
+    match F::flows().insert(&*key, &*flow, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             count::began(id);
             Ok(())

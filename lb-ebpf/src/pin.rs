@@ -134,6 +134,15 @@ pub fn known<F: Family>(tuple: &F::Tuple) -> u32 {
 fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, signs: u32) -> u32 {
     let service = service::of_word(service);
     let slot = select::slot_of_word(slot);
+    let Some(draft) = F::draft() else {
+        return NO_BACKEND;
+    };
+    // SAFETY: the draft belongs to this CPU, and a program does not migrate or re-enter
+    // itself while it runs.
+    let tuple = unsafe {
+        (*draft).key = *tuple;
+        &(*draft).key
+    };
     if let Some(entry) = Entry::of::<F>(tuple) {
         let id = entry.backend();
         if let Some(backend) = BACKENDS.get(id)

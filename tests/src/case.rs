@@ -35,6 +35,7 @@ pub struct Step {
     pub(crate) action: Action,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly all are frames")]
 pub(crate) enum Action {
     /// A frame comes in.
     Frame {

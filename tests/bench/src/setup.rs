@@ -12,7 +12,7 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer as Family},
     counters::Counters,
-    ring::{self, RING_SIZE},
+    ring::{self, RING_SIZE, Slot},
     service::{self, Service, Vip},
 };
 use lb_tests::Outer;
@@ -86,6 +86,8 @@ impl Balancer {
     pub(crate) fn load<V: Ip>(group: &Group, max_flows: u32) -> Result<Self> {
         let mut datapath = Datapath::load(&Options {
             max_flows,
+            // More than are ever not confirmed.
+            max_embryonic: max_flows.next_power_of_two(),
             log: LogLevel::Off,
         })
         .context("the benchmark loads BPF programs and must run as root")?;
@@ -94,7 +96,11 @@ impl Balancer {
             Some(Feature::Prefixes) => Runtime::WIDE | Runtime::PREFIXES,
             Some(Feature::SegmentSize) | None => 0,
         };
-        datapath.set_runtime(Runtime { clock: 1, flags })?;
+        datapath.set_runtime(Runtime {
+            clock: 1,
+            flags,
+            ..Runtime::default()
+        })?;
         datapath.set_interface(
             IFINDEX,
             Outlet {
@@ -252,9 +258,9 @@ fn backends_of(service: u32) -> std::ops::Range<u32> {
 }
 
 /// The ring of a service.
-fn ring_of(service: u32) -> Arc<[u32]> {
+fn ring_of(service: u32) -> Arc<[Slot]> {
     (0..RING_SIZE)
-        .map(|slot| backend_of_slot(service, slot))
+        .map(|slot| Slot::clean(backend_of_slot(service, slot)))
         .collect()
 }
 
