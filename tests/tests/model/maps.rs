@@ -27,6 +27,7 @@ pub(crate) fn maps(world: &world::World) -> World {
         services: services.collect(),
         backends: backends.collect(),
         rings: rings.collect(),
+        origins: BTreeMap::new(),
         vip_flags: vip_flags(world),
         interfaces: world.interfaces.clone(),
     }
