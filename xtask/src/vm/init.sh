@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of the virtual machine. The kernel gives it as environment what its
 # command line says: $modules and $script, paths of the machine outside.
-/bin/busybox mkdir -p /proc /sys /dev /outside /changes /root
+/bin/busybox mkdir -p /proc /sys /dev /outside /changes /new
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -15,15 +15,15 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=524288 outside
 mount -t tmpfs changes /changes
 mkdir /changes/upper /changes/work
 mount -t overlay -o lowerdir=/outside,upperdir=/changes/upper,workdir=/changes/work \
-    overlay /root
-for directory in proc sys dev; do mount --move /$directory /root/$directory; done
-mount -t tmpfs run /root/run
-mount -t bpf bpf /root/sys/fs/bpf
+    overlay /new
+for directory in proc sys dev; do mount --move /$directory /new/$directory; done
+mount -t tmpfs run /new/run
+mount -t bpf bpf /new/sys/fs/bpf
 
 # The modules of this kernel, and a modprobe that reads what busybox's depmod wrote.
-mkdir -p /root/lib/modules
-mount -o bind "/outside$modules" /root/lib/modules
-rm -f /root/sbin/modprobe
-cp /bin/busybox /root/sbin/modprobe
+mkdir -p /new/lib/modules
+mount -o bind "/outside$modules" /new/lib/modules
+rm -f /new/sbin/modprobe
+cp /bin/busybox /new/sbin/modprobe
 
-exec switch_root /root /bin/sh "$script"
+exec switch_root /new /bin/sh "$script"
