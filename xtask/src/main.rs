@@ -50,7 +50,7 @@ enum Task {
         #[arg(last = true)]
         command: Vec<OsString>,
     },
-    /// Measure nanoseconds per packet.
+    /// Measure nanoseconds per packet, or memory per flow.
     Bench {
         /// Arguments for the benchmark; --help lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -12,7 +12,7 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer as Family},
     counters::Counters,
-    ring::{self, RING_SIZE, Slot},
+    ring::{self, NO_BACKEND, RING_SIZE, Slot},
     service::{self, Service, Vip},
 };
 use lb_tests::Outer;
@@ -26,7 +26,7 @@ use crate::{
     driver::IFINDEX,
     frame::Macs,
     ip::Ip,
-    row::{Feature, Group},
+    row::{Feature, Group, Slots},
 };
 
 /// Services.
@@ -112,7 +112,7 @@ impl Balancer {
         datapath.create_port_pools(&pools)?;
         // In one step: each costs a wait for the programs that run.
         let rings: Vec<_> = (1..=SERVICES)
-            .map(|number| (number, ring_of(number)))
+            .map(|number| (number, ring_of(number, group.slots)))
             .collect();
         datapath.set_rings(&rings)?;
         for number in 1..=SERVICES {
@@ -176,6 +176,10 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
     let service = Service {
         id: number,
         mode: service::Mode::from(group.mode) as u8,
+        flags: match group.slots {
+            Slots::Tracked => Service::TRACKED,
+            Slots::Clean | Slots::Changing | Slots::Pinned => 0,
+        },
         ..Service::default()
     };
     let frontend = frontend::<V>(number, group);
@@ -257,11 +261,18 @@ fn backends_of(service: u32) -> std::ops::Range<u32> {
     first..first + IDLE_BACKENDS
 }
 
-/// The ring of a service.
-fn ring_of(service: u32) -> Arc<[Slot]> {
-    (0..RING_SIZE)
-        .map(|slot| Slot::clean(backend_of_slot(service, slot)))
-        .collect()
+/// The ring of a service. Where its slots changed hands, they were the next backend's.
+fn ring_of(service: u32, slots: Slots) -> Arc<[Slot]> {
+    let slot = |index| {
+        let owner = backend_of_slot(service, index);
+        let origin = match slots {
+            Slots::Clean | Slots::Tracked => NO_BACKEND,
+            Slots::Changing => backend_of_slot(service, index + 1),
+            Slots::Pinned => owner,
+        };
+        Slot { owner, origin }
+    };
+    (0..RING_SIZE).map(slot).collect()
 }
 
 /// The slots of a ring have the backends in turn.
