@@ -16,6 +16,7 @@
 mod atomic;
 mod bounds;
 mod count;
+mod embryonic;
 mod family;
 mod flow;
 mod forward;
@@ -24,7 +25,9 @@ mod icmp;
 mod link;
 mod maps;
 mod mss;
+mod open;
 mod packet;
+mod pin;
 mod ports;
 mod select;
 mod service;

@@ -69,6 +69,28 @@ pub fn take(backend: &Backend) -> Option<u16> {
     Some(search.taken as u16)
 }
 
+/// The port (host byte order) that stands next in the backend's range, whether it is free or
+/// not; 0 without a pool.
+#[inline(always)]
+pub fn next(backend: &Backend) -> u16 {
+    let Some(pool) = pool(backend.port_pool) else {
+        return 0;
+    };
+    // SAFETY: as in `take`.
+    unsafe {
+        let cursor = (&raw const (*pool).cursor).read_volatile();
+        let is_inside =
+            cursor >= u32::from(backend.first_port) && cursor <= u32::from(backend.last_port);
+        let port = if is_inside {
+            cursor
+        } else {
+            u32::from(backend.first_port)
+        };
+        (&raw mut (*pool).cursor).write_volatile(port + 1);
+        port as u16
+    }
+}
+
 /// Looks at one word. Returns 1 to end the loop, 0 to go on.
 unsafe extern "C" fn step(_index: u32, search: *mut Search) -> i64 {
     // SAFETY: `take` passes its own search.

@@ -17,6 +17,7 @@ pub mod health;
 pub mod neighbour;
 pub mod reconcile;
 pub mod scheduler;
+pub mod slots;
 pub mod state;
 #[cfg(test)]
 mod testing;

@@ -602,7 +602,7 @@ fn begins_whole(payload: &PayloadSlice<'_>) -> Result<(), String> {
 #[test]
 fn mutated_packets_are_not_forwarded_malformed() {
     in_network_namespace(|| {
-        let mut bench = Bench::with_max_flows(65_536);
+        let mut bench = Bench::with_max_flows(65_536, 65_536);
         // A port that a mutation makes of another must not be that of a tunnel.
         let mut world = World::standard();
         world.keep_services(Kind::translates);

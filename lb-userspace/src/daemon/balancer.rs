@@ -12,16 +12,17 @@ use lb_common::CLOCK_TICK_MS;
 
 use super::{
     chain,
-    ledger::{Ledger, Meters},
+    ledger::Ledger,
+    plane::Plane,
     status,
     sweeping::{Order, Swept},
 };
 use crate::{
-    datapath::{self, AttachedMode, Datapath, Outlet, XdpMode},
+    datapath::{self, AttachedMode, Outlet, XdpMode},
     flows::Lifetimes,
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
-    reconcile::{self, Reconciler, Tables, World},
+    reconcile::{self, Reconciler, World},
     state::{
         BackendAddress, BackendSpec, Change, Desired, HealthStatus, Refusal, ServiceSpec, Status,
     },
@@ -74,44 +75,6 @@ impl Attached {
             Attachment::On { ifindex, .. } => Some(ifindex),
             Attachment::Gone | Attachment::Back { .. } => None,
         }
-    }
-}
-
-/// What the daemon needs of the datapath while it runs.
-pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
-    /// Attaches the program to the interface of this name and index.
-    fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode)
-    -> datapath::Result<AttachedMode>;
-    /// Detaches the program from the interface of this index, if it is there.
-    fn detach(&mut self, ifindex: u32);
-    /// Writes the flow clock.
-    fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
-    /// Whether a port of this pool is in use.
-    fn is_pool_in_use(&self, pool: u32) -> bool;
-}
-
-impl Plane for Datapath {
-    fn attach(
-        &mut self,
-        name: &str,
-        ifindex: u32,
-        mode: XdpMode,
-    ) -> datapath::Result<AttachedMode> {
-        self.attach_at(name, ifindex, mode)
-    }
-
-    fn detach(&mut self, ifindex: u32) {
-        self.detach(ifindex);
-    }
-
-    fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {
-        let mut runtime = self.runtime();
-        runtime.clock = tick;
-        self.set_runtime(runtime)
-    }
-
-    fn is_pool_in_use(&self, pool: u32) -> bool {
-        self.ports().is_in_use(pool)
     }
 }
 
@@ -425,6 +388,10 @@ impl<P: Plane> Balancer<P> {
             }
         };
         self.ledger.expired(&report);
+        let backends = &self.reconciler.image().backends;
+        if let Err(error) = self.plane.swept(swept.began, &report, backends) {
+            tracing::error!(error = chain(&error), "the counters cannot be read");
+        }
         let released = self.reconciler.release(
             swept.began,
             |backend| report.named.contains(&backend),
@@ -481,6 +448,22 @@ impl<P: Plane> Balancer<P> {
         }
         if let Err(error) = self.plane.set_clock(tick(now)) {
             tracing::error!(error = chain(&error), "the flow clock stands still");
+        }
+        let ids = &self.reconciler.ids().services;
+        let idle: HashMap<u32, Duration> = self
+            .desired
+            .services()
+            .filter_map(|spec| {
+                let service = ids.get(&spec.name.as_str().into())?;
+                Some((service, spec.timeouts.tcp_established))
+            })
+            .collect();
+        let idle = |service: u32| idle.get(&service).copied().unwrap_or(Duration::MAX);
+        if let Err(error) = self.plane.settle(now, &idle) {
+            tracing::error!(
+                error = chain(&error),
+                "slots of rings are not as they should be"
+            );
         }
     }
 

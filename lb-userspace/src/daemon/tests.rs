@@ -15,8 +15,9 @@ use lb_common::{
 };
 
 use super::{
-    balancer::{Attached, Attachment, Balancer, Plane},
+    balancer::{Attached, Attachment, Balancer},
     ledger::Meters,
+    plane::Plane,
     sweeping::Swept,
 };
 use crate::{
@@ -109,6 +110,19 @@ impl Plane for Memory {
 
     fn is_pool_in_use(&self, pool: u32) -> bool {
         self.pools_in_use.contains(&pool)
+    }
+
+    fn settle(&mut self, _now: Duration, _idle: &dyn Fn(u32) -> Duration) -> datapath::Result<()> {
+        Ok(())
+    }
+
+    fn swept(
+        &mut self,
+        _began: Duration,
+        _report: &Report,
+        _backends: &BTreeMap<u32, lb_common::backend::Backend>,
+    ) -> datapath::Result<()> {
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use lb_common::{
 use crate::{
     address::{AddressPrefix, PortSet},
     datapath::{Match, Outlet},
-    scheduler::Member,
+    scheduler::{self, Member, RingSize, RoundRobin},
     state::Scheduler,
 };
 
@@ -21,6 +21,27 @@ pub struct Ring {
     pub scheduler: Scheduler,
     /// The backends that take new flows.
     pub members: Vec<Member>,
+    /// Whether slots remember who served them before: flows of the service live where their
+    /// slot says, and a SYN tells which of them are new.
+    pub has_origins: bool,
+}
+
+impl Ring {
+    /// The one without members that another begins as.
+    #[must_use]
+    pub fn empty(other: &Self) -> Self {
+        Self {
+            members: Vec::new(),
+            ..other.clone()
+        }
+    }
+
+    /// Who owns which slot, and over how many of them turns go.
+    #[must_use]
+    pub fn fill(&self) -> RoundRobin {
+        let owners = scheduler::ring(self.scheduler, &self.members, RingSize::DEFAULT);
+        RoundRobin { owners, turns: 1 }
+    }
 }
 
 /// The content of the tables that the daemon writes.
