@@ -8,21 +8,22 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{CLOCK_TICK_MS, backend};
+use lb_common::CLOCK_TICK_MS;
 
 use super::{
     chain,
-    ledger::{Ledger, Meters},
+    ledger::Ledger,
+    plane::Plane,
     status,
     sweeping::{Order, Swept},
 };
 use crate::{
-    datapath::{self, AttachedMode, Datapath, XdpMode},
+    datapath::{self, AttachedMode, Outlet, XdpMode},
     drain::Drain,
     flows::{Lifetimes, Query},
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
-    reconcile::{self, Reconciler, Tables, World},
+    reconcile::{self, Reconciler, World},
     slow_start::{self, Seen, Warmth},
     state::{
         BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
@@ -80,44 +81,6 @@ impl Attached {
     }
 }
 
-/// What the daemon needs of the datapath while it runs.
-pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
-    /// Attaches the program to the interface of this name and index.
-    fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode)
-    -> datapath::Result<AttachedMode>;
-    /// Detaches the program from the interface of this index, if it is there.
-    fn detach(&mut self, ifindex: u32);
-    /// Writes the flow clock.
-    fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
-    /// Whether a port of this pool is in use.
-    fn is_pool_in_use(&self, pool: u32) -> bool;
-}
-
-impl Plane for Datapath {
-    fn attach(
-        &mut self,
-        name: &str,
-        ifindex: u32,
-        mode: XdpMode,
-    ) -> datapath::Result<AttachedMode> {
-        self.attach_at(name, ifindex, mode)
-    }
-
-    fn detach(&mut self, ifindex: u32) {
-        self.detach(ifindex);
-    }
-
-    fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {
-        let mut runtime = self.runtime();
-        runtime.clock = tick;
-        self.set_runtime(runtime)
-    }
-
-    fn is_pool_in_use(&self, pool: u32) -> bool {
-        self.ports().is_in_use(pool)
-    }
-}
-
 /// The health of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Health {
@@ -140,8 +103,10 @@ pub(super) struct Balancer<P> {
     /// New addresses that have not been resolved yet, and until when that is nothing to
     /// speak of; `None` before the clock has ticked.
     fresh: HashMap<IpAddr, Option<Duration>>,
-    /// The interfaces that the program is attached to.
-    interfaces: BTreeMap<u32, backend::Interface>,
+    /// The interfaces that the program is attached to, and their MTU.
+    interfaces: BTreeMap<u32, u32>,
+    /// The interfaces that belong to bonds, and these.
+    bonded: BTreeMap<u32, u32>,
     pub(super) reconciler: Reconciler,
     pub(super) ledger: Ledger,
     drains: HashMap<Name, Drain>,
@@ -161,6 +126,7 @@ impl<P: Plane> Balancer<P> {
             hops: HashMap::new(),
             fresh: HashMap::new(),
             interfaces: BTreeMap::new(),
+            bonded: BTreeMap::new(),
             reconciler: Reconciler::default(),
             ledger: Ledger::default(),
             drains: HashMap::new(),
@@ -297,9 +263,9 @@ impl<P: Plane> Balancer<P> {
 
     fn interface(&mut self, interface: &Interface) {
         let &Interface { ifindex, mtu, .. } = interface;
+        self.set_bond(ifindex, interface.bond);
         if self.is_attached(ifindex) {
-            let new = backend::Interface { mtu };
-            if self.interfaces.insert(ifindex, new) != Some(new) {
+            if self.interfaces.insert(ifindex, mtu) != Some(mtu) {
                 self.overdue = Some(Duration::ZERO);
             }
             return;
@@ -316,7 +282,36 @@ impl<P: Plane> Balancer<P> {
         }
     }
 
+    /// Takes note of the bond that an interface belongs to.
+    fn set_bond(&mut self, ifindex: u32, bond: Option<u32>) {
+        let before = match bond {
+            Some(bond) => self.bonded.insert(ifindex, bond),
+            None => self.bonded.remove(&ifindex),
+        };
+        if before != bond {
+            self.overdue = Some(Duration::ZERO);
+        }
+    }
+
+    /// The interfaces that packets come in by, and how those for them leave: the ones that
+    /// the program is attached to, and those of bonds among them.
+    fn outlets(&self) -> BTreeMap<u32, Outlet> {
+        let attached = self
+            .interfaces
+            .iter()
+            .map(|(ifindex, mtu)| (ifindex, ifindex, mtu));
+        let bonded = self.bonded.iter().filter_map(|(ifindex, bond)| {
+            let mtu = self.interfaces.get(bond)?;
+            Some((ifindex, bond, mtu))
+        });
+        bonded
+            .chain(attached)
+            .map(|(&of, &ifindex, &mtu)| (of, Outlet { ifindex, mtu }))
+            .collect()
+    }
+
     fn interface_gone(&mut self, gone: u32) {
+        self.set_bond(gone, None);
         for attached in &mut self.attached {
             match attached.state {
                 Attachment::On { ifindex, .. } if ifindex == gone => {
@@ -355,8 +350,7 @@ impl<P: Plane> Balancer<P> {
             match self.plane.attach(interface, index, attached.wanted) {
                 Ok(mode) => {
                     tracing::info!(interface, mode = mode.as_str(), "attached again");
-                    self.interfaces
-                        .insert(index, backend::Interface { mtu: *mtu });
+                    self.interfaces.insert(index, *mtu);
                     attached.state = Attachment::On {
                         ifindex: index,
                         mode,
@@ -456,6 +450,10 @@ impl<P: Plane> Balancer<P> {
             }
         };
         self.ledger.expired(&report);
+        let backends = &self.reconciler.image().backends;
+        if let Err(error) = self.plane.swept(swept.began, &report, backends) {
+            tracing::error!(error = chain(&error), "the counters cannot be read");
+        }
         self.watch_drains(swept.began);
         let released = self.reconciler.release(
             swept.began,
@@ -561,6 +559,22 @@ impl<P: Plane> Balancer<P> {
         if let Err(error) = self.plane.set_clock(tick(now)) {
             tracing::error!(error = chain(&error), "the flow clock stands still");
         }
+        let ids = &self.reconciler.ids().services;
+        let idle: HashMap<u32, Duration> = self
+            .desired
+            .services()
+            .filter_map(|spec| {
+                let service = ids.get(&spec.name.as_str().into())?;
+                Some((service, spec.timeouts.tcp_established))
+            })
+            .collect();
+        let idle = |service: u32| idle.get(&service).copied().unwrap_or(Duration::MAX);
+        if let Err(error) = self.plane.settle(now, &idle) {
+            tracing::error!(
+                error = chain(&error),
+                "slots of rings are not as they should be"
+            );
+        }
     }
 
     /// Brings the datapath in line with the rest, if it is not, and tries again later
@@ -579,6 +593,7 @@ impl<P: Plane> Balancer<P> {
 
     fn reconcile(&mut self, now: Duration) -> Result<(), reconcile::Error<datapath::Error>> {
         let all_attached = self.attach_what_is_back();
+        let interfaces = self.outlets();
         let next_step = self.follow_slow_starts(now);
         let share = |spec: &ServiceSpec, backend: &BackendSpec| {
             if spec.slow_start.is_none() {
@@ -597,7 +612,7 @@ impl<P: Plane> Balancer<P> {
             },
             share: &share,
             next_hop: &|address| self.hops.get(&address),
-            interfaces: &self.interfaces,
+            interfaces: &interfaces,
         };
         let result = self.reconciler.reconcile(&mut self.plane, &world, now);
         // Also of a change that was made in part: packets may have been counted.

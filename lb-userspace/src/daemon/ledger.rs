@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use lb_common::counters::{Counters, DropKey};
 
 use crate::{
-    datapath::{self, Datapath},
+    datapath,
     flows::Report,
     reconcile::{Image, Released},
 };
@@ -21,24 +21,6 @@ pub(super) trait Meters {
     fn clear_counters(&mut self, backend: u32) -> datapath::Result<()>;
     /// Forgets dropped packets.
     fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()>;
-}
-
-impl Meters for Datapath {
-    fn counters(&self, backend: u32) -> datapath::Result<Counters> {
-        self.counters(backend)
-    }
-
-    fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>> {
-        self.drops()
-    }
-
-    fn clear_counters(&mut self, backend: u32) -> datapath::Result<()> {
-        self.clear_counters(backend)
-    }
-
-    fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()> {
-        self.clear_drops(key)
-    }
 }
 
 /// Dropped packets by number of the reason and of the direction.

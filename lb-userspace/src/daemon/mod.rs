@@ -14,6 +14,7 @@
 
 mod balancer;
 mod ledger;
+mod plane;
 mod status;
 mod sweeping;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use tokio::{
 
 use self::{
     balancer::{Attached, Attachment, Balancer},
+    plane::Wired,
     sweeping::Sweeping,
 };
 use crate::{
@@ -68,6 +70,7 @@ pub async fn run(
     let mut datapath = Datapath::load(&Options {
         max_flows: config.limits.flows,
         log: log_level(config.datapath_log),
+        ..Options::default()
     })
     .map_err(explained)?;
     if config.datapath_log != DatapathLog::Off
@@ -97,7 +100,8 @@ pub async fn run(
             state: Attachment::On { ifindex, mode },
         });
     }
-    let mut balancer = Balancer::new(datapath, attached, config.desired());
+    let plane = Wired::new(datapath, start);
+    let mut balancer = Balancer::new(plane, attached, config.desired());
     for interface in interfaces {
         balancer.neighbour(neighbour::Event::Interface(interface));
     }

@@ -15,12 +15,13 @@ use lb_common::{
 };
 
 use super::{
-    balancer::{Attached, Attachment, Balancer, Plane},
+    balancer::{Attached, Attachment, Balancer},
     ledger::Meters,
+    plane::Plane,
     sweeping::Swept,
 };
 use crate::{
-    datapath::{self, AttachedMode, XdpMode},
+    datapath::{self, AttachedMode, Outlet, XdpMode},
     flows::Report,
     health,
     neighbour::{self, Interface, NextHop, NextHopState},
@@ -110,6 +111,19 @@ impl Plane for Memory {
     fn is_pool_in_use(&self, pool: u32) -> bool {
         self.pools_in_use.contains(&pool)
     }
+
+    fn settle(&mut self, _now: Duration, _idle: &dyn Fn(u32) -> Duration) -> datapath::Result<()> {
+        Ok(())
+    }
+
+    fn swept(
+        &mut self,
+        _began: Duration,
+        _report: &Report,
+        _backends: &BTreeMap<u32, lb_common::backend::Backend>,
+    ) -> datapath::Result<()> {
+        Ok(())
+    }
 }
 
 fn at(seconds: u64) -> Duration {
@@ -176,6 +190,7 @@ fn balancer(spec: ServiceSpec) -> Balancer<Memory> {
         mac: Some([2; 6]),
         mtu: 1_500,
         up: true,
+        bond: None,
     }));
     for byte in 1..=20 {
         resolve(&mut balancer, byte, hop(byte));
@@ -778,6 +793,7 @@ fn an_interface_that_comes_back_is_attached_again() {
             mac: Some([2; 6]),
             mtu: 9_000,
             up: true,
+            bond: None,
         })
     };
     let mut balancer = balancer(web(None, &[11]));
@@ -816,6 +832,42 @@ fn an_interface_that_comes_back_is_attached_again() {
     );
     balancer.reconcile_if_needed(at(5));
     assert_eq!(ring(&balancer), [1]);
+}
+
+/// What comes by an interface of a bond is answered by the bond.
+#[test]
+fn the_interfaces_of_an_attached_bond_lead_to_it() {
+    const PORT: u32 = ETH0 + 7;
+    const OTHER: u32 = ETH0 + 8;
+    let told = |ifindex, bond| {
+        neighbour::Event::Interface(Interface {
+            ifindex,
+            name: format!("port{ifindex}"),
+            mac: Some([2; 6]),
+            mtu: 9_000,
+            up: true,
+            bond,
+        })
+    };
+    let of_bond = Outlet {
+        ifindex: ETH0,
+        mtu: 1_500,
+    };
+    let alone = BTreeMap::from([(ETH0, of_bond)]);
+    let with_port = BTreeMap::from([(ETH0, of_bond), (PORT, of_bond)]);
+    let mut balancer = balancer(web(None, &[11]));
+    // That of another bond, which the program is not attached to, is nobody's.
+    balancer.neighbour(told(OTHER, Some(ETH0 + 9)));
+    for (event, expected) in [
+        (told(PORT, Some(ETH0)), &with_port),
+        (told(PORT, None), &alone),
+        (told(PORT, Some(ETH0)), &with_port),
+        (neighbour::Event::InterfaceGone(PORT), &alone),
+    ] {
+        balancer.neighbour(event);
+        balancer.reconcile_if_needed(at(1));
+        assert_eq!(balancer.plane.image.interfaces, *expected);
+    }
 }
 
 #[test]

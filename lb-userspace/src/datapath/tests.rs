@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use lb_common::{
     addr::LinkPath,
     backend::BackendState,
-    flow::{Flow4, FlowKey4, FlowValue as _},
+    flow::{Flow4, FlowKey4, FlowValue as _, state},
     ring::NO_BACKEND,
     service::Mode,
 };
@@ -16,6 +16,7 @@ use crate::testing::{in_network_namespace, ip};
 
 const OPTIONS: Options = Options {
     max_flows: 1_024,
+    max_embryonic: 1_024,
     log: LogLevel::Off,
 };
 
@@ -38,6 +39,11 @@ fn port_80() -> Match {
     }
 }
 
+fn outlet(ifindex: u32) -> Outlet {
+    let mtu = 1_500;
+    Outlet { ifindex, mtu }
+}
+
 fn backend() -> Backend {
     Backend {
         path: LinkPath::new(LO, [2, 0, 0, 0, 0, 11], [2, 0, 0, 0, 0, 1]),
@@ -54,8 +60,8 @@ fn backend() -> Backend {
     }
 }
 
-fn ring_of(backend: u32) -> Arc<[u32]> {
-    vec![backend; RING_SIZE as usize].into()
+fn ring_of(backend: u32) -> Arc<[Slot]> {
+    vec![Slot::clean(backend); RING_SIZE as usize].into()
 }
 
 fn service() -> Service {
@@ -81,9 +87,7 @@ fn with_service() -> Datapath {
     datapath.set_rings(&[(1, ring_of(1))]).unwrap();
     datapath.set_service(port_80(), service()).unwrap();
     datapath.set_vip(vip_address().into(), vip(0)).unwrap();
-    datapath
-        .set_interface(LO, Interface { mtu: 1_500 })
-        .unwrap();
+    datapath.set_interface(LO, outlet(LO)).unwrap();
     datapath
 }
 
@@ -114,6 +118,28 @@ fn syn_key(port: u16) -> FlowKey4 {
     }
 }
 
+/// The client of the flow from this port has shown that it gets answers.
+fn confirm(datapath: &Datapath, port: u16) {
+    let mut tables = datapath.flow_tables().unwrap();
+    let flows = &mut tables.v4.flows;
+    let mut flow = flows.get(&syn_key(port)).unwrap().unwrap();
+    flow.entry.state |= state::CONFIRMED;
+    flows.insert(&syn_key(port), &flow).unwrap();
+}
+
+/// Verifiers differ, so that of this kernel leaves room for that of another.
+#[test]
+fn the_verifier_looks_at_half_of_what_it_may() {
+    const LIMIT: u32 = 1_000_000;
+    let datapath = load();
+    for (name, program) in datapath.ebpf.programs() {
+        let info = program.info().unwrap();
+        let verified = info.verified_instruction_count().unwrap();
+        println!("{name}: {verified} instructions verified");
+        assert!(verified < LIMIT / 2, "{name}: {verified}");
+    }
+}
+
 #[test]
 fn foreign_packets_pass_unchanged() {
     let frame = syn(40_000);
@@ -128,6 +154,7 @@ fn a_flow_takes_a_port_that_the_daemon_sees_and_frees() {
     for port in [40_000, 40_001] {
         let run = datapath.test_run(&syn(port), LO).unwrap();
         assert_eq!(run.verdict, Verdict::Tx, "{port}");
+        confirm(&datapath, port);
     }
     assert!(datapath.ports().is_in_use(1));
     let used = datapath.ports().used().remove(&1).unwrap();
@@ -172,8 +199,27 @@ fn a_reserved_port_is_never_handed_out() {
     assert_eq!(run.verdict, Verdict::Tx);
     let used = datapath.ports().used().remove(&1).unwrap();
     assert_eq!(used[20_000 / 64] >> (20_000 % 64), 0b10, "the other one");
+    confirm(&datapath, 40_000);
     let run = datapath.test_run(&syn(40_001), LO).unwrap();
     assert_eq!(run.verdict, Verdict::Drop);
+}
+
+#[test]
+fn a_flow_that_is_not_confirmed_gives_its_port_to_another() {
+    let mut datapath = with_service();
+    for port in [40_000, 40_001, 40_002] {
+        let run = datapath.test_run(&syn(port), LO).unwrap();
+        assert_eq!(run.verdict, Verdict::Tx, "{port}");
+    }
+    let tables = datapath.flow_tables().unwrap();
+    let entry = |port| tables.v4.flows.get(&syn_key(port)).unwrap();
+    let gone = [40_000, 40_001].map(|port| entry(port).is_none());
+    assert_eq!(gone.iter().filter(|gone| **gone).count(), 1, "{gone:?}");
+    let flow = entry(40_002).unwrap();
+    let reply = tables.v4.replies.get(&flow.partner()).unwrap().unwrap();
+    assert_eq!(reply.partner(), syn_key(40_002));
+    let counters = datapath.counters(1).unwrap();
+    assert_eq!((counters.new_flows, counters.ended_flows), (3, 1));
 }
 
 #[test]
@@ -186,7 +232,12 @@ fn every_reason_has_its_overflow_key() {
 #[test]
 fn rings_are_replaced_whole_and_removed() {
     let mut datapath = with_service();
-    let slots: Vec<u32> = (0..RING_SIZE).map(|slot| slot % 7 + 1).collect();
+    let slots: Vec<Slot> = (0..RING_SIZE)
+        .map(|slot| Slot {
+            owner: slot % 7 + 1,
+            origin: slot % 5,
+        })
+        .collect();
     let rings = [(1, slots.as_slice().into()), (2, ring_of(8))];
     datapath.set_rings(&rings).unwrap();
     assert_eq!(datapath.rings.get(1).unwrap().values(), slots);
@@ -224,7 +275,12 @@ fn ports_and_prefixes_are_found_until_they_are_removed() {
         datapath.remove_service(port_80()).unwrap();
         datapath.remove_vip(host).unwrap();
         let flags = Runtime::WIDE | Runtime::PREFIXES;
-        datapath.set_runtime(Runtime { clock: 0, flags }).unwrap();
+        datapath
+            .set_runtime(Runtime {
+                flags,
+                ..Runtime::default()
+            })
+            .unwrap();
         let verdict = |datapath: &mut Datapath| {
             let run = datapath.test_run(&syn(40_000), LO).unwrap();
             run.verdict
@@ -357,7 +413,7 @@ fn an_interface_can_be_removed_after_it_has_gone() {
     in_network_namespace(|| {
         ip("link add name veth0 index 77 type veth peer name veth1");
         let mut datapath = load();
-        let interface = Interface { mtu: 1_500 };
+        let interface = outlet(77);
         datapath.set_interface(77, interface).unwrap();
         datapath.attach("veth0", XdpMode::Native).unwrap();
         ip("link delete veth0");
@@ -391,6 +447,7 @@ fn an_unknown_interface_is_named() {
 fn a_table_beyond_all_memory_is_refused_with_its_size() {
     let options = Options {
         max_flows: 1 << 31,
+        max_embryonic: 1_024,
         ..OPTIONS
     };
     let Err(error) = Datapath::load(&options) else {

@@ -79,12 +79,12 @@ fn walk<F: Addresses>(pair: &mut FlowPair<F>, query: &Query, list: &mut FlowList
                 state: state_of(entry),
                 idle_seconds: 0,
             };
-            found.push((status, age(entry, query.now), flow.partner()));
+            found.push((status, age(entry.last_seen, query.now), flow.partner()));
         }
     })?;
     for (mut status, mut idle, partner) in found {
         if let Some(reply) = pair.replies.get(&partner)? {
-            idle = idle.min(age(reply.entry(), query.now));
+            idle = idle.min(age(reply.entry().last_seen, query.now));
         }
         status.idle_seconds = u64::from(idle) * u64::from(CLOCK_TICK_MS) / 1_000;
         list.flows.push(status);
@@ -226,6 +226,7 @@ mod tests {
     fn flows_are_listed_by_backend_client_and_state() {
         let options = Options {
             max_flows: 1_024,
+            max_embryonic: 1_024,
             log: LogLevel::Off,
         };
         let datapath =

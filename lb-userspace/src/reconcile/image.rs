@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    backend::{Backend, Interface},
+    backend::Backend,
     service::{Service, Vip},
 };
 
 use crate::{
     address::{AddressPrefix, PortSet},
-    datapath::Match,
-    scheduler::Member,
+    datapath::{Match, Outlet},
+    scheduler::{self, Member, RingSize, RoundRobin},
     state::Scheduler,
 };
 
@@ -21,13 +21,34 @@ pub struct Ring {
     pub scheduler: Scheduler,
     /// The backends that take new flows.
     pub members: Vec<Member>,
+    /// Whether slots remember who served them before: flows of the service live where their
+    /// slot says, and a SYN tells which of them are new.
+    pub has_origins: bool,
+}
+
+impl Ring {
+    /// The one without members that another begins as.
+    #[must_use]
+    pub fn empty(other: &Self) -> Self {
+        Self {
+            members: Vec::new(),
+            ..other.clone()
+        }
+    }
+
+    /// Who owns which slot, and over how many of them turns go.
+    #[must_use]
+    pub fn fill(&self) -> RoundRobin {
+        let owners = scheduler::ring(self.scheduler, &self.members, RingSize::DEFAULT);
+        RoundRobin { owners, turns: 1 }
+    }
 }
 
 /// The content of the tables that the daemon writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    /// Interfaces that packets may leave by, by index.
-    pub interfaces: BTreeMap<u32, Interface>,
+    /// Interfaces that packets may leave for, by index.
+    pub interfaces: BTreeMap<u32, Outlet>,
     /// Flags of [`lb_common::Runtime`].
     pub flags: u32,
     /// Port pools by id: ports that they never hand out.
@@ -46,7 +67,7 @@ pub struct Image {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Lets packets leave by an interface.
-    SetInterface(u32, Interface),
+    SetInterface(u32, Outlet),
     /// No more packets leave by it.
     RemoveInterface(u32),
     /// Writes the flags.

@@ -7,6 +7,7 @@
 
 mod ids;
 mod image;
+mod rings;
 #[cfg(test)]
 mod tests;
 mod way;
@@ -20,20 +21,21 @@ use std::{
 
 use lb_common::{
     Runtime,
-    backend::{Backend, BackendState, Interface, Outer},
+    backend::{Backend, BackendState, Outer},
     service::{self, Service, Vip},
 };
 
 pub use self::{
     ids::{BackendName, Exhausted, Ids, Numbers, PoolName},
     image::{Image, Op, Ring, Tables, diff},
+    rings::{Rings, Written},
     way::{Obstacle, TakenPorts, obstacle},
 };
 use crate::{
-    datapath::{self, Datapath, Frontend, matches, words},
+    datapath::{Frontend, Outlet, matches, words},
     neighbour::NextHop,
     scheduler::{
-        self, Member,
+        Member,
         tiers::{self, Availability, Candidate},
     },
     slow_start,
@@ -50,8 +52,8 @@ pub struct World<'a> {
     pub share: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> u32,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
-    /// The interfaces that the program is attached to, by index.
-    pub interfaces: &'a BTreeMap<u32, Interface>,
+    /// The interfaces that packets come in by, by index.
+    pub interfaces: &'a BTreeMap<u32, Outlet>,
 }
 
 /// Why the datapath is not as it was wanted.
@@ -217,6 +219,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             Ring {
                 scheduler: spec.scheduler,
                 members,
+                has_origins: spec.protocol == Protocol::Tcp && !spec.mode.translates(),
             },
         );
         let entry = Service {
@@ -358,42 +361,5 @@ fn outer_headers(mode: Mode, backend: IpAddr) -> u32 {
         Mode::FullNat | Mode::Nat | Mode::Dsr => 0,
         Mode::Ipip => ip,
         Mode::Gue => ip + UDP + GUE,
-    }
-}
-
-/// Rings that are filled and written together. Each takes a quarter of a megabyte until
-/// then, and each write waits for the packets that are on their way.
-const RINGS_AT_A_TIME: usize = 64;
-
-impl Tables for Datapath {
-    type Error = datapath::Error;
-
-    fn apply(&mut self, op: &Op) -> datapath::Result<()> {
-        match op {
-            Op::SetInterface(ifindex, interface) => self.set_interface(*ifindex, *interface),
-            Op::RemoveInterface(ifindex) => self.remove_interface(*ifindex),
-            Op::SetFlags(flags) => self.set_runtime(Runtime {
-                flags: *flags,
-                ..self.runtime()
-            }),
-            Op::CreatePools(ids) => self.create_port_pools(ids),
-            Op::ReservePorts(id, ports) => {
-                self.ports().reserve(*id, ports.clone());
-                Ok(())
-            }
-            Op::RemovePools(ids) => self.remove_port_pools(ids),
-            Op::SetBackend(id, backend) => self.set_backend(*id, *backend),
-            Op::RemoveBackend(id) => self.set_backend(*id, Backend::default()),
-            Op::SetRings(rings) => rings.chunks(RINGS_AT_A_TIME).try_for_each(|rings| {
-                let fill = |ring: &Ring| scheduler::ring(ring.scheduler, &ring.members).into();
-                let rings: Vec<_> = rings.iter().map(|(id, ring)| (*id, fill(ring))).collect();
-                self.set_rings(&rings)
-            }),
-            Op::RemoveRings(services) => self.remove_rings(services),
-            Op::SetService(packets, service) => self.set_service(*packets, *service),
-            Op::RemoveService(packets) => self.remove_service(*packets),
-            Op::SetVip(address, vip) => self.set_vip(*address, *vip),
-            Op::RemoveVip(address) => self.remove_vip(*address),
-        }
     }
 }

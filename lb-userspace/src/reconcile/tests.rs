@@ -142,7 +142,13 @@ impl Inputs {
             is_up: &|_, backend| !self.down.contains(&last_byte(backend.address.ip)),
             share: &|_, _| slow_start::WHOLE,
             next_hop: &|address| hops.get(&last_byte(address)),
-            interfaces: &BTreeMap::from([(ETH0, Interface { mtu: 1_500 })]),
+            interfaces: &BTreeMap::from([(
+                ETH0,
+                Outlet {
+                    ifindex: ETH0,
+                    mtu: 1_500,
+                },
+            )]),
         };
         reconciler.reconcile(tables, &world, now)
     }

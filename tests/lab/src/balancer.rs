@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::{Host, Process, Service, Status, Topology, command::run};
 
 /// How long the balancer may take to come to a state that it is to come to.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// Flows of each family that it has room for.
 const FLOWS: u32 = 65_536;
 /// How often its status is asked for meanwhile.
