@@ -8,13 +8,14 @@ use std::{
 
 use lb_common::{
     CLOCK_TICK_MS,
-    flow::{FlowEntry, FlowKey4, FlowKey6, FlowValue as _, state},
+    flow::{FlowKey4, FlowKey6, FlowValue as _, state},
+    pin::Pin,
 };
 
 use super::expiry::age;
 use crate::{
     address::AddressPrefix,
-    datapath::{Family, FlowPair, FlowTables, Ipv4, Ipv6, Result},
+    datapath::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6, Result, Stored},
     state::{FlowList, FlowState, FlowStatus, Protocol},
 };
 
@@ -44,24 +45,27 @@ pub struct Query {
 pub(super) fn list(tables: &mut FlowTables, query: &Query) -> Result<FlowList> {
     let mut list = FlowList::default();
     if !query.backends.is_empty() {
-        walk(&mut tables.v4, query, &mut list)?;
-        walk(&mut tables.v6, query, &mut list)?;
+        translated(&mut tables.v4, query, &mut list)?;
+        translated(&mut tables.v6, query, &mut list)?;
+        pinned::<Ipv4>(&mut tables.v4.pins, query, &mut list)?;
+        pinned::<Ipv6>(&mut tables.v6.pins, query, &mut list)?;
     }
     Ok(list)
 }
 
-fn walk<F: Addresses>(pair: &mut FlowPair<F>, query: &Query, list: &mut FlowList) -> Result<()> {
+/// Lists flows that are translated.
+fn translated<F: Addresses>(
+    pair: &mut FlowPair<F>,
+    query: &Query,
+    list: &mut FlowList,
+) -> Result<()> {
     let mut found = Vec::new();
     let room = query.limit - list.flows.len();
     pair.flows.for_each_batch(|entries| {
         for (key, flow) in entries {
             let entry = flow.entry();
-            let (client, address, protocol) = F::addresses(key);
-            let wanted = query
-                .client
-                .is_none_or(|prefix| prefix.contains(client.ip()))
-                && query.state.is_none_or(|state| state == state_of(entry));
-            let (Some(name), true) = (query.backends.get(&entry.backend), wanted) else {
+            let state = state_of(entry.state);
+            let Some(mut status) = query.status::<F>(key, entry.backend, state) else {
                 continue;
             };
             if found.len() == room {
@@ -69,16 +73,7 @@ fn walk<F: Addresses>(pair: &mut FlowPair<F>, query: &Query, list: &mut FlowList
                 continue;
             }
             let (source, _, _) = F::addresses(flow.to());
-            let status = FlowStatus {
-                service: name.0.to_string(),
-                backend: name.1.to_string(),
-                protocol,
-                client: client.to_string(),
-                address: address.to_string(),
-                source: source.to_string(),
-                state: state_of(entry),
-                idle_seconds: 0,
-            };
+            status.source = source.to_string();
             found.push((status, age(entry.last_seen, query.now), flow.partner()));
         }
     })?;
@@ -86,16 +81,71 @@ fn walk<F: Addresses>(pair: &mut FlowPair<F>, query: &Query, list: &mut FlowList
         if let Some(reply) = pair.replies.get(&partner)? {
             idle = idle.min(age(reply.entry().last_seen, query.now));
         }
-        status.idle_seconds = u64::from(idle) * u64::from(CLOCK_TICK_MS) / 1_000;
+        status.idle_seconds = seconds(idle);
         list.flows.push(status);
     }
     Ok(())
 }
 
-fn state_of(entry: &FlowEntry) -> FlowState {
-    if state::is_closing(entry.state) {
+/// Lists the others that have entries.
+fn pinned<F: Addresses>(
+    table: &mut FlowTable<F::Key, Pin>,
+    query: &Query,
+    list: &mut FlowList,
+) -> Result<()> {
+    table.for_each_batch(|entries| {
+        for (key, pin) in entries {
+            let Some(mut status) = query.status::<F>(key, pin.backend, state_of(pin.state)) else {
+                continue;
+            };
+            if list.flows.len() == query.limit {
+                list.truncated = true;
+                continue;
+            }
+            status.idle_seconds = seconds(age(pin.last_seen, query.now));
+            list.flows.push(status);
+        }
+    })
+}
+
+impl Query {
+    /// A flow of this backend in this state, if it is wanted. Its source is the client, as
+    /// without translation, and how long it has been silent is not said.
+    fn status<F: Addresses>(
+        &self,
+        key: &F::Key,
+        backend: u32,
+        state: FlowState,
+    ) -> Option<FlowStatus> {
+        let (service, name) = self.backends.get(&backend)?;
+        let (client, address, protocol) = F::addresses(key);
+        let is_client = self
+            .client
+            .is_none_or(|prefix| prefix.contains(client.ip()));
+        let is_state = self.state.is_none_or(|wanted| wanted == state);
+        (is_client && is_state).then(|| FlowStatus {
+            service: service.to_string(),
+            backend: name.to_string(),
+            protocol,
+            client: client.to_string(),
+            address: address.to_string(),
+            source: client.to_string(),
+            state,
+            idle_seconds: 0,
+        })
+    }
+}
+
+/// Ticks of the flow clock in seconds.
+fn seconds(ticks: u32) -> u64 {
+    u64::from(ticks) * u64::from(CLOCK_TICK_MS) / 1_000
+}
+
+/// One that began before the balancer saw it was confirmed then.
+fn state_of(bits: u32) -> FlowState {
+    if state::is_closing(bits) {
         FlowState::Closing
-    } else if entry.state & state::REPLIED != 0 {
+    } else if bits & (state::CONFIRMED | state::JOINED) != 0 {
         FlowState::Established
     } else {
         FlowState::Embryonic
@@ -103,7 +153,7 @@ fn state_of(entry: &FlowEntry) -> FlowState {
 }
 
 /// Reads tuples.
-trait Addresses: Family {
+trait Addresses: Family<Key: Stored> {
     /// Source, destination and protocol.
     fn addresses(key: &Self::Key) -> (SocketAddr, SocketAddr, Protocol);
 }
@@ -152,7 +202,7 @@ fn protocol(number: u32) -> Protocol {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::flow::{Flow4, Flow6, Tuple as _};
+    use lb_common::flow::{Flow4, Flow6, FlowEntry, Tuple as _};
 
     use super::*;
     use crate::datapath::{Datapath, LogLevel, Options};
@@ -187,7 +237,11 @@ mod tests {
             state,
             ..FlowEntry::default()
         };
-        for (client, state) in [(1, 0), (2, state::REPLIED), (3, state::FIN_CLIENT)] {
+        for (client, state) in [
+            (1, state::REPLIED),
+            (2, state::CONFIRMED),
+            (3, state::FIN_CLIENT),
+        ] {
             let to = FlowKey4 {
                 src: u32::from_ne_bytes([10, 0, 0, 1]),
                 dst: u32::from_ne_bytes([10, 0, 0, 11]),
@@ -220,6 +274,75 @@ mod tests {
         };
         tables.v6.flows.insert(&key6(), &flow).unwrap();
         tables
+    }
+
+    fn pin(state: u32) -> Pin {
+        Pin {
+            backend: 9,
+            last_seen: 150,
+            state,
+            slot: 77,
+        }
+    }
+
+    #[test]
+    fn flows_without_translation_are_listed_by_their_pins() {
+        let options = Options {
+            max_flows: 1_024,
+            max_embryonic: 1_024,
+            log: LogLevel::Off,
+        };
+        let datapath =
+            Datapath::load(&options).expect("this test loads BPF programs and must run as root");
+        let mut tables = tables(&datapath);
+        for (client, state) in [
+            (1, 7 << state::PLACE),
+            (2, state::CONFIRMED | state::COUNTED),
+            (3, state::JOINED),
+            (4, state::CONFIRMED | state::FIN_CLIENT),
+        ] {
+            let pins = &mut tables.v4.pins;
+            pins.insert(&key4(client, 5_000), &pin(state)).unwrap();
+        }
+        tables.v6.pins.insert(&key6(), &pin(0)).unwrap();
+        let mut query = Query {
+            now: 200,
+            backends: HashMap::from([(9, ("dsr".into(), "10.0.0.12".into()))]),
+            client: None,
+            state: None,
+            limit: 10,
+        };
+        let all = list(&mut tables, &query).unwrap();
+        let mut states: Vec<_> = all
+            .flows
+            .iter()
+            .map(|flow| (flow.client.as_str(), flow.state))
+            .collect();
+        states.sort_by_key(|(client, _)| *client);
+        let expected = [
+            ("198.51.100.1:5000", FlowState::Embryonic),
+            ("198.51.100.2:5000", FlowState::Established),
+            ("198.51.100.3:5000", FlowState::Established),
+            ("198.51.100.4:5000", FlowState::Closing),
+            ("[2001:db8::1]:5000", FlowState::Embryonic),
+        ];
+        assert_eq!(states, expected);
+        query.state = Some(FlowState::Closing);
+        let expected = FlowStatus {
+            service: "dsr".into(),
+            backend: "10.0.0.12".into(),
+            protocol: Protocol::Tcp,
+            client: "198.51.100.4:5000".into(),
+            address: "192.0.2.10:443".into(),
+            source: "198.51.100.4:5000".into(),
+            state: FlowState::Closing,
+            idle_seconds: 5,
+        };
+        assert_eq!(list(&mut tables, &query).unwrap().flows, [expected]);
+        query.state = None;
+        query.limit = 4;
+        let some = list(&mut tables, &query).unwrap();
+        assert_eq!((some.flows.len(), some.truncated), (4, true));
     }
 
     #[test]
