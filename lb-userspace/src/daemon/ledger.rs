@@ -15,6 +15,8 @@ use crate::{
 pub(super) trait Meters {
     /// What passed for a backend.
     fn counters(&self, backend: u32) -> datapath::Result<Counters>;
+    /// Flows of a backend that are confirmed and have not ended.
+    fn live_flows(&self, backend: u32) -> u32;
     /// Dropped packets.
     fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>>;
     /// Sets the counters of a backend to zero.
@@ -33,6 +35,8 @@ pub(super) struct Figures {
     pub(super) counters: Counters,
     /// Flows that the sweep ended.
     pub(super) expired: u64,
+    /// Flows with entries that are confirmed and have not ended.
+    pub(super) live: u64,
     /// Dropped packets.
     pub(super) drops: Drops,
 }
@@ -41,6 +45,7 @@ impl Figures {
     fn add(&mut self, other: &Self) {
         self.counters = self.counters.plus(other.counters);
         self.expired += other.expired;
+        self.live += other.live;
         add(&mut self.drops, &other.drops);
     }
 }
@@ -116,7 +121,7 @@ impl Ledger {
             let figures = Figures {
                 counters: meters.counters(*id)?,
                 expired: account.expired,
-                drops: Drops::new(),
+                ..Figures::default()
             };
             self.former
                 .entry(account.service)
@@ -146,6 +151,7 @@ impl Ledger {
         Ok(Figures {
             counters: meters.counters(id)?,
             expired: account.expired,
+            live: meters.live_flows(id).into(),
             drops: Drops::new(),
         })
     }

@@ -69,8 +69,8 @@ pub async fn run(
         .map_err(explained)?;
     let mut datapath = Datapath::load(&Options {
         max_flows: config.limits.flows,
+        max_embryonic: config.limits.embryonic,
         log: log_level(config.datapath_log),
-        ..Options::default()
     })
     .map_err(explained)?;
     if config.datapath_log != DatapathLog::Off

@@ -142,6 +142,10 @@ impl Meters for Wired {
         self.datapath.counters(backend)
     }
 
+    fn live_flows(&self, backend: u32) -> u32 {
+        self.datapath.live_flows(backend)
+    }
+
     fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>> {
         self.datapath.drops()
     }

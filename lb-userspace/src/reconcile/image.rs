@@ -10,7 +10,7 @@ use lb_common::{
 use crate::{
     address::{AddressPrefix, PortSet},
     datapath::{Match, Outlet},
-    scheduler::{self, Member, RingSize, RoundRobin},
+    scheduler::{self, Filled, Member, RingSize},
     state::Scheduler,
 };
 
@@ -24,6 +24,8 @@ pub struct Ring {
     /// Whether slots remember who served them before: flows of the service live where their
     /// slot says, and a SYN tells which of them are new.
     pub has_origins: bool,
+    /// Whether every flow of the service has an entry.
+    pub is_tracked: bool,
 }
 
 impl Ring {
@@ -38,9 +40,8 @@ impl Ring {
 
     /// Who owns which slot, and over how many of them turns go.
     #[must_use]
-    pub fn fill(&self) -> RoundRobin {
-        let owners = scheduler::ring(self.scheduler, &self.members, RingSize::DEFAULT);
-        RoundRobin { owners, turns: 1 }
+    pub fn fill(&self) -> Filled {
+        scheduler::ring(self.scheduler, &self.members, RingSize::DEFAULT)
     }
 }
 

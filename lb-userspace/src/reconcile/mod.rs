@@ -39,7 +39,7 @@ use crate::{
         tiers::{self, Availability, Candidate},
     },
     slow_start,
-    state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
+    state::{BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, ServiceSpec},
 };
 
 /// All that the content of the tables follows from.
@@ -188,6 +188,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 let ports = taken.of(pool.source, pool.protocol).clone();
                 image.pools.insert(entry.port_pool, ports);
             }
+            entry.max_flows = backend_spec.max_connections.unwrap_or_default();
             image.backends.insert(id, entry);
             candidates.push(Candidate {
                 member: Member {
@@ -208,10 +209,11 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         }
         scale(world, spec, &mut candidates);
         let members = tiers::members(&candidates, spec.quorum, spec.on_empty);
-        // Also one that is taken as up, though its check says otherwise.
         for member in &members {
             image.backends.entry(member.id).and_modify(|entry| {
+                // Also one that is taken as up, though its check says otherwise.
                 entry.state = BackendState::Up as u8;
+                entry.weight = member.weight;
             });
         }
         image.rings.insert(
@@ -219,13 +221,15 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             Ring {
                 scheduler: spec.scheduler,
                 members,
-                has_origins: spec.protocol == Protocol::Tcp && !spec.mode.translates(),
+                has_origins: spec.has_origins(),
+                is_tracked: spec.has_entries(),
             },
         );
         let entry = Service {
             id: service,
             mode: service::Mode::from(spec.mode) as u8,
-            ..Service::default()
+            scheduler: service::Scheduler::from(spec.scheduler) as u8,
+            flags: service_flags(spec),
         };
         let frontend = frontend(spec);
         services.push((frontend, entry));
@@ -283,6 +287,21 @@ fn frontend(spec: &ServiceSpec) -> Frontend {
         ports: spec.address.ports,
         protocol: spec.protocol.number(),
     }
+}
+
+/// What a service has that most have not.
+fn service_flags(spec: &ServiceSpec) -> u16 {
+    let by = match spec.hash {
+        Hash::FiveTuple => 0,
+        Hash::Client => Service::BY_CLIENT,
+        Hash::ClientPort => Service::BY_CLIENT_PORT,
+    };
+    let flag = |wanted, flag| if wanted { flag } else { 0 };
+    let mut backends = spec.backends.iter();
+    let is_bounded = backends.any(|backend| backend.max_connections.is_some());
+    // Where packets are translated, entries are no choice.
+    let is_tracked = !spec.mode.translates() && spec.has_entries();
+    by | flag(is_tracked, Service::TRACKED) | flag(is_bounded, Service::BOUNDED)
 }
 
 /// What a service adds to what holds for its address.

@@ -50,6 +50,10 @@ impl Rings {
             let before = kept.recipe.fill().owners;
             let after = recipe.fill().owners;
             kept.slots.retarget(&before, &after);
+            if kept.recipe.is_tracked && !recipe.is_tracked {
+                // What has an entry may live elsewhere than its slot says.
+                kept.slots.pin_clean(after.len() as u32);
+            }
         } else {
             kept.slots = Slots::new();
         }
@@ -147,5 +151,93 @@ impl Kept {
             slots: self.slots.ring(&filled.owners).collect(),
             turns: filled.turns,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        scheduler::Member,
+        state::{BackendAddress, BackendPort, Scheduler},
+    };
+
+    const WEB: u32 = 1;
+
+    /// Of backends with these ids.
+    fn recipe(scheduler: Scheduler, ids: &[u32]) -> Ring {
+        let member = |id: &u32| Member {
+            address: BackendAddress {
+                ip: [10, 0, 0, *id as u8].into(),
+                port: BackendPort::Unnamed,
+            },
+            weight: 100,
+            id: *id,
+        };
+        Ring {
+            scheduler,
+            members: ids.iter().map(member).collect(),
+            has_origins: true,
+            is_tracked: scheduler != Scheduler::Maglev,
+        }
+    }
+
+    /// Sets the ring of a service, and has it written.
+    fn set(rings: &mut Rings, recipe: &Ring, seconds: u64) -> Arc<[Slot]> {
+        let written = rings.set(WEB, recipe);
+        rings.written([WEB], Duration::from_secs(seconds));
+        written.slots
+    }
+
+    #[test]
+    fn a_backend_that_leaves_the_ring_is_the_origin_of_its_slots_until_it_is_removed() {
+        let mut rings = Rings::default();
+        let before = set(&mut rings, &recipe(Scheduler::Maglev, &[1, 2]), 0);
+        assert!(before.iter().all(|slot| slot.is_clean()));
+        let after = set(&mut rings, &recipe(Scheduler::Maglev, &[2]), 1);
+        for (before, after) in before.iter().zip(after.iter()) {
+            assert_eq!(after.owner, 2);
+            let origin = if before.owner == 1 { 1 } else { 0 };
+            assert_eq!(after.origin, origin);
+        }
+        rings.backend_removed(1);
+        let removed = rings.unwritten().next().unwrap();
+        let is_settled = |slot: &Slot| slot.is_clean() || slot.is_pinned();
+        assert!(removed.slots.iter().all(is_settled));
+    }
+
+    /// Of whatever has no entry the slot still tells where it lives.
+    #[test]
+    fn another_scheduler_leaves_origins_behind() {
+        let mut rings = Rings::default();
+        let before = set(&mut rings, &recipe(Scheduler::Maglev, &[1, 2]), 0);
+        let after = set(&mut rings, &recipe(Scheduler::RoundRobin, &[1, 2]), 1);
+        for (before, after) in before.iter().zip(after.iter()) {
+            let origin = if after.owner == before.owner {
+                0
+            } else {
+                before.owner
+            };
+            assert_eq!(after.origin, origin);
+        }
+    }
+
+    #[test]
+    fn entries_are_read_on_until_they_are_gone_where_new_flows_have_none() {
+        let mut rings = Rings::default();
+        set(&mut rings, &recipe(Scheduler::Random, &[1, 2]), 0);
+        let slots = set(&mut rings, &recipe(Scheduler::Maglev, &[1, 2]), 1);
+        assert!(slots.iter().all(|slot| slot.is_pinned()));
+        let mut used = SlotSet::default();
+        used.insert(77);
+        let report = Report {
+            slots: [(2, used)].into(),
+            ..Report::default()
+        };
+        rings.swept(Duration::from_secs(2), &report, |_| Some(WEB));
+        assert_eq!(rings.counts(WEB).unwrap().pinned, 1);
+        // A change back and forth is nothing to whom has no entry.
+        set(&mut rings, &recipe(Scheduler::Random, &[1, 2]), 3);
+        assert_eq!(rings.counts(WEB).unwrap().pinned, 1);
     }
 }

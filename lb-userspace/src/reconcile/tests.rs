@@ -14,7 +14,7 @@ use crate::{
     address::{AddressPrefix, PortRange, PortSet},
     datapath::Match,
     neighbour::NextHopState,
-    state::{BackendAddress, BackendPort, Protocol, ServiceAddress},
+    state::{BackendAddress, BackendPort, Protocol, Scheduler, ServiceAddress, Track},
 };
 
 /// An interface that the balancer is attached to.
@@ -253,6 +253,7 @@ fn a_backend_has_what_forwarding_to_it_needs() {
         port_pool: 1,
         first_port: 1_024,
         last_port: 32_767,
+        weight: 100,
         ..Backend::default()
     };
     assert_eq!(image.backends, BTreeMap::from([(1, expected)]));
@@ -353,6 +354,7 @@ fn tunnels_have_what_their_outer_header_needs() {
             address: words(spec.backends[0].address.ip),
             source: words(source.parse().unwrap()),
             source_mask: mask.to_be(),
+            weight: 100,
             ..Backend::default()
         };
         let backend = image_of(&inputs([spec])).backends[&1];
@@ -365,6 +367,87 @@ fn tunnels_have_what_their_outer_header_needs() {
         };
         assert_eq!(backend, expected, "{mode} {address}");
     }
+}
+
+/// A TCP service by DSR with two backends.
+fn dsr() -> ServiceSpec {
+    let backends = [11, 12].map(|byte| backend_spec(byte, None, 100));
+    service(10, Mode::Dsr, Some(80), backends.into())
+}
+
+#[test]
+fn a_service_says_how_slots_are_chosen_and_which_flows_have_entries() {
+    const TRACKED: u16 = Service::TRACKED;
+    const BOUNDED: u16 = Service::BOUNDED;
+    use service::Scheduler::{Hash as ByHash, LeastConnections, Random, RoundRobin};
+    let said = |edit: &dyn Fn(&mut ServiceSpec)| {
+        let mut spec = dsr();
+        edit(&mut spec);
+        let image = image_of(&inputs([spec]));
+        let service = image.services.values().next().unwrap();
+        (service.scheduler, service.flags, image.rings[&1].is_tracked)
+    };
+    let by = |scheduler: service::Scheduler, flags, tracked| (scheduler as u8, flags, tracked);
+    assert_eq!(said(&|_| ()), by(ByHash, 0, false));
+    for (wanted, scheduler) in [
+        (Scheduler::RoundRobin, RoundRobin),
+        (Scheduler::Random, Random),
+        (Scheduler::LeastConnections, LeastConnections),
+    ] {
+        let said = said(&|spec| spec.scheduler = wanted);
+        assert_eq!(said, by(scheduler, TRACKED, true));
+    }
+    let hashed = |hash| said(&|spec| spec.hash = hash);
+    assert_eq!(hashed(Hash::Client), by(ByHash, Service::BY_CLIENT, false));
+    let by_port = Service::BY_CLIENT_PORT;
+    assert_eq!(hashed(Hash::ClientPort), by(ByHash, by_port, false));
+    let tracked = said(&|spec| spec.track = Some(Track::All));
+    assert_eq!(tracked, by(ByHash, TRACKED, true));
+    let bounded = said(&|spec| spec.backends[1].max_connections = Some(5));
+    assert_eq!(bounded, by(ByHash, TRACKED | BOUNDED, true));
+    let udp = said(&|spec| spec.protocol = Protocol::Udp);
+    assert_eq!(udp, by(ByHash, TRACKED, true));
+    let plain_udp = said(&|spec| {
+        spec.protocol = Protocol::Udp;
+        spec.track = Some(Track::None);
+    });
+    assert_eq!(plain_udp, by(ByHash, 0, false));
+    let translated = said(&|spec| {
+        *spec = web(&[100, 100])
+            .desired
+            .service("service-10")
+            .unwrap()
+            .clone();
+    });
+    assert_eq!(translated, by(ByHash, 0, true));
+}
+
+#[test]
+fn a_backend_has_its_weight_and_its_bound() {
+    let mut spec = dsr();
+    spec.scheduler = Scheduler::LeastConnections;
+    spec.backends[0].weight = 30;
+    spec.backends[1].max_connections = Some(7);
+    let mut inputs = inputs([spec]);
+    let of = |inputs: &Inputs| {
+        let image = image_of(inputs);
+        [1, 2].map(|id| (image.backends[&id].weight, image.backends[&id].max_flows))
+    };
+    assert_eq!(of(&inputs), [(30, 0), (100, 7)]);
+    inputs.down.insert(12);
+    assert_eq!(of(&inputs), [(30, 0), (0, 7)], "no share of new flows");
+}
+
+#[test]
+fn round_robin_has_a_ring_of_its_own() {
+    let mut spec = dsr();
+    spec.backends[0].weight = 50;
+    let fill = |spec: &ServiceSpec| image_of(&inputs([spec.clone()])).rings[&1].fill();
+    assert_eq!(fill(&spec).turns, 1);
+    spec.scheduler = Scheduler::RoundRobin;
+    let filled = fill(&spec);
+    assert_eq!(filled.turns, 65_535, "a multiple of three");
+    assert_eq!(filled.owners[..6], [2, 1, 2, 2, 1, 2]);
 }
 
 #[test]
@@ -574,7 +657,7 @@ fn only_what_changed_is_written() {
             backend: backend_spec(3, Some(8_080), 50),
         })
         .unwrap();
-    assert_eq!(steps(&inputs), 1, "one ring");
+    assert_eq!(steps(&inputs), 2, "an entry and a ring");
     inputs.resolved.remove(&3);
     assert_eq!(
         steps(&inputs),
@@ -644,7 +727,7 @@ fn a_refused_change_can_be_taken_back() {
         let wanted = tables.image.clone();
         tables.patience = Some(patience);
         let result = after.reconcile(&mut reconciler, &mut tables, at(1));
-        assert_eq!(result.is_err(), patience < 3, "{patience}");
+        assert_eq!(result.is_err(), patience < 5, "{patience}");
         assert_eq!(*reconciler.image(), tables.image);
         if result.is_err() {
             tables.patience = None;

@@ -100,6 +100,17 @@ words! {
     }
 }
 
+impl From<Scheduler> for service::Scheduler {
+    fn from(scheduler: Scheduler) -> Self {
+        match scheduler {
+            Scheduler::Maglev => Self::Hash,
+            Scheduler::RoundRobin => Self::RoundRobin,
+            Scheduler::LeastConnections => Self::LeastConnections,
+            Scheduler::Random => Self::Random,
+        }
+    }
+}
+
 words! {
     /// What of a packet chooses its slot of the ring with [`Scheduler::Maglev`].
     Hash, "hash input", "`5-tuple`, `client` or `client-port`" {
@@ -490,6 +501,19 @@ impl ServiceSpec {
                 Track::None
             }
         })
+    }
+
+    /// Whether each of its flows has an entry.
+    #[must_use]
+    pub fn has_entries(&self) -> bool {
+        self.track() == Track::All
+    }
+
+    /// Whether a flow without an entry lives where its slot of the ring says, so that slots
+    /// must remember who served them before.
+    #[must_use]
+    pub fn has_origins(&self) -> bool {
+        self.protocol == Protocol::Tcp && !self.mode.translates()
     }
 
     /// The slow start of its backends, if it has one.

@@ -1120,6 +1120,28 @@ fn is_ambiguous(one: ServiceAddress, other: ServiceAddress) -> bool {
     a == b || (a.overlaps(b) && !a.contains(b) && !b.contains(a))
 }
 
+/// A service whose flows live where their slots say cannot have other slots for them.
+#[must_use]
+pub fn other_slots(before: &ServiceSpec, after: &ServiceSpec) -> Option<Reason> {
+    let what = if before.hash != after.hash {
+        "hash"
+    } else if before.ring_size != after.ring_size {
+        "ring-size"
+    } else {
+        return None;
+    };
+    (before.has_origins() && after.has_origins()).then(|| {
+        Reason::new(
+            format!(
+                "another `{what}` would send connections of service `{}` to other backends",
+                before.name
+            ),
+            "remove the service and add it anew when its connections may end, or give the new one \
+             another address and wait until they have ended",
+        )
+    })
+}
+
 /// Two services have one name.
 #[must_use]
 pub fn same_name(name: &str) -> Reason {

@@ -172,7 +172,7 @@ fn round_robin_is_exact() {
     let weight = |id: u32| 1 + id * 31 % 120;
     let members: Vec<Member> = (1..=1_000).map(|id| member(id, weight(id), id)).collect();
     let start = Instant::now();
-    let ring = scheduler::round_robin(&members, RingSize::DEFAULT);
+    let ring = scheduler::ring(Scheduler::RoundRobin, &members, RingSize::DEFAULT);
     say(format_args!(
         "spread: round-robin, 1,000 backends: {} turns, made in {:.1?}",
         ring.turns,

@@ -44,7 +44,7 @@ pub(crate) fn member(number: u32, weight: u32, id: u32) -> Member {
 
 /// The owners of slots.
 pub(crate) fn owners(members: &[Member]) -> Vec<u32> {
-    scheduler::ring(Scheduler::Maglev, members, RingSize::DEFAULT)
+    scheduler::ring(Scheduler::Maglev, members, RingSize::DEFAULT).owners
 }
 
 #[derive(Clone, Copy, Debug)]
