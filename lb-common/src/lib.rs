@@ -29,7 +29,7 @@ pub mod service;
 pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {

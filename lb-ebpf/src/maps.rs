@@ -2,7 +2,7 @@
 //! defaults that the daemon overrides when it loads the program.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
     btf_maps::{
         Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap,
         ProgramArray,
@@ -72,8 +72,9 @@ pub static PREFIXES_V6: LpmTrie<[u32; 4], Vip, PREFIXES> = LpmTrie::new();
 pub static PORTS: LpmTrie<PortKey, Service, PORT_PREFIXES> = LpmTrie::new();
 
 /// A ring, in memory that the daemon writes without a system call for each slot. Each
-/// [`Slot`](lb_common::ring::Slot) is a word, for the same reason as with [`Pool`].
-pub type Ring = Array<u64, { RING_SIZE as usize }, { BPF_F_MMAPABLE as usize }>;
+/// [`Slot`](lb_common::ring::Slot) is a word, for the same reason as with [`Pool`]. It may
+/// have another size than is said here.
+pub type Ring = Array<u64, { RING_SIZE as usize }, { (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize }>;
 
 /// Rings by service id.
 #[btf_map]

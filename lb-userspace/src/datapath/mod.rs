@@ -213,9 +213,9 @@ impl Datapath {
             vips_v6: take(&mut ebpf, map_name::VIPS_V6)?,
             prefixes_v4: take(&mut ebpf, map_name::PREFIXES_V4)?,
             prefixes_v6: take(&mut ebpf, map_name::PREFIXES_V6)?,
-            rings: take_of_maps(&mut ebpf, map_name::RINGS, RING_SIZE)?,
+            rings: take_of_maps(&mut ebpf, map_name::RINGS, Inner::of_any_length(RING_SIZE))?,
             backends: take(&mut ebpf, map_name::BACKENDS)?,
-            port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, 1)?,
+            port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, Inner::new(1))?,
             ports: Arc::default(),
             options: take(&mut ebpf, map_name::OPTIONS)?,
             flows: take_flow_tables(&mut ebpf)?,
@@ -374,12 +374,12 @@ impl Datapath {
             .map_err(map_error("writing", map_name::BACKENDS))
     }
 
-    /// Replaces the rings of services, each as a whole. A ring has [`RING_SIZE`] slots.
+    /// Replaces the rings of services, each as a whole.
     pub fn set_rings(&mut self, rings: &[(u32, Arc<[Slot]>)]) -> Result<()> {
         let make = |(service, slots): &(u32, Arc<[Slot]>)| {
-            let ring = Inner::<Slot>::new(RING_SIZE)
+            let ring = Inner::<Slot>::of_any_length(slots.len() as u32)
                 .map_err(map_error("making a ring", map_name::RINGS))?;
-            let memory = Mapping::<AtomicU64>::new(ring.fd(), RING_SIZE as usize)
+            let memory = Mapping::<AtomicU64>::new(ring.fd(), slots.len())
                 .map_err(map_error("mapping a ring", map_name::RINGS))?;
             for (element, slot) in memory.get().iter().zip(slots.iter()) {
                 element.store(zerocopy::transmute!(*slot), Ordering::Relaxed);
@@ -600,10 +600,17 @@ fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
         })
 }
 
-fn take_of_maps<V: Stored>(ebpf: &mut Ebpf, name: &'static str, length: u32) -> Result<OfMaps<V>> {
-    OfMaps::new(take_map(ebpf, name)?, length).map_err(|error| Error::WrongObject {
-        what: format!("map {name}: {error}"),
-    })
+fn take_of_maps<V: Stored>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    empty: std::result::Result<Inner<V>, MapError>,
+) -> Result<OfMaps<V>> {
+    let map = take_map(ebpf, name)?;
+    empty
+        .and_then(|empty| OfMaps::new(map, empty))
+        .map_err(|error| Error::WrongObject {
+            what: format!("map {name}: {error}"),
+        })
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map> {

@@ -229,6 +229,31 @@ fn every_reason_has_its_overflow_key() {
     assert!(drops.values().all(|packets| *packets == 0));
 }
 
+/// Packets that find a backend, of a hundred, by a ring of `slots` for a service that says
+/// `size`.
+fn forwarded(datapath: &mut Datapath, slots: usize, size: u32) -> usize {
+    let ring = vec![Slot::clean(1); slots].into();
+    datapath.set_rings(&[(1, ring)]).unwrap();
+    let service = service().with_ring_size(size);
+    datapath.set_service(port_80(), service).unwrap();
+    let ports = 40_000 + size as u16 % 1_000..;
+    let is_sent = |port| {
+        let run = datapath.test_run(&syn(port), LO).unwrap();
+        run.verdict != Verdict::Drop
+    };
+    ports.take(100).map(is_sent).filter(|sent| *sent).count()
+}
+
+#[test]
+fn a_ring_has_any_size() {
+    let mut datapath = with_service();
+    for size in [251, 65_537, 1_000_003] {
+        assert_eq!(forwarded(&mut datapath, size as usize, size), 100, "{size}");
+    }
+    let beyond = forwarded(&mut datapath, 251, 503);
+    assert!((30..70).contains(&beyond), "{beyond} of a hundred");
+}
+
 #[test]
 fn rings_are_replaced_whole_and_removed() {
     let mut datapath = with_service();

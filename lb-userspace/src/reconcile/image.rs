@@ -19,6 +19,8 @@ use crate::{
 pub struct Ring {
     /// How it is filled.
     pub scheduler: Scheduler,
+    /// How many slots it has.
+    pub size: RingSize,
     /// The backends that take new flows.
     pub members: Vec<Member>,
     /// Whether slots remember who served them before: flows of the service live where their
@@ -41,7 +43,7 @@ impl Ring {
     /// Who owns which slot, and over how many of them turns go.
     #[must_use]
     pub fn fill(&self) -> Filled {
-        scheduler::ring(self.scheduler, &self.members, RingSize::DEFAULT)
+        scheduler::ring(self.scheduler, &self.members, self.size)
     }
 }
 
@@ -173,6 +175,16 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
         }
     }
     ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
+    // A packet must not look for a slot beyond the end of a ring. So a service knows of a
+    // smaller one before it is there, and of a larger one after.
+    for (packets, service) in &old.services {
+        if let Some(ring) = new.rings.get(&service.id())
+            && ring.size.get() < service.ring_size()
+        {
+            let service = service.with_ring_size(ring.size.get());
+            ops.push(Op::SetService(*packets, service));
+        }
+    }
     // Each ring costs a wait for the packets that are on their way. A new service begins
     // without members, so that it would have to wait for nothing but zeros.
     let rings = changed(&old.rings, &new.rings)

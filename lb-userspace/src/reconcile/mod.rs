@@ -35,7 +35,7 @@ use crate::{
     datapath::{Frontend, Outlet, matches, words},
     neighbour::NextHop,
     scheduler::{
-        Member,
+        Member, RingSize,
         tiers::{self, Availability, Candidate},
     },
     slow_start,
@@ -220,17 +220,20 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             service,
             Ring {
                 scheduler: spec.scheduler,
+                size: ring_size(spec),
                 members,
                 has_origins: spec.has_origins(),
                 is_tracked: spec.has_entries(),
             },
         );
         let entry = Service {
-            id: service,
+            id: service as u16,
             mode: service::Mode::from(spec.mode) as u8,
             scheduler: service::Scheduler::from(spec.scheduler) as u8,
             flags: service_flags(spec),
-        };
+            ..Service::default()
+        }
+        .with_ring_size(spec.ring_size);
         let frontend = frontend(spec);
         services.push((frontend, entry));
         let vip = image.vips.entry(frontend.address).or_default();
@@ -289,8 +292,13 @@ fn frontend(spec: &ServiceSpec) -> Frontend {
     }
 }
 
+/// How many slots the ring of a service has.
+fn ring_size(spec: &ServiceSpec) -> RingSize {
+    RingSize::new(spec.ring_size).expect("the rules of services allow no others")
+}
+
 /// What a service has that most have not.
-fn service_flags(spec: &ServiceSpec) -> u16 {
+fn service_flags(spec: &ServiceSpec) -> u8 {
     let by = match spec.hash {
         Hash::FiveTuple => 0,
         Hash::Client => Service::BY_CLIENT,

@@ -12,7 +12,6 @@ use lb_common::ring::Slot;
 use super::Ring;
 use crate::{
     flows::Report,
-    scheduler::RingSize,
     slots::{Counts, SlotSet, Slots},
 };
 
@@ -46,7 +45,7 @@ impl Rings {
             recipe: Ring::empty(recipe),
             slots: Slots::new(),
         });
-        if recipe.has_origins {
+        if recipe.has_origins && kept.recipe.size == recipe.size {
             let before = kept.recipe.fill().owners;
             let after = recipe.fill().owners;
             kept.slots.retarget(&before, &after);
@@ -139,7 +138,7 @@ impl Rings {
     #[must_use]
     pub fn counts(&self, service: u32) -> Option<Counts> {
         let kept = self.kept.get(&service)?;
-        Some(kept.slots.counts(RingSize::DEFAULT.get()))
+        Some(kept.slots.counts(kept.recipe.size.get()))
     }
 }
 
@@ -158,7 +157,7 @@ impl Kept {
 mod tests {
     use super::*;
     use crate::{
-        scheduler::Member,
+        scheduler::{Member, RingSize},
         state::{BackendAddress, BackendPort, Scheduler},
     };
 
@@ -176,6 +175,7 @@ mod tests {
         };
         Ring {
             scheduler,
+            size: RingSize::DEFAULT,
             members: ids.iter().map(member).collect(),
             has_origins: true,
             is_tracked: scheduler != Scheduler::Maglev,

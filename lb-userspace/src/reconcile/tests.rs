@@ -59,6 +59,12 @@ fn assert_sound(image: &Image) {
             assert_eq!(backend.service, *service);
         }
     }
+    for (packets, service) in &image.services {
+        // A ring that was never made has no slot to look for.
+        if let Some(ring) = image.rings.get(&service.id()) {
+            assert!(service.ring_size() <= ring.size.get(), "{packets:?}");
+        }
+    }
     for (id, backend) in &image.backends {
         let ifindex = backend.path.ifindex;
         assert!(
@@ -377,8 +383,8 @@ fn dsr() -> ServiceSpec {
 
 #[test]
 fn a_service_says_how_slots_are_chosen_and_which_flows_have_entries() {
-    const TRACKED: u16 = Service::TRACKED;
-    const BOUNDED: u16 = Service::BOUNDED;
+    const TRACKED: u8 = Service::TRACKED;
+    const BOUNDED: u8 = Service::BOUNDED;
     use service::Scheduler::{Hash as ByHash, LeastConnections, Random, RoundRobin};
     let said = |edit: &dyn Fn(&mut ServiceSpec)| {
         let mut spec = dsr();
@@ -436,6 +442,21 @@ fn a_backend_has_its_weight_and_its_bound() {
     assert_eq!(of(&inputs), [(30, 0), (100, 7)]);
     inputs.down.insert(12);
     assert_eq!(of(&inputs), [(30, 0), (0, 7)], "no share of new flows");
+}
+
+#[test]
+fn a_ring_has_the_size_that_its_service_says() {
+    let (mut reconciler, mut tables) = (Reconciler::default(), Checked::default());
+    for (now, size) in (0..).zip([65_537, 251, 1_009, 1_009]) {
+        let mut spec = web(&[1, 1]).desired.services().next().unwrap().clone();
+        spec.ring_size = size;
+        inputs([spec])
+            .reconcile(&mut reconciler, &mut tables, at(now))
+            .unwrap();
+        let image = &tables.image;
+        assert_eq!(image.services.values().next().unwrap().ring_size(), size);
+        assert_eq!(image.rings[&1].fill().owners.len(), size as usize);
+    }
 }
 
 #[test]
@@ -795,6 +816,9 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
                     ];
                     let (first, last) = ranges[ports];
                     spec.address.ports = PortRange::new(first, last).unwrap();
+                    if swap {
+                        spec.ring_size = 251;
+                    }
                     if drops {
                         spec.other_ports = OtherPorts::Drop;
                         spec.icmp_echo = false;
@@ -847,7 +871,7 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
         .collect();
     let mut pools = BTreeSet::new();
     for (packets, service) in &image.services {
-        let mode = service.mode;
+        let (mode, size) = (service.mode, service.ring_size());
         let frontend = match packets {
             Match::Port { .. } => format!("{packets:?}"),
             Match::Ports {
@@ -856,14 +880,14 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
                 ports,
             } => format!("{} {protocol} {ports:?}", addresses[vip]),
         };
-        lines.push(format!("{frontend} mode {mode}"));
-        let ring = image.rings.get(&service.id);
+        lines.push(format!("{frontend} mode {mode} slots {size}"));
+        let ring = image.rings.get(&service.id());
         for member in ring.into_iter().flat_map(|ring| &ring.members) {
             let (address, weight) = (member.address, member.weight);
             lines.push(format!("{frontend} member {address} {weight}"));
         }
         for backend in image.backends.values() {
-            if backend.service == service.id {
+            if backend.service == service.id() {
                 let pool = Some(backend.port_pool).filter(|pool| *pool != 0);
                 pools.extend(pool);
                 let reserved = pool.map(|pool| &image.pools[&pool]);
