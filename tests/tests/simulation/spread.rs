@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Instant};
 
 use lb_common::ring::{NO_BACKEND, Slot};
 use lb_tests::soak::say;
-use lb_userspace::scheduler::{self, Member, RingSize};
+use lb_userspace::{
+    scheduler::{self, Member, RingSize},
+    state::Scheduler,
+};
 
 use crate::{
     rule,
