@@ -267,7 +267,51 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
         found.extend(health_port(service));
     }
     backends(service, &mut found);
+    if found.is_empty() {
+        not_yet(service, &mut found);
+    }
     found
+}
+
+/// What the datapath does not do yet. Taken without a word it would be taken for done. Said
+/// where nothing else is wrong.
+fn not_yet(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let limits = &service.limits;
+    let mut keys = vec![
+        (Field::Affinity, "affinity", service.affinity.is_some()),
+        (Field::Allow, "allow", !service.allow.is_empty()),
+        (Field::Deny, "deny", !service.deny.is_empty()),
+        (
+            Field::NewPerSource,
+            "limits.new-per-source",
+            limits.new_per_source.is_some(),
+        ),
+        (
+            Field::NewPerService,
+            "limits.new-per-service",
+            limits.new_per_service.is_some(),
+        ),
+        (Field::Quic, "quic", service.quic.is_some()),
+    ];
+    for (index, backend) in service.backends.iter().enumerate() {
+        let resets = |drain: DrainSpec| drain.on_deadline == OnDeadline::Reset;
+        keys.push((
+            Field::BackendOnDeadline(index),
+            "on-deadline = \"reset\"",
+            backend.drain.is_some_and(resets),
+        ));
+    }
+    found.extend(
+        keys.into_iter()
+            .filter(|(_, _, is_wanted)| *is_wanted)
+            .map(|(field, key, _)| {
+                Violation::new(
+                    field,
+                    format!("`{key}` is not there yet"),
+                    "leave it out; this version reads it and cannot do it",
+                )
+            }),
+    );
 }
 
 fn name(name: &str) -> Option<Violation> {

@@ -78,15 +78,6 @@ fn every_key_is_taken_as_written() {
         track: Some(Track::All),
         quorum: Quorum::Percent(50),
         on_empty: OnEmpty::FailOpen,
-        allow: vec![sources("198.51.100.0/24")],
-        deny: vec![sources("198.51.100.7"), sources("198.51.100.128/25")],
-        limits: NewFlowLimits {
-            new_per_source: Some(RateLimit {
-                rate: 10,
-                burst: 100,
-            }),
-            new_per_service: Some(RateLimit::new(1000)),
-        },
         slow_start: Some(Duration::from_secs(30)),
         slow_start_curve: SlowStartCurve::Quadratic,
         hash: Hash::ClientPort,
@@ -116,7 +107,7 @@ fn every_key_is_taken_as_written() {
             BackendSpec {
                 drain: Some(DrainSpec {
                     deadline: Some(Duration::from_secs(300)),
-                    on_deadline: OnDeadline::Reset,
+                    on_deadline: OnDeadline::Keep,
                 }),
                 ..backend("10.0.0.11:8443", 0)
             },
@@ -131,7 +122,6 @@ fn every_key_is_taken_as_written() {
     let dns = ServiceSpec {
         protocol: Protocol::Udp,
         scheduler: Scheduler::LeastConnections,
-        affinity: Some(Duration::from_secs(600)),
         quorum: Quorum::Count(2),
         health: Some(HealthSpec {
             probe: Probe::Tcp,
@@ -142,20 +132,9 @@ fn every_key_is_taken_as_written() {
             fall: 3,
             port: Some(53),
         }),
-        quic: Some(QuicSpec {
-            server_id_offset: 2,
-            server_id_length: 3,
-            config_rotation: vec![1, 2],
-        }),
         backends: vec![
-            BackendSpec {
-                server_ids: vec!["c0ffee".parse().unwrap(), "c0ffef".parse().unwrap()],
-                ..backend("[2001:db8::11]:*", 100)
-            },
-            BackendSpec {
-                server_ids: vec!["000000".parse().unwrap()],
-                ..backend("[2001:db8::12]:*", 100)
-            },
+            backend("[2001:db8::11]:*", 100),
+            backend("[2001:db8::12]:*", 100),
         ],
         ..ServiceSpec::new("dns", address("[2001:db8::10]:*"), Mode::Nat)
     };
