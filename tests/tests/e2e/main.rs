@@ -9,6 +9,7 @@ mod modes;
 mod next_hops;
 mod path_mtu;
 mod programs;
+mod selection;
 mod traffic;
 mod udp;
 
