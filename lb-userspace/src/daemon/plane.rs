@@ -13,7 +13,7 @@ use lb_common::{
     service::ServiceOptions,
 };
 
-use super::ledger::Meters;
+use super::{chain, ledger::Meters};
 use crate::{
     datapath::{self, AttachedMode, Datapath, XdpMode},
     flows::Report,
@@ -167,7 +167,13 @@ impl Plane for Wired {
     }
 
     fn detach(&mut self, ifindex: u32) {
-        self.datapath.detach(ifindex);
+        if let Err(error) = self.datapath.detach(ifindex) {
+            tracing::error!(
+                error = chain(&error),
+                ifindex,
+                "the program cannot be detached"
+            );
+        }
     }
 
     fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {

@@ -3,6 +3,7 @@
 
 mod attach;
 mod bpf;
+mod contents;
 mod decap;
 mod error;
 mod flows;
@@ -11,6 +12,7 @@ mod live;
 mod log;
 mod mapped;
 mod of_maps;
+mod pinned;
 mod plain;
 mod ports;
 mod test_run;
@@ -59,6 +61,7 @@ pub use self::{
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
     live::LiveFlows,
     log::ProgramLog,
+    pinned::Pinned,
     plain::Stored,
     ports::PortPools,
     test_run::{TestRun, Verdict},
@@ -133,7 +136,8 @@ pub struct Outlet {
 type Table<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
 type Trie<K, V> = LpmTrie<MapData, Plain<K>, Plain<V>>;
 
-/// The program in the kernel. Detached and unloaded when it is dropped.
+/// The program in the kernel. Detached and unloaded when it is dropped, unless it is
+/// pinned.
 pub struct Datapath {
     ebpf: Ebpf,
     runtime: Array<MapData, Plain<Runtime>>,
@@ -166,6 +170,7 @@ pub struct Datapath {
     )]
     stages: ProgramArray<MapData>,
     attachments: Vec<Attachment>,
+    pinned: Option<Pinned>,
 }
 
 impl Datapath {
@@ -175,6 +180,22 @@ impl Datapath {
     ///
     /// See [`Error`]: missing privileges, an old kernel, no memory.
     pub fn load(options: &Options) -> Result<Self> {
+        Self::load_into(options, None)
+    }
+
+    /// Loads the program and takes over the maps that are kept in this place; those that
+    /// are not there are made. Nothing is attached yet; what is goes on with the program
+    /// that it has. The size of tables that are there stays what it is.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::load`], and where the maps are of another layout.
+    pub fn load_pinned(options: &Options, pinned: Pinned) -> Result<Self> {
+        pinned.prepare()?;
+        Self::load_into(options, Some(pinned))
+    }
+
+    fn load_into(options: &Options, pinned: Option<Pinned>) -> Result<Self> {
         let entries = options.max_flows.saturating_add(options.max_embryonic);
         error::check_memory(entries)?;
         let failed = |error| error::loading(error, Some(entries));
@@ -186,6 +207,9 @@ impl Datapath {
         }
         for name in [map_name::EMBRYONIC_V4, map_name::EMBRYONIC_V6] {
             loader.map_max_entries(name, options.max_embryonic);
+        }
+        for (name, path) in pinned.iter().flat_map(Pinned::map_paths) {
+            loader.map_pin_path(name, path);
         }
         let mut ebpf = loader.load(OBJECT).map_err(failed)?;
 
@@ -220,21 +244,31 @@ impl Datapath {
             options: take(&mut ebpf, map_name::OPTIONS)?,
             flows: take_flow_tables(&mut ebpf)?,
             live: take_live(&mut ebpf)?,
-            embryonic_mask: options.max_embryonic - 1,
+            embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,
             counters: take(&mut ebpf, map_name::COUNTERS)?,
             drops: take(&mut ebpf, map_name::DROPS)?,
             devices: take(&mut ebpf, map_name::DEVICES)?,
             interfaces: take(&mut ebpf, map_name::INTERFACES)?,
             log: EbpfLogger::init(&mut ebpf).ok().map(ProgramLog),
             attachments: Vec::new(),
+            pinned,
             ebpf,
         };
-        datapath.set_runtime(Runtime::default())?;
+        // What a daemon before this one wrote goes on.
+        let Plain(runtime) = datapath
+            .runtime
+            .get(&0, 0)
+            .map_err(map_error("reading", map_name::RUNTIME))?;
+        datapath.set_runtime(runtime)?;
         // So that a drop is counted also when the table has no room for its key.
         for reason in DropReason::ALL {
             for direction in Direction::ALL {
                 let key = DropKey::overflow(*reason as u16, direction as u16);
-                datapath.insert_drop_key(key)?;
+                match datapath.drops.get(&Plain(key), 0) {
+                    Ok(_) => {}
+                    Err(MapError::KeyNotFound) => datapath.insert_drop_key(key)?,
+                    Err(error) => return Err(map_error("reading", map_name::DROPS)(error)),
+                }
             }
         }
         Ok(datapath)
@@ -269,15 +303,56 @@ impl Datapath {
         mode: XdpMode,
     ) -> Result<AttachedMode> {
         let program = program(&mut self.ebpf, map_name::PROGRAM)?;
-        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
+        let (attachment, attached) =
+            attach::attach(program, interface, ifindex, mode, self.pinned.as_ref())?;
         self.attachments.push(attachment);
         Ok(attached)
     }
 
     /// Detaches the program from an interface. Nothing happens where it is not attached.
-    pub fn detach(&mut self, ifindex: u32) {
+    ///
+    /// # Errors
+    ///
+    /// Where its link is pinned and can't be removed.
+    pub fn detach(&mut self, ifindex: u32) -> Result<()> {
         self.attachments
             .retain(|attachment| attachment.ifindex != ifindex);
+        match &self.pinned {
+            Some(pinned) => pinned.remove_link(ifindex),
+            None => Ok(()),
+        }
+    }
+
+    /// Detaches the program from all interfaces that a daemon before this one has attached
+    /// it to, and that this one has not.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::detach`].
+    pub fn detach_others(&mut self) -> Result<()> {
+        let Some(pinned) = &self.pinned else {
+            return Ok(());
+        };
+        for ifindex in pinned.links()? {
+            if !self.attachments.iter().any(|own| own.ifindex == ifindex) {
+                pinned.remove_link(ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries that each of the flow tables has room for: what [`Options`] said when they
+    /// were made.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel does not tell.
+    pub fn flow_entries(&self) -> Result<u32> {
+        let [table, ..] = &self.flows;
+        let info = table
+            .info()
+            .map_err(map_error("asking for", map_name::FLOWS_V4))?;
+        Ok(info.max_entries())
     }
 
     /// The loaded program, for another program to call.
@@ -610,6 +685,20 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map> {
     ebpf.take_map(name).ok_or_else(|| Error::WrongObject {
         what: format!("there is no map {name}"),
     })
+}
+
+/// Entries that a map has room for.
+fn entries_of(ebpf: &Ebpf, name: &'static str) -> Result<u32> {
+    let info = match ebpf.map(name) {
+        Some(Map::Array(map)) => map.info(),
+        _ => {
+            return Err(Error::WrongObject {
+                what: format!("there is no array {name}"),
+            });
+        }
+    };
+    let info = info.map_err(map_error("asking for", name))?;
+    Ok(info.max_entries())
 }
 
 fn take_flow_tables(ebpf: &mut Ebpf) -> Result<[MapData; FLOW_TABLES.len()]> {
