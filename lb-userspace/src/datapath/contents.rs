@@ -8,7 +8,7 @@ use std::{
 
 use aya::maps::MapError;
 use lb_common::{
-    backend::{Backend, BackendState},
+    backend::Backend,
     map_name,
     ring::{RING_SIZE, Slot},
     service::{Service, Vip},
@@ -71,12 +71,13 @@ impl Datapath {
         Ok(vips)
     }
 
-    /// The backends, by id. Those that are absent are not among them.
+    /// The backends by id, and those that have been removed, as they were, until they are
+    /// forgotten.
     pub fn backends(&self) -> Result<BTreeMap<u32, Backend>> {
         let mut backends = BTreeMap::new();
         for (id, backend) in (0..).zip(self.backends.iter()) {
             let Plain(backend) = backend.map_err(map_error("reading", map_name::BACKENDS))?;
-            if backend.state != BackendState::Absent as u8 {
+            if backend != Backend::default() {
                 backends.insert(id, backend);
             }
         }

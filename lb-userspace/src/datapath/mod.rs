@@ -41,7 +41,8 @@ use aya::{
 use aya_log::EbpfLogger;
 use lb_common::{
     MAX_EMBRYONIC, Runtime,
-    backend::{Backend, Interface},
+    addr::LinkPath,
+    backend::{Backend, BackendState, Interface},
     counters::{Counters, Direction, DropKey},
     drop_reason::DropReason,
     flow::MAX_FLOWS,
@@ -102,6 +103,14 @@ impl Default for Options {
             max_embryonic: MAX_EMBRYONIC,
             log: LogLevel::Off,
         }
+    }
+}
+
+impl Options {
+    /// Entries of each flow table.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.max_flows.saturating_add(self.max_embryonic)
     }
 }
 
@@ -196,7 +205,7 @@ impl Datapath {
     }
 
     fn load_into(options: &Options, pinned: Option<Pinned>) -> Result<Self> {
-        let entries = options.max_flows.saturating_add(options.max_embryonic);
+        let entries = options.entries();
         error::check_memory(entries)?;
         let failed = |error| error::loading(error, Some(entries));
         let log = options.log as u8;
@@ -323,6 +332,15 @@ impl Datapath {
         }
     }
 
+    /// The indices of the interfaces whose links are pinned.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be read.
+    pub fn pinned_links(&self) -> Result<Vec<u32>> {
+        self.pinned.as_ref().map_or(Ok(Vec::new()), Pinned::links)
+    }
+
     /// Detaches the program from all interfaces that a daemon before this one has attached
     /// it to, and that this one has not.
     ///
@@ -341,8 +359,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Entries that each of the flow tables has room for: what [`Options`] said when they
-    /// were made.
+    /// Entries that each of the flow tables has room for: what [`Options::entries`] said
+    /// when they were made.
     ///
     /// # Errors
     ///
@@ -447,6 +465,21 @@ impl Datapath {
         self.backends
             .set(id, Plain(backend), 0)
             .map_err(map_error("writing", map_name::BACKENDS))
+    }
+
+    /// Makes a backend absent. Its entry says what it was, for the next daemon, which must
+    /// not give its id to another while flows have it.
+    pub fn remove_backend(&mut self, id: u32) -> Result<()> {
+        let Plain(entry) = self
+            .backends
+            .get(&id, 0)
+            .map_err(map_error("reading", map_name::BACKENDS))?;
+        let absent = Backend {
+            path: LinkPath::default(),
+            state: BackendState::Absent as u8,
+            ..entry
+        };
+        self.set_backend(id, absent)
     }
 
     /// Replaces the rings of services, each as a whole. A ring has [`RING_SIZE`] slots.
@@ -558,13 +591,15 @@ impl Datapath {
             .fold(Counters::default(), |sum, Plain(value)| sum.plus(*value)))
     }
 
-    /// Sets the counters of a backend to zero, so that its id can be used again.
-    pub fn clear_counters(&mut self, backend: u32) -> Result<()> {
+    /// Sets the counters of a backend to zero and forgets what it was, so that its id can
+    /// be used again.
+    pub fn forget_backend(&mut self, id: u32) -> Result<()> {
         let zeros = per_cpu(Plain(Counters::default()))
             .map_err(map_error("counting the CPUs for", map_name::COUNTERS))?;
         self.counters
-            .set(backend, zeros, 0)
-            .map_err(map_error("writing", map_name::COUNTERS))
+            .set(id, zeros, 0)
+            .map_err(map_error("writing", map_name::COUNTERS))?;
+        self.set_backend(id, Backend::default())
     }
 
     /// Dropped packets by service, backend, reason and direction.

@@ -11,9 +11,10 @@
 //! anything, are worth nothing.
 
 use std::{
+    ffi::CString,
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     path::{Path, PathBuf},
 };
 
@@ -25,7 +26,10 @@ use nix::{
     sys::statfs::{FsType, statfs},
 };
 
-use super::error::{Error, Result};
+use super::{
+    bpf,
+    error::{Error, Result},
+};
 
 /// Where Linux has its BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -120,6 +124,18 @@ impl Pinned {
         })
     }
 
+    /// Opens the directory if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::open`].
+    pub fn open_existing(directory: &Path) -> Result<Option<Self>> {
+        match directory.try_exists() {
+            Ok(false) => Ok(None),
+            _ => Self::open(directory).map(Some),
+        }
+    }
+
     /// Makes the directories for a datapath. Where no link is left, nor are the maps.
     /// Those of another layout are left alone.
     pub(super) fn prepare(&self) -> Result<()> {
@@ -164,10 +180,17 @@ impl Pinned {
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Takes the link to an interface away, if there is one: when nobody holds it any
-    /// more, the program is detached.
+    /// Takes the link to an interface away, if there is one: the program is detached.
     pub(super) fn remove_link(&self, ifindex: u32) -> Result<()> {
         let path = self.link(ifindex);
+        let name = CString::new(path.as_os_str().as_bytes());
+        let detached = name
+            .map_err(io::Error::from)
+            .and_then(|path| bpf::detach(&path));
+        match detached {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => result.map_err(self.failed("detaching", &path))?,
+        }
         match fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.map_err(self.failed("removing", &path)),
@@ -190,7 +213,8 @@ impl Pinned {
             self.remove(&self.maps(version))?;
         }
         match fs::remove_dir(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // The file system may be mounted right there.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
             result => result.map_err(self.failed("removing", &self.directory))?,
         }
         Ok(links)
