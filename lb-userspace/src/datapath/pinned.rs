@@ -177,7 +177,9 @@ impl Pinned {
     /// Where the directory cannot be read.
     pub fn links(&self) -> Result<Vec<u32>> {
         let names = self.names(&self.directory.join("links"))?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+        let mut links: Vec<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        links.sort_unstable();
+        Ok(links)
     }
 
     /// Takes the link to an interface away, if there is one: the program is detached.

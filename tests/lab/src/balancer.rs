@@ -35,6 +35,25 @@ pub struct Balancer {
     starts: u32,
 }
 
+/// Writes a configuration file.
+fn write_config(
+    path: &Path,
+    topology: &Topology,
+    socket: &Path,
+    pins: &Path,
+    services: &[Service],
+) -> Result<()> {
+    let mut toml = format!("interfaces = {:?}\n", topology.interfaces);
+    writeln!(toml, "socket = \"{}\"", socket.display())?;
+    writeln!(toml, "pin-directory = \"{}\"", pins.display())?;
+    // Several labs run at once; the default would take each more than a gigabyte.
+    writeln!(toml, "limits.flows = {FLOWS}")?;
+    for service in services {
+        toml.push_str(&service.to_toml(topology));
+    }
+    fs::write(path, toml).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Starts `lb run` for the `start`th time.
 fn run_lb(host: &Host, program: &Path, config: &Path, start: u32) -> Result<Process> {
     let mut command = host.command(program);
@@ -71,17 +90,8 @@ impl Balancer {
     ) -> Result<Self> {
         let config = topology.lab.directory().join("lb.toml");
         let socket = Self::socket_in(topology.lab.directory());
-        let mut toml = format!("interfaces = {:?}\n", topology.interfaces);
-        writeln!(toml, "socket = \"{}\"", socket.display())?;
         let pins = topology.lab.bpf_file_system()?.join("lb");
-        writeln!(toml, "pin-directory = \"{}\"", pins.display())?;
-        // Several labs run at once; the default would take each more than a gigabyte.
-        writeln!(toml, "limits.flows = {FLOWS}")?;
-        for service in services {
-            toml.push_str(&service.to_toml(topology));
-        }
-        fs::write(&config, toml).with_context(|| format!("cannot write {}", config.display()))?;
-
+        write_config(&config, topology, &socket, &pins, services)?;
         let host = topology.lb.clone();
         let mut balancer = Self {
             process: run_lb(&host, program, &config, 1)?,
@@ -94,6 +104,15 @@ impl Balancer {
         };
         balancer.wait_until_it_answers()?;
         Ok(balancer)
+    }
+
+    /// Writes another configuration file, which the balancer reads when it starts.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn configure(&self, topology: &Topology, services: &[Service]) -> Result<()> {
+        write_config(&self.config, topology, &self.socket, &self.pins, services)
     }
 
     /// Starts it again after its end, with its configuration file as that is now, and
