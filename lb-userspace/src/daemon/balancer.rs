@@ -31,6 +31,8 @@ use crate::{
 /// How long the kernel takes to give a neighbour up that does not answer: three requests,
 /// a second apart (`mcast_solicit`, `retrans_time_ms`).
 const RESOLUTION: Duration = Duration::from_secs(3);
+/// How long the kernel's first news of next hops may take on a busy host.
+const FIRST_NEWS: Duration = Duration::from_secs(30);
 /// How long after the datapath refused something it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -113,11 +115,19 @@ pub(super) struct Balancer<P> {
     /// Addresses that the datapath has the way to from a daemon before this one, while
     /// this one does not know it yet.
     awaited: BTreeSet<IpAddr>,
+    /// When the daemon began to wait for these.
+    begin: Duration,
 }
 
 impl<P: Plane> Balancer<P> {
-    /// A balancer whose datapath holds what was `found`.
-    pub(super) fn new(plane: P, attached: Vec<Attached>, desired: Desired, found: Found) -> Self {
+    /// A balancer that begins at `now` and whose datapath holds what was `found`.
+    pub(super) fn new(
+        plane: P,
+        attached: Vec<Attached>,
+        desired: Desired,
+        found: Found,
+        now: Duration,
+    ) -> Self {
         let mut ledger = Ledger::default();
         ledger.open(&found.image);
         ledger.adopt(&found.removed);
@@ -130,11 +140,12 @@ impl<P: Plane> Balancer<P> {
             fresh: HashMap::new(),
             interfaces: BTreeMap::new(),
             bonded: BTreeMap::new(),
-            reconciler: Reconciler::adopt(found, &desired, Duration::ZERO),
+            reconciler: Reconciler::adopt(found, &desired, now),
             desired,
             ledger,
             overdue: Some(Duration::ZERO),
             awaited: BTreeSet::new(),
+            begin: now,
         };
         balancer.health = balancer.expected_health(&Desired::default());
         balancer.adopt_health();
@@ -159,10 +170,18 @@ impl<P: Plane> Balancer<P> {
     }
 
     /// Whether the ways that the datapath has are still better than what is known of them:
-    /// at the start, until the kernel has been asked about all of them or had the time to
-    /// answer.
+    /// at the start, until the kernel has said something about all of them, and has had the
+    /// time to look for neighbours.
     pub(super) fn is_awaiting(&self, now: Duration) -> bool {
-        !self.awaited.is_empty() && now < RESOLUTION
+        let limit = match self
+            .awaited
+            .iter()
+            .all(|address| self.hops.contains_key(address))
+        {
+            true => RESOLUTION,
+            false => FIRST_NEWS,
+        };
+        !self.awaited.is_empty() && now < self.begin + limit
     }
 
     /// The addresses whose next hops are wanted.

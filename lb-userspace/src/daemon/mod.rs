@@ -85,7 +85,7 @@ pub async fn run(
 
     let attached = attach(&mut datapath, &config, &indices).map_err(explained)?;
     let (plane, found) = Wired::new(datapath, start).map_err(explained)?;
-    let mut balancer = Balancer::new(plane, attached, config.desired(), found);
+    let mut balancer = Balancer::new(plane, attached, config.desired(), found, start.elapsed());
     for interface in interfaces {
         balancer.neighbour(neighbour::Event::Interface(interface));
     }

@@ -226,7 +226,7 @@ fn started(spec: ServiceSpec, mut memory: Memory) -> Balancer<Memory> {
         image: image.clone(),
         removed: memory.removed.clone(),
     };
-    let mut balancer = Balancer::new(memory, vec![attached], desired, found);
+    let mut balancer = Balancer::new(memory, vec![attached], desired, found, at(0));
     balancer.neighbour(neighbour::Event::Interface(Interface {
         ifindex: ETH0,
         name: "eth0".into(),
@@ -337,7 +337,7 @@ fn a_restart_changes_nothing_until_it_is_known_better() {
 
     let mut second = started(web(Some(tcp_check()), &[11, 12]), memory);
     assert!(second.is_awaiting(at(0)));
-    second.reconcile_if_needed(at(0));
+    second.reconcile_if_needed(at(29));
     assert_eq!(
         second.plane.image.backends, before,
         "the ways are still good"

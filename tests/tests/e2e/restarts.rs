@@ -1,7 +1,7 @@
 //! The daemon dies, ends and starts again while clients are served: the datapath does not
 //! mind.
 
-use std::{collections::BTreeMap, env, net::SocketAddr};
+use std::{collections::BTreeMap, env, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_lab::{
@@ -14,6 +14,9 @@ use crate::{PATIENCE, http_of_each_kind, load, modes::Site, of_each_kind, progra
 /// Connections that are held, to all services together, unless `LB_CONNECTIONS` says
 /// another number.
 const CONNECTIONS: usize = 400;
+
+/// Of those who speak, so that there is time for others on a small machine.
+const PAUSE: Duration = Duration::from_millis(2);
 
 fn connections() -> usize {
     let number = env::var("LB_CONNECTIONS").ok();
@@ -47,6 +50,9 @@ fn hold(client: &Host, addresses: &[SocketAddr]) -> Result<Background<Result<u64
                     .get("/", is_last)
                     .with_context(|| format!("a connection to {backend} is broken"))?;
                 ensure!(head.backend == *backend, "{backend} became {head:?}");
+                if !is_last {
+                    thread::sleep(PAUSE);
+                }
             }
             rounds += 1;
             if is_last {
@@ -69,6 +75,7 @@ fn echo(client: &Host, addresses: Vec<SocketAddr>) -> Background<Result<u64>> {
                 echo.with_context(|| format!("datagram {sent}, to {address}"))?;
                 sent += 1;
             }
+            thread::sleep(PAUSE);
         }
         Ok(sent)
     })
