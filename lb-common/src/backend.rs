@@ -69,6 +69,10 @@ pub struct Backend {
     pub source_mask: u16,
     /// Largest MSS option of a SYN that passes, in bytes; 0 leaves all as they are.
     pub max_segment_size: u16,
+    /// Share of new flows, against the other backends of the service.
+    pub weight: u32,
+    /// Flows that it takes at a time; 0 for any number.
+    pub max_flows: u32,
 }
 
 /// What the datapath knows of an interface that it may send by.
@@ -81,5 +85,5 @@ pub struct Interface {
     pub mtu: u32,
 }
 
-const _: () = assert!(size_of::<Backend>() == 80);
+const _: () = assert!(size_of::<Backend>() == 88);
 const _: () = assert!(size_of::<Interface>() == 4);

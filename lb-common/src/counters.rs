@@ -23,8 +23,11 @@ pub struct Counters {
     /// Flows whose end the datapath saw (FIN both ways, or RST), or that it took
     /// away because they moved to another backend.
     pub ended_flows: u64,
+    /// Packets that were forwarded without the entry that their flow should have: the
+    /// table was full, or the entry of a flow that had begun earlier was given to another.
+    pub untracked: u64,
     /// Reserved, zero: fills a cache line.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 
 impl Counters {
@@ -38,7 +41,8 @@ impl Counters {
             reply_bytes: self.reply_bytes.wrapping_add(other.reply_bytes),
             new_flows: self.new_flows.wrapping_add(other.new_flows),
             ended_flows: self.ended_flows.wrapping_add(other.ended_flows),
-            reserved: [0; 2],
+            untracked: self.untracked.wrapping_add(other.untracked),
+            reserved: 0,
         }
     }
 }

@@ -91,6 +91,8 @@ drop_reasons! {
     FragmentOverlap = 24, "fragment-overlap";
     /// The ICMP error is truncated, or quotes less than the ports of a packet.
     IcmpHeader = 25, "icmp-header";
+    /// Every backend that was tried has as many flows as it takes.
+    BackendsFull = 26, "backends-full";
     /// The headers of a tunnel to a backend host are truncated, contradict each other, or are of no form that is unwrapped.
     TunnelHeader = 40, "tunnel-header";
     /// A tunnel packet to a backend host comes from a source that is not allowed.

@@ -24,6 +24,20 @@ pub mod state {
     pub const FIN_BACKEND: u32 = 1 << 2;
     /// Either side has sent an RST.
     pub const RST: u32 = 1 << 3;
+    /// The client gets answers: the flow is established, and nothing but its end or its
+    /// silence takes its entry away.
+    pub const CONFIRMED: u32 = 1 << 4;
+    /// Another flow takes the place of this one, which was not confirmed in time.
+    pub const EVICTED: u32 = 1 << 5;
+    /// Of a pin: the flow began before its first packet that the balancer saw.
+    pub const JOINED: u32 = 1 << 6;
+    /// Of a pin: its begin was counted, and its end is to be.
+    pub const COUNTED: u32 = 1 << 7;
+    /// The bits from this one on are the place of the flow in the queue of those that are
+    /// not confirmed.
+    pub const PLACE: u32 = 8;
+    /// The bits below that.
+    pub const BITS: u32 = (1 << PLACE) - 1;
 
     /// The flow has ended: it was reset, or both sides have sent a FIN.
     #[inline(always)]
@@ -31,6 +45,14 @@ pub mod state {
     pub const fn is_closed(state: u32) -> bool {
         const BOTH: u32 = FIN_CLIENT | FIN_BACKEND;
         state & RST != 0 || state & BOTH == BOTH
+    }
+
+    /// The flow has ended as far as its client is concerned, who alone is heard of flows
+    /// that are not translated.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_closed_by_client(state: u32) -> bool {
+        state & (FIN_CLIENT | RST) != 0
     }
 
     /// The flow is ending or has ended.
@@ -62,9 +84,10 @@ pub struct FlowEntry {
     /// The client's side of the flow: how replies leave. In `FLOWS_*` it serves to
     /// notice that the client's packets come in by another way than they did.
     pub path: LinkPath,
-    /// Largest IP packet that leaves by `path`, in bytes; 0 for no limit. Used in
-    /// `REPLIES_*` alone.
-    pub mtu: u32,
+    /// In `REPLIES_*`: largest IP packet that leaves by `path`, in bytes; 0 for no limit. In
+    /// `FLOWS_*`, of TCP: the sequence number that the client acknowledges when it has the
+    /// backend's first answer, host byte order.
+    pub mtu_or_sequence: u32,
     /// Id of the port pool that the source port of full NAT came from, else 0.
     pub port_pool: u32,
 }
@@ -84,6 +107,11 @@ pub trait Tuple: Copy + Eq {
     /// The hash that chooses the slot of the ring. The same on every host.
     #[must_use]
     fn hash(&self) -> u32;
+
+    /// The hash that chooses the slot where the client alone does: its address, and its
+    /// port too if `with_port`.
+    #[must_use]
+    fn hash_of_client(&self, with_port: bool) -> u32;
 
     /// What rewriting a packet from this tuple to `to` adds to a checksum that
     /// covers the addresses alone, and to one that covers the ports too: values
@@ -176,6 +204,12 @@ macro_rules! flow_types {
                     self.dst_port,
                     self.protocol,
                 )
+            }
+
+            #[inline(always)]
+            fn hash_of_client(&self, with_port: bool) -> u32 {
+                let port = if with_port { self.src_port } else { 0 };
+                $hash(self.src, Default::default(), port, 0, 0)
             }
 
             #[inline(always)]

@@ -22,13 +22,14 @@ pub mod drop_reason;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
+pub mod pin;
 pub mod ports;
 pub mod ring;
 pub mod service;
 pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {
@@ -55,8 +56,24 @@ pub mod map_name {
     /// [`FragmentKey6`](crate::fragment::FragmentKey6) to
     /// [`Fragment`](crate::fragment::Fragment).
     pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
-    /// Service id to its ring, an array of [`RING_SIZE`](crate::ring::RING_SIZE) backend ids.
+    /// Service id to its ring, an array of [`Slot`](crate::ring::Slot)s.
     pub const RINGS: &str = "RINGS";
+    /// Service id to [`ServiceOptions`](crate::service::ServiceOptions).
+    pub const OPTIONS: &str = "OPTIONS";
+    /// Service id to the number of turns so far, a `u64`.
+    pub const TURNS: &str = "TURNS";
+    /// Backend id to the number of its flows that are confirmed and not closed, a `u32`.
+    pub const LIVE: &str = "LIVE";
+    /// Client to service, IPv4: [`FlowKey4`](crate::flow::FlowKey4) to [`Pin`](crate::pin::Pin).
+    pub const PINS_V4: &str = "PINS_V4";
+    /// Client to service, IPv6: [`FlowKey6`](crate::flow::FlowKey6) to [`Pin`](crate::pin::Pin).
+    pub const PINS_V6: &str = "PINS_V6";
+    /// Queue of [`FlowKey4`](crate::flow::FlowKey4): flows that are not confirmed.
+    pub const EMBRYONIC_V4: &str = "EMBRYONIC_V4";
+    /// Queue of [`FlowKey6`](crate::flow::FlowKey6): flows that are not confirmed.
+    pub const EMBRYONIC_V6: &str = "EMBRYONIC_V6";
+    /// Numbers of flows that have entered the queues of IPv4 and IPv6, `u64`s.
+    pub const ENTERED: &str = "ENTERED";
     /// Backend id to [`Backend`](crate::backend::Backend).
     pub const BACKENDS: &str = "BACKENDS";
     /// Port pool id to its [`PortPool`](crate::ports::PortPool), an array of one.
@@ -107,6 +124,10 @@ pub struct Runtime {
     pub clock: u32,
     /// A set of the constants of this type.
     pub flags: u32,
+    /// Places of the embryonic queues, less one.
+    pub embryonic_mask: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
 }
 
 impl Runtime {
@@ -120,4 +141,8 @@ impl Runtime {
 /// Length of one tick of [`Runtime::clock`], in milliseconds.
 pub const CLOCK_TICK_MS: u32 = 100;
 
-const _: () = assert!(size_of::<Runtime>() == 8);
+/// Places of each queue of flows that are not confirmed, a power of two, unless the daemon
+/// sets another number.
+pub const MAX_EMBRYONIC: u32 = 131_072;
+
+const _: () = assert!(size_of::<Runtime>() == 16);

@@ -68,8 +68,48 @@ pub struct Service {
     pub id: u32,
     /// A [`Mode`].
     pub mode: u8,
+    /// A [`Scheduler`].
+    pub scheduler: u8,
+    /// A set of the constants of this type.
+    pub flags: u16,
+}
+
+impl Service {
+    /// Every flow has an entry.
+    pub const TRACKED: u16 = 1;
+    /// The client's address alone chooses the slot.
+    pub const BY_CLIENT: u16 = 1 << 1;
+    /// The client's address and port choose the slot.
+    pub const BY_CLIENT_PORT: u16 = 1 << 2;
+    /// Some backend takes no more than a number of flows.
+    pub const BOUNDED: u16 = 1 << 3;
+}
+
+/// How a new flow finds its slot in the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Scheduler {
+    /// By the hash of the packet.
+    Hash = 0,
+    /// By turns.
+    RoundRobin = 1,
+    /// By chance.
+    Random = 2,
+    /// The better of two by chance: the one with fewer flows for its weight.
+    LeastConnections = 3,
+}
+
+/// What of a service only few packets need, by its id.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct ServiceOptions {
+    /// [`Scheduler::RoundRobin`]: slots of the ring that turns go over, from the first on. At
+    /// least 1.
+    pub turns: u32,
     /// Reserved, zero.
-    pub reserved: [u8; 3],
+    pub reserved: u32,
 }
 
 /// Value of `VIPS_V4`, `VIPS_V6`, `PREFIXES_V4` and `PREFIXES_V6`: what holds for an
@@ -139,5 +179,6 @@ pub const MAX_PORT_PREFIXES: u32 = 131_072;
 const _: () = assert!(size_of::<ServiceKey4>() == 8);
 const _: () = assert!(size_of::<ServiceKey6>() == 24);
 const _: () = assert!(size_of::<Service>() == 8);
+const _: () = assert!(size_of::<ServiceOptions>() == 8);
 const _: () = assert!(size_of::<Vip>() == 8);
 const _: () = assert!(size_of::<PortKey>() == 8);

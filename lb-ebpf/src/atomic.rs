@@ -43,6 +43,44 @@ pub unsafe fn fetch_or_u64(word: *mut u64, bits: u64) -> u64 {
     value
 }
 
+/// Adds to a word.
+///
+/// # Safety
+///
+/// `word` must point into a map value and be aligned.
+#[inline(always)]
+pub unsafe fn add_u32(word: *mut u32, value: u32) {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        asm!(
+            "lock *(u32 *)({word} + 0) += {value}",
+            word = in(reg) word,
+            value = in(wreg) value,
+            options(nostack),
+        );
+    }
+}
+
+/// Adds to a word and returns what it was.
+///
+/// # Safety
+///
+/// `word` must point into a map value and be aligned.
+#[inline(always)]
+pub unsafe fn fetch_add_u64(word: *mut u64, value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+            word = in(reg) word,
+            value = inout(reg) value,
+            options(nostack),
+        );
+    }
+    value
+}
+
 /// Keeps only these bits of a word.
 ///
 /// # Safety

@@ -3,7 +3,10 @@
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::counters::{Counters, DropKey};
 
-use crate::maps::{COUNTERS, DROPS};
+use crate::{
+    atomic::add_u32,
+    maps::{COUNTERS, DROPS, LIVE},
+};
 
 /// The counters of a backend on this CPU.
 #[inline(always)]
@@ -43,6 +46,39 @@ pub fn began(backend: u32) {
 #[inline(always)]
 pub fn ended(backend: u32) {
     of(backend, |counters| counters.ended_flows += 1);
+}
+
+/// A packet went to the backend without the entry that its flow should have.
+#[inline(always)]
+pub fn untracked(backend: u32) {
+    of(backend, |counters| counters.untracked += 1);
+}
+
+/// A flow to the backend was confirmed.
+#[inline(always)]
+pub fn confirmed(backend: u32) {
+    change_live(backend, 1);
+}
+
+/// A confirmed flow to the backend closed.
+#[inline(always)]
+pub fn closed(backend: u32) {
+    change_live(backend, u32::MAX);
+}
+
+/// Adds to the number of flows of a backend.
+#[inline(always)]
+fn change_live(backend: u32, by: u32) {
+    if let Some(live) = LIVE.get_ptr_mut(backend) {
+        // SAFETY: the pointer is a map value.
+        unsafe { add_u32(live, by) };
+    }
+}
+
+/// Flows of a backend that are confirmed and not closed.
+#[inline(always)]
+pub fn live(backend: u32) -> u32 {
+    LIVE.get(backend).copied().unwrap_or(0)
 }
 
 /// A packet was dropped. When the table has no room for another key, the drop is

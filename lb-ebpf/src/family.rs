@@ -5,13 +5,16 @@ mod ipv6;
 
 use aya_ebpf::{
     bindings::xdp_md,
-    btf_maps::{HashMap, LpmTrie, LruHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap},
     programs::XdpContext,
 };
 use lb_common::{
+    MAX_EMBRYONIC,
+    addr::LinkPath,
     drop_reason::DropReason,
     flow::{FlowValue, MAX_FLOWS, Tuple},
     fragment::{Fragment, MAX_FRAGMENTS},
+    pin::Pin,
     service::{MAX_PREFIXES, MAX_SERVICES, Service, Vip},
 };
 
@@ -32,6 +35,11 @@ pub type Fragments<K> = LruHashMap<K, Fragment, { MAX_FRAGMENTS as usize }>;
 /// A flow table.
 pub type Flows<F> = HashMap<<F as Family>::Tuple, <F as Family>::Flow, { MAX_FLOWS as usize }>;
 
+/// Flows without translation.
+pub type Pins<F> = HashMap<<F as Family>::Tuple, Pin, { MAX_FLOWS as usize }>;
+/// A queue of flows that are not confirmed.
+pub type Embryonic<F> = Array<<F as Family>::Tuple, { MAX_EMBRYONIC as usize }>;
+
 /// What is put together for a flow table or a fragment table: the stack has no room.
 #[repr(C)]
 pub struct Draft<V: FlowValue, K> {
@@ -41,6 +49,13 @@ pub struct Draft<V: FlowValue, K> {
     pub reply: V,
     /// The key of the entry for replies.
     pub reply_key: V::Key,
+    /// The tuple that a global function was called with: before Linux 6.2 what such a pointer
+    /// leads to is no key of a map.
+    pub key: V::Key,
+    /// A flow that another takes the place of.
+    pub victim: V::Key,
+    /// Its source port, host byte order, 0 where none was taken over.
+    pub taken_over: u16,
     /// The key of a first fragment.
     pub fragment_key: K,
     /// Its entry.
@@ -97,6 +112,8 @@ pub trait Family: Sized {
     const ADDRESS_BITS: u32;
     /// Length of the fixed header in bytes.
     const HEADER: usize;
+    /// Its place in `ENTERED`.
+    const INDEX: u32;
 
     /// The IP header that begins at `offset` in the frame, if there is one.
     fn header_at(ctx: &XdpContext, offset: usize) -> Option<*mut Self::Header>;
@@ -188,6 +205,18 @@ pub trait Family: Sized {
     /// Wraps a packet of this family, see [`crate::tunnel`].
     fn wrap(ctx: *mut xdp_md, backend: u32, hash: u32, length: u32, sum: u64) -> u64;
 
+    /// The backend that [`crate::pin`] has for a packet.
+    fn pinned(tuple: &Self::Tuple, service: u64, slot: u64, index: u32, signs: u32) -> u32;
+
+    /// Writes the entries of a flow, see [`crate::open`].
+    fn write_entries(tuple: &Self::Tuple, path: &LinkPath, service: u64, backend: u32) -> u32;
+
+    /// Takes a source port over for the flow in the draft, see [`crate::open`].
+    fn take_over(backend: u32) -> u32;
+
+    /// A flow that is about to get its entry enters the queue of [`crate::embryonic`].
+    fn enter_embryonic(tuple: &Self::Tuple, place: u32);
+
     /// Whether a packet from `src` to `dst` may come from a client.
     fn is_client(src: Self::Address, dst: Self::Address) -> bool;
 
@@ -210,6 +239,9 @@ pub trait Family: Sized {
 
     /// Gives a tuple another source port, network byte order.
     fn set_src_port(tuple: &mut Self::Tuple, port: u16);
+
+    /// Gives a tuple another destination port, network byte order.
+    fn set_dst_port(tuple: &mut Self::Tuple, port: u16);
 
     /// Source and destination port of a tuple, network byte order.
     fn ports(tuple: &Self::Tuple) -> (u16, u16);
@@ -238,6 +270,10 @@ pub trait Family: Sized {
     fn flows() -> &'static Flows<Self>;
     /// Flows, backend to client.
     fn replies() -> &'static Flows<Self>;
+    /// Flows without translation, client to service.
+    fn pins() -> &'static Pins<Self>;
+    /// Flows that are not confirmed.
+    fn embryonic() -> &'static Embryonic<Self>;
     /// Where entries are put together.
     fn draft() -> Option<*mut Draft<Self::Flow, Self::FragmentKey>>;
 }

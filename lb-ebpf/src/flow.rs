@@ -1,27 +1,26 @@
-//! Which flow, and so which backend: known flows, and how a flow begins and ends.
+//! Which flow, and so which backend: known flows, and how they end.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::programs::XdpContext;
 use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState},
     drop_reason::DropReason,
     flow::{FlowEntry, FlowValue, Tuple, state},
-    service::{Mode, Service},
+    service::{Mode, Scheduler, Service},
 };
 
 use crate::{
     atomic::fetch_or_u32,
     count,
-    family::{Draft, Family},
-    link::Link,
+    family::Family,
     maps::{BACKENDS, INTERFACES, clock},
-    packet::{Packet, Part, Transport, tcp},
-    ports, select,
+    open,
+    packet::{Packet, Part, Transport, at, tcp},
+    ports,
 };
 
-/// Source ports tried for one flow before it is refused. Only a tuple that is
-/// taken costs a try.
-const ATTEMPTS: u32 = 4;
+/// `EEXIST`, as `bpf_map_update_elem` returns it.
+pub const EXISTS: i32 = -17;
 
 /// An entry of a flow table.
 pub struct Flow<F: Family>(*mut F::Flow);
@@ -64,11 +63,32 @@ impl<F: Family> Flow<F> {
         unsafe { &(*self.entry()).path }
     }
 
-    /// Largest IP packet that leaves by the path, 0 for no limit.
+    /// Id of the port pool that the source port is of, 0 for none.
+    #[inline(always)]
+    pub fn port_pool(self) -> u32 {
+        // SAFETY: as in `to`.
+        unsafe { (*self.entry()).port_pool }
+    }
+
+    /// Of replies: largest IP packet that leaves by the path, 0 for no limit.
     #[inline(always)]
     pub fn mtu(self) -> u32 {
         // SAFETY: as in `to`.
-        unsafe { (*self.entry()).mtu }
+        unsafe { (*self.entry()).mtu_or_sequence }
+    }
+
+    /// Of the client's packets, TCP: the sequence number that confirms the flow.
+    #[inline(always)]
+    fn sequence(self) -> u32 {
+        // SAFETY: as in `to`.
+        unsafe { (*self.entry()).mtu_or_sequence }
+    }
+
+    /// Sets [`Self::sequence`].
+    #[inline(always)]
+    fn set_sequence(self, sequence: u32) {
+        // SAFETY: as in `to`; the word is stored whole.
+        unsafe { (*self.entry()).mtu_or_sequence = sequence };
     }
 
     /// What rewriting adds to checksums over the addresses, and over the ports too.
@@ -105,14 +125,18 @@ impl<F: Family> Flow<F> {
         unsafe { fetch_or_u32(&raw mut (*self.entry()).state, bits) }
     }
 
-    /// Adds bits to the state of the entry in `FLOWS_*`. Whoever closes the flow
-    /// counts its end.
+    /// Adds bits to the state of the entry in `FLOWS_*`. Whoever closes the flow counts
+    /// its end. Returns what the state was.
     #[inline(always)]
-    fn advance(self, bits: u32) {
+    fn advance(self, bits: u32) -> u32 {
         let old = self.set(bits);
         if !state::is_closed(old) && state::is_closed(old | bits) {
             count::ended(self.backend());
+            if old & state::CONFIRMED != 0 {
+                count::closed(self.backend());
+            }
         }
+        old
     }
 }
 
@@ -142,24 +166,84 @@ pub fn of_tuple<F: Family>(tuple: &F::Tuple) -> Option<Flow<F>> {
 }
 
 /// Notes what a packet from a backend tells of its flow. The entry in `FLOWS_*` is
-/// looked up only when there is news.
+/// looked up only when there is news, or the client has to acknowledge it yet.
 #[inline(always)]
-pub fn replied<F: Family>(packet: &Packet<'_, F>, reply: Flow<F>) {
+pub fn replied<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, reply: Flow<F>) {
     reply.touch();
     let bits = state::REPLIED | observed(&packet.transport, state::FIN_BACKEND);
-    if reply.state() & bits == bits {
+    let awaited = if packet.transport.is_tcp {
+        state::CONFIRMED
+    } else {
+        0
+    };
+    if reply.state() & (bits | awaited) == bits | awaited {
         return;
     }
     reply.set(bits);
     if let Some(flow) = of_tuple::<F>(&reply.to().reversed()) {
+        if packet.transport.is_tcp
+            && packet.part != Part::Later
+            && flow.state() & state::CONFIRMED == 0
+        {
+            let syn = u32::from(packet.transport.flags & tcp::SYN != 0);
+            flow.set_sequence(sequence(ctx, packet, SEQUENCE).wrapping_add(syn));
+        }
         flow.advance(bits);
     }
+}
+
+/// Offset of the sequence number in a TCP header.
+const SEQUENCE: usize = 4;
+/// Offset of the acknowledgement number.
+const ACKNOWLEDGEMENT: usize = 8;
+/// How far the acknowledgement of a client may be behind what its backend sent first:
+/// a packet that confirms a flow without having seen an answer would have to guess 16 bits.
+const CONFIRMING: u32 = 1 << 16;
+
+/// A field of a TCP header, host byte order.
+#[inline(always)]
+fn sequence<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, field: usize) -> u32 {
+    match at::<u32>(ctx, packet.link.payload + packet.headers + field) {
+        // SAFETY: `at` checked the bounds.
+        Some(word) => u32::from_be(unsafe { word.read_unaligned() }),
+        None => 0,
+    }
+}
+
+/// Confirms a flow if its client's packet shows that it gets answers. Returns whether the
+/// flow is still there.
+#[inline(always)]
+fn confirm<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, flow: Flow<F>) -> bool {
+    let state = flow.state();
+    if state & (state::REPLIED | state::CONFIRMED) != state::REPLIED || packet.part == Part::Later {
+        return state & state::EVICTED == 0 || state & state::CONFIRMED != 0;
+    }
+    if packet.transport.is_tcp {
+        let behind = sequence(ctx, packet, ACKNOWLEDGEMENT).wrapping_sub(flow.sequence());
+        if packet.transport.flags & tcp::ACK == 0 || behind >= CONFIRMING {
+            return true;
+        }
+    }
+    let old = flow.set(state::CONFIRMED);
+    if old & state::EVICTED != 0 {
+        return false;
+    }
+    if old & state::CONFIRMED == 0 {
+        if !state::is_closed(old) {
+            count::confirmed(flow.backend());
+        }
+        if let Some(reply) = of_reply::<F>(&flow.to().reversed()) {
+            reply.set(state::CONFIRMED);
+        }
+    }
+    true
 }
 
 /// The flow of a packet from a client and its backend. A packet that begins a flow
 /// gets one; of a flow that can't go on, the entries are taken away.
 #[inline(always)]
 pub fn of_client<F: Family>(
+    ctx: &XdpContext,
     packet: &Packet<'_, F>,
     service: &Service,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
@@ -168,6 +252,9 @@ pub fn of_client<F: Family>(
         if let Some(backend) = BACKENDS.get(flow.backend())
             && goes_on(packet, flow, backend)
         {
+            if flow.state() & state::CONFIRMED == 0 && !confirm(ctx, packet, flow) {
+                return Err((DropReason::NoFlow, 0));
+            }
             flow.touch();
             spoke(packet, flow);
             if !packet.link.came_from(flow.path()) {
@@ -181,7 +268,7 @@ pub fn of_client<F: Family>(
     if !may_begin(packet, service) {
         return Err((refusal, 0));
     }
-    let (flow, backend) = open::<F>(packet, service)?;
+    let (flow, backend) = open::flow(packet, service)?;
     // The FIN of a connection whose entry was lost begins a flow.
     spoke(packet, flow);
     Ok((flow, backend))
@@ -221,7 +308,9 @@ fn may_begin<F: Family>(packet: &Packet<'_, F>, service: &Service) -> bool {
     packet.part != Part::Later
         && (!packet.transport.is_tcp
             || tcp::opens(flags)
-            || (service.mode == Mode::Nat as u8 && flags & (tcp::SYN | tcp::RST) == 0))
+            || (service.mode == Mode::Nat as u8
+                && service.scheduler == Scheduler::Hash as u8
+                && flags & (tcp::SYN | tcp::RST) == 0))
 }
 
 /// The client's packets come by another way than before: replies take it too.
@@ -235,7 +324,7 @@ fn turn<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
     unsafe {
         if let Some(reply) = of_reply::<F>(&flow.to().reversed()) {
             (*reply.entry()).path = path;
-            (*reply.entry()).mtu = mtu;
+            (*reply.entry()).mtu_or_sequence = mtu;
         }
         (*flow.entry()).path = path;
     }
@@ -243,7 +332,7 @@ fn turn<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
 
 /// Largest IP packet that an interface takes; 0 where that is not known.
 #[inline(always)]
-fn mtu(path: &LinkPath) -> u32 {
+pub fn mtu(path: &LinkPath) -> u32 {
     // SAFETY: the program never writes the table (RCU, as for services).
     unsafe { INTERFACES.get(path.ifindex) }.map_or(0, |interface| interface.mtu)
 }
@@ -254,8 +343,7 @@ fn close<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
     // Ended flows are counted before the entry goes, and whoever deletes it first
     // cleans up behind it.
     flow.advance(state::RST);
-    // SAFETY: as in `Flow::to`.
-    let pool = unsafe { (*flow.entry()).port_pool };
+    let pool = flow.port_pool();
     let reply = flow.to().reversed();
     let (port, _) = F::ports(flow.to());
     if F::flows().remove(&packet.tuple).is_ok() {
@@ -263,129 +351,51 @@ fn close<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
     }
 }
 
+/// Takes the entries of the flow that has this place among those that are not confirmed
+/// away, and gives its source port back, unless it is confirmed.
+#[inline(always)]
+pub fn evict<F: Family>(tuple: &F::Tuple, place: u32) {
+    if let Some(flow) = of_tuple::<F>(tuple)
+        && flow.state() >> state::PLACE == place
+        && let Some(pool) = seize(tuple, flow)
+    {
+        let (port, _) = F::ports(flow.to());
+        if pool != 0 {
+            ports::give_back(pool, u16::from_be(port));
+        }
+    }
+}
+
+/// Takes the entries of a flow away, unless it is confirmed. Returns the pool that its source
+/// port is of, which stays taken.
+#[inline(always)]
+pub fn seize<F: Family>(tuple: &F::Tuple, flow: Flow<F>) -> Option<u32> {
+    if flow.state() & state::CONFIRMED != 0 {
+        return None;
+    }
+    // It may have been confirmed just now.
+    let old = flow.set(state::EVICTED);
+    if old & state::CONFIRMED != 0 {
+        return None;
+    }
+    let pool = flow.port_pool();
+    let reply = flow.to().reversed();
+    if F::flows().remove(tuple).is_err() {
+        return None;
+    }
+    if !state::is_closed(old) {
+        count::ended(flow.backend());
+    }
+    let _absent = F::replies().remove(&reply);
+    Some(pool)
+}
+
 /// Takes the entry for replies away and gives the source port (network byte
 /// order) back.
 #[inline(always)]
-fn release<F: Family>(reply: &F::Tuple, pool: u32, port: u16) {
+pub fn release<F: Family>(reply: &F::Tuple, pool: u32, port: u16) {
     let _absent = F::replies().remove(reply);
     if pool != 0 {
         ports::give_back(pool, u16::from_be(port));
     }
-}
-
-/// Begins a flow: chooses a backend and writes both entries.
-#[inline(always)]
-fn open<F: Family>(
-    packet: &Packet<'_, F>,
-    service: &Service,
-) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
-    let (id, backend) = select::backend::<F>(&packet.tuple, service)?;
-    write_entries::<F>(&packet.tuple, service, id, backend, packet.link)
-        .map_err(|reason| (reason, id))?;
-    let flow = of_tuple::<F>(&packet.tuple).ok_or((DropReason::FlowTableFull, id))?;
-    Ok((flow, backend))
-}
-
-/// Writes the entry for replies and then the one for the client's packets, so that
-/// a reply never comes before its entry.
-#[inline(never)]
-fn write_entries<F: Family>(
-    tuple: &F::Tuple,
-    service: &Service,
-    id: u32,
-    backend: &Backend,
-    link: &Link,
-) -> Result<(), DropReason> {
-    let draft = F::draft().ok_or(DropReason::FlowTableFull)?;
-    // SAFETY: the draft belongs to this CPU, and a program does not migrate or
-    // re-enter itself while it runs.
-    let Draft {
-        flow,
-        reply,
-        reply_key,
-        ..
-    } = unsafe { &mut *draft };
-    let (flow_entry, to) = flow.parts_mut();
-    let (reply_entry, from) = reply.parts_mut();
-    from.reverse_of(tuple);
-    *to = *tuple;
-    let full_nat = service.mode == Mode::FullNat as u8;
-    let (src_port, dst_port) = F::ports(tuple);
-    let keeps_port = backend.port == 0;
-    let port = if keeps_port { dst_port } else { backend.port };
-    F::set_dst(to, &backend.address, port);
-    if full_nat {
-        F::set_src(to, &backend.source);
-    }
-    let path = link.way_back();
-    let fill = |entry: &mut FlowEntry| {
-        entry.backend = id;
-        entry.last_seen = clock();
-        entry.state = 0;
-        entry.path = path;
-        entry.mtu = mtu(&path);
-        entry.port_pool = if full_nat { backend.port_pool } else { 0 };
-    };
-    fill(flow_entry);
-    fill(reply_entry);
-    let mut taken = src_port;
-    let mut inserted = Err(EXISTS);
-    for attempt in 0..ATTEMPTS {
-        if full_nat {
-            taken = ports::take(backend)
-                .ok_or(DropReason::SourcePortsExhausted)?
-                .to_be();
-        } else if attempt != 0 {
-            // The client uses one port towards two services that share this
-            // backend. Another source port keeps the two apart, as Linux's own
-            // NAT does it.
-            taken = other_port(tuple.hash(), attempt);
-        }
-        F::set_src_port(to, taken);
-        reply_key.reverse_of(to);
-        let (entry, from) = reply.parts_mut();
-        (entry.address_delta, entry.tuple_delta) = reply_key.deltas(from);
-        inserted = F::replies().insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST));
-        // The bit of a port whose tuple another pool has taken stays set until the
-        // daemon's sweep finds it without a flow.
-        if inserted != Err(EXISTS) {
-            break;
-        }
-    }
-    match inserted {
-        Ok(()) => {}
-        Err(EXISTS) => return Err(DropReason::ReplyTupleTaken),
-        Err(_full) => {
-            if full_nat {
-                ports::give_back(backend.port_pool, u16::from_be(taken));
-            }
-            return Err(DropReason::FlowTableFull);
-        }
-    }
-    (flow_entry.address_delta, flow_entry.tuple_delta) = tuple.deltas(to);
-    let pool = flow_entry.port_pool;
-    match F::flows().insert(tuple, &*flow, u64::from(BPF_NOEXIST)) {
-        Ok(()) => {
-            count::began(id);
-            Ok(())
-        }
-        Err(error) => {
-            release::<F>(reply_key, pool, taken);
-            // Another CPU was quicker with a packet of the same flow: theirs it is.
-            if error == EXISTS {
-                Ok(())
-            } else {
-                Err(DropReason::FlowTableFull)
-            }
-        }
-    }
-}
-
-/// `EEXIST`, as `bpf_map_update_elem` returns it.
-const EXISTS: i32 = -17;
-
-/// A port (network byte order) from 32768 on, another one for each attempt.
-#[inline(always)]
-fn other_port(hash: u32, attempt: u32) -> u16 {
-    (0x8000 | (hash >> attempt) as u16).to_be()
 }

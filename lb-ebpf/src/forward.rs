@@ -42,18 +42,20 @@ fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Ser
         .check(ctx)
         .map_err(|reason| Refused::forward(reason, service.id, 0))?;
     let (id, action) = if Mode::translates(service.mode) {
-        let (flow, backend) = flow::of_client(packet, service)
+        let (flow, backend) = flow::of_client(ctx, packet, service)
             .map_err(|(reason, backend)| Refused::forward(reason, service.id, backend))?;
         let id = flow.backend();
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         (id, translate(ctx, packet, flow, backend))
     } else {
-        let (id, backend) = select::backend::<F>(&packet.tuple, service)
+        let (id, backend) = select::of_packet(packet, service)
             .map_err(|(reason, backend)| Refused::forward(reason, service.id, backend))?;
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
-        seen(packet, id);
+        if service.flags & Service::TRACKED == 0 {
+            seen(packet, id);
+        }
         (id, direct(ctx, packet, service, id, backend, length))
     };
     let action = action.map_err(|reason| Refused::forward(reason, service.id, id))?;
@@ -146,7 +148,7 @@ fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, reply: Flow<F>
     if is_too_big(length, reply.mtu()) {
         return Err(refused(DropReason::TooBig).with_mtu(packet.part, reply.mtu()));
     }
-    flow::replied(packet, reply);
+    flow::replied(ctx, packet, reply);
     if packet.transport.flags & tcp::SYN != 0
         && let Some(backend) = BACKENDS.get(id)
     {

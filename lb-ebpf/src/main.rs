@@ -14,7 +14,9 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod atomic;
+mod bounds;
 mod count;
+mod embryonic;
 mod family;
 mod flow;
 mod forward;
@@ -23,7 +25,9 @@ mod icmp;
 mod link;
 mod maps;
 mod mss;
+mod open;
 mod packet;
+mod pin;
 mod ports;
 mod select;
 mod service;

@@ -10,16 +10,17 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Runtime,
+    MAX_EMBRYONIC, Runtime,
     backend::{Backend, Interface, MAX_BACKENDS},
     counters::{Counters, DropKey, MAX_DROP_KEYS},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
     fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
+    pin::Pin,
     ports::{MAX_PORT_POOLS, PortPool},
     ring::RING_SIZE,
     service::{
         MAX_PORT_PREFIXES, MAX_PREFIXES, MAX_SERVICES, PortKey, Service, ServiceKey4, ServiceKey6,
-        Vip,
+        ServiceOptions, Vip,
     },
     stage::{Handover, IcmpBudget, Stage},
 };
@@ -32,7 +33,9 @@ const PORT_PREFIXES: usize = MAX_PORT_PREFIXES as usize;
 const FIRST_FRAGMENTS: usize = MAX_FRAGMENTS as usize;
 const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
+const EMBRYONIC: usize = MAX_EMBRYONIC as usize;
 const POOLS: usize = MAX_PORT_POOLS as usize;
+const POOL_WORDS: usize = size_of::<PortPool>() / size_of::<u64>();
 const DROP_KEYS: usize = MAX_DROP_KEYS as usize;
 const INTERFACE_INDEXES: usize = 1_024;
 
@@ -68,21 +71,35 @@ pub static PREFIXES_V6: LpmTrie<[u32; 4], Vip, PREFIXES> = LpmTrie::new();
 #[btf_map]
 pub static PORTS: LpmTrie<PortKey, Service, PORT_PREFIXES> = LpmTrie::new();
 
-/// A ring of backend ids, in memory that the daemon writes without a system call for
-/// each slot.
-pub type Ring = Array<u32, { RING_SIZE as usize }, { BPF_F_MMAPABLE as usize }>;
+/// A ring, in memory that the daemon writes without a system call for each slot. Each
+/// [`Slot`](lb_common::ring::Slot) is a word, for the same reason as with [`Pool`].
+pub type Ring = Array<u64, { RING_SIZE as usize }, { BPF_F_MMAPABLE as usize }>;
 
 /// Rings by service id.
 #[btf_map]
 pub static RINGS: ArrayOfMaps<Ring, SERVICES> = ArrayOfMaps::new();
 
+/// What few packets need of a service, by its id.
+#[btf_map]
+pub static OPTIONS: Array<ServiceOptions, SERVICES> = Array::new();
+
+/// How many new flows have taken their turn, by service id.
+#[btf_map]
+pub static TURNS: Array<u64, SERVICES> = Array::new();
+
+/// Flows of a backend, by its id, in memory that the daemon maps too: both sides count
+/// with atomic operations.
+#[btf_map]
+pub static LIVE: Array<u32, BACKEND_IDS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
 /// Backends by id.
 #[btf_map]
 pub static BACKENDS: Array<Backend, BACKEND_IDS> = Array::new();
 
-/// A pool in memory that the daemon maps too, so that both sides take and free
-/// ports with atomic operations.
-pub type Pool = Array<PortPool, 1, { BPF_F_MMAPABLE as usize }>;
+/// A [`PortPool`] in memory that the daemon maps too, so that both sides take and free
+/// ports with atomic operations. Words in place of the structure: before Linux 6.2, a map
+/// whose BTF tells of a structure is another one than that of the daemon, which has no BTF.
+pub type Pool = Array<[u64; POOL_WORDS], 1, { BPF_F_MMAPABLE as usize }>;
 
 /// Port pools by id.
 #[btf_map]
@@ -103,6 +120,26 @@ pub static REPLIES_V4: HashMap<FlowKey4, Flow4, FLOWS> = HashMap::new();
 /// IPv6 flows, backend to client.
 #[btf_map]
 pub static REPLIES_V6: HashMap<FlowKey6, Flow6, FLOWS> = HashMap::new();
+
+/// IPv4 flows without translation, client to service.
+#[btf_map]
+pub static PINS_V4: HashMap<FlowKey4, Pin, FLOWS> = HashMap::new();
+
+/// IPv6 flows without translation, client to service.
+#[btf_map]
+pub static PINS_V6: HashMap<FlowKey6, Pin, FLOWS> = HashMap::new();
+
+/// IPv4 flows that are not confirmed, in the order in which they began.
+#[btf_map]
+pub static EMBRYONIC_V4: Array<FlowKey4, EMBRYONIC> = Array::new();
+
+/// IPv6 flows that are not confirmed, in the order in which they began.
+#[btf_map]
+pub static EMBRYONIC_V6: Array<FlowKey6, EMBRYONIC> = Array::new();
+
+/// How many flows have entered the queue of IPv4, and that of IPv6.
+#[btf_map]
+pub static ENTERED: Array<u64, 2> = Array::new();
 
 /// First fragments of IPv4 packets.
 #[btf_map]

@@ -1,6 +1,6 @@
 //! What a parsed packet is, and the checks that only our own packets get.
 
-use core::{hint::black_box, mem::transmute, ptr};
+use core::{mem::transmute, ptr};
 
 use aya_ebpf::{
     helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
@@ -9,7 +9,7 @@ use aya_ebpf::{
 use lb_common::{checksum, drop_reason::DropReason};
 use network_types::{bitfield::BitfieldU16, ip::IpProto, tcp::TcpHdr, udp::UdpHdr};
 
-use crate::{family::Family, link::Link, words};
+use crate::{bounds, family::Family, link::Link, words};
 
 /// A pointer to a `T` at `offset` in the frame, if the frame reaches that far.
 #[inline(always)]
@@ -34,11 +34,7 @@ pub fn copy<'a, T>(
     buffer: &'a mut T,
     length: usize,
 ) -> Option<&'a T> {
-    // The verifier has to see the bounds, also where the compiler knows them.
-    let length = black_box(length);
-    if length == 0 || length > size_of::<T>() {
-        return None;
-    }
+    let length = bounds::within(length, size_of::<T>())?;
     // SAFETY: the buffer holds `length` bytes.
     let error = unsafe {
         bpf_xdp_load_bytes(
@@ -339,8 +335,11 @@ pub fn check_ip<F: Family>(
     if length < headers {
         return Err(DropReason::IpLength);
     }
-    // Of a frame in several buffers only the first is reached by pointers.
-    if ip as usize + length > ctx.data_end() && link.payload + length > frame_length(ctx) {
+    // Of a frame in several buffers only the first is reached by pointers. The verifier
+    // lets nothing be added to one that it knows no bound of, which before Linux 6.10 holds
+    // for a length whose bytes have been swapped.
+    let reached = ctx.data_end() - ip as usize;
+    if length > reached && link.payload + length > frame_length(ctx) {
         return Err(DropReason::IpLength);
     }
     if !F::checksum_is_right(ctx, link, ip, headers) {

@@ -34,7 +34,7 @@ struct Search {
 /// was taken last.
 #[inline(never)]
 pub fn take(backend: &Backend) -> Option<u16> {
-    let pool = PORT_POOLS.get_value_ptr_mut(backend.port_pool, &0)?;
+    let pool = pool(backend.port_pool)?;
     let first = u32::from(backend.first_port);
     let last = u32::from(backend.last_port);
     // SAFETY: the pointer is a map value. The cursor is a hint: two CPUs that read
@@ -69,6 +69,28 @@ pub fn take(backend: &Backend) -> Option<u16> {
     Some(search.taken as u16)
 }
 
+/// The port (host byte order) that stands next in the backend's range, whether it is free or
+/// not; 0 without a pool.
+#[inline(always)]
+pub fn next(backend: &Backend) -> u16 {
+    let Some(pool) = pool(backend.port_pool) else {
+        return 0;
+    };
+    // SAFETY: as in `take`.
+    unsafe {
+        let cursor = (&raw const (*pool).cursor).read_volatile();
+        let is_inside =
+            cursor >= u32::from(backend.first_port) && cursor <= u32::from(backend.last_port);
+        let port = if is_inside {
+            cursor
+        } else {
+            u32::from(backend.first_port)
+        };
+        (&raw mut (*pool).cursor).write_volatile(port + 1);
+        port as u16
+    }
+}
+
 /// Looks at one word. Returns 1 to end the loop, 0 to go on.
 unsafe extern "C" fn step(_index: u32, search: *mut Search) -> i64 {
     // SAFETY: `take` passes its own search.
@@ -95,10 +117,18 @@ unsafe extern "C" fn step(_index: u32, search: *mut Search) -> i64 {
     0
 }
 
+/// The pool of this id.
+#[inline(always)]
+fn pool(id: u32) -> Option<*mut PortPool> {
+    PORT_POOLS
+        .get_value_ptr_mut(id, &0)
+        .map(|words| words.cast())
+}
+
 /// Gives a port (host byte order) back to a pool.
 #[inline(always)]
 pub fn give_back(pool: u32, port: u16) {
-    let Some(pool) = PORT_POOLS.get_value_ptr_mut(pool, &0) else {
+    let Some(pool) = self::pool(pool) else {
         return;
     };
     let index = (usize::from(port) / 64) & (PORT_WORDS - 1);

@@ -20,8 +20,7 @@ use crate::{
 /// once for each table that a reference may lead to.
 #[inline(always)]
 pub fn find<F: Family>(tuple: &F::Tuple) -> Service {
-    // SAFETY: a service is made of integers alone, and as large as a word.
-    unsafe { transmute::<u64, Service>(find_word::<F>(tuple)) }
+    of_word(find_word::<F>(tuple))
 }
 
 /// A service in a word. Of a structure with an id of 0 the compiler would leave the other
@@ -57,10 +56,18 @@ fn on_several_ports<F: Family>(tuple: &F::Tuple) -> u64 {
     PORTS.get(&Key::new(PortKey::ONE_PORT, key)).map_or(0, word)
 }
 
+/// A service in a word, as calls take it.
 #[inline(always)]
-fn word(service: &Service) -> u64 {
-    // SAFETY: as in `find`; the reference is aligned to a word.
+pub fn word(service: &Service) -> u64 {
+    // SAFETY: as in `of_word`; the reference is aligned to a word.
     unsafe { (&raw const *service).cast::<u64>().read() }
+}
+
+/// A service that was given in a word.
+#[inline(always)]
+pub fn of_word(word: u64) -> Service {
+    // SAFETY: a service is made of integers alone, and as large as a word.
+    unsafe { transmute::<u64, Service>(word) }
 }
 
 /// Whether `tuple`, which no service takes, is sent to an address whose other ports are

@@ -1,15 +1,19 @@
 //! The sum of bytes that no header tells: a checksum made anew, for packets that few hosts
 //! see many of.
 
-use core::{ffi::c_void, hint::black_box};
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::xdp_md,
     helpers::{bpf_loop, bpf_xdp_load_bytes},
 };
 
+use crate::bounds;
+
 /// Bytes that are summed at a time.
 const CHUNK: u32 = 32;
+/// The same in words.
+const WORDS: usize = CHUNK as usize / size_of::<u64>();
 /// Chunks of the longest IP packet.
 const CHUNKS: u32 = (1 << 16) / CHUNK;
 
@@ -52,22 +56,29 @@ struct Job {
 unsafe extern "C" fn step(_index: u32, job: *mut Job) -> i64 {
     // SAFETY: `sum_of` passes its own job.
     let job = unsafe { &mut *job };
-    // The verifier has to see the bounds, also where the compiler knows them.
-    let rest = black_box(job.rest);
-    if rest == 0 {
+    let rest = job.rest as usize;
+    let Some(size) = bounds::within(rest.min(CHUNK as usize), CHUNK as usize) else {
         return 1;
+    };
+    let size = size as u32;
+    let mut chunk = MaybeUninit::<[u64; WORDS]>::uninit();
+    let words: *mut u64 = chunk.as_mut_ptr().cast();
+    for index in 0..WORDS {
+        // One by one: at once it would be a call, for whose frame the stack has no room.
+        // SAFETY: there are as many words.
+        unsafe { words.add(index).write_volatile(0) };
     }
-    let size = if rest < CHUNK { rest } else { CHUNK };
-    let mut words = [0_u64; CHUNK as usize / size_of::<u64>()];
     // SAFETY: the buffer holds `size` bytes.
-    let error = unsafe { bpf_xdp_load_bytes(job.ctx, job.offset, (&raw mut words).cast(), size) };
+    let error = unsafe { bpf_xdp_load_bytes(job.ctx, job.offset, words.cast(), size) };
     if error != 0 {
         return 1;
     }
-    for word in words {
+    for index in 0..WORDS {
+        // SAFETY: there are as many, and all have been written.
+        let word = unsafe { words.add(index).read() };
         job.sum += (word & 0xffff_ffff) + (word >> 32);
     }
     job.offset += size;
-    job.rest = rest - size;
+    job.rest -= size;
     0
 }

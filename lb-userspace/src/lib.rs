@@ -18,6 +18,7 @@ pub mod health;
 pub mod neighbour;
 pub mod reconcile;
 pub mod scheduler;
+pub mod slots;
 pub mod slow_start;
 pub mod state;
 #[cfg(test)]

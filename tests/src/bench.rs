@@ -9,12 +9,14 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
     Runtime,
-    backend::{Backend, Interface},
-    flow::FlowValue as _,
+    backend::Backend,
+    flow::{FlowValue, state},
     fragment::FRAGMENT_TICKS,
+    ring::Slot,
 };
 use lb_userspace::datapath::{
-    Datapath, Family, FlowPair, FlowTable, FlowTables, LogLevel, Options, TestRun, Verdict,
+    Datapath, Family, FlowPair, FlowTable, FlowTables, LiveFlows, LogLevel, Options, Outlet,
+    Stored, TestRun, Verdict,
 };
 
 use crate::{
@@ -50,25 +52,28 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Loads the program, with flow tables of 64 entries.
+    /// Loads the program, with flow tables for 64 flows and as many that are not
+    /// confirmed.
     ///
     /// # Panics
     ///
     /// Where the program can't be loaded: the tests need root and BPF.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_max_flows(MAX_FLOWS)
+        Self::with_max_flows(MAX_FLOWS, MAX_FLOWS)
     }
 
-    /// The same with flow tables of another size.
+    /// The same with flow tables for other numbers of flows; the second one is a power of
+    /// two.
     ///
     /// # Panics
     ///
     /// Like [`Self::new`].
     #[must_use]
-    pub fn with_max_flows(max_flows: u32) -> Self {
+    pub fn with_max_flows(max_flows: u32, max_embryonic: u32) -> Self {
         let options = Options {
             max_flows,
+            max_embryonic,
             log: LogLevel::Off,
         };
         let datapath = Datapath::load(&options)
@@ -190,8 +195,9 @@ impl Bench {
     ///
     /// Where the kernel refuses. So with all methods.
     pub fn reset(&mut self, world: &World) -> Result<()> {
-        clear_pair(&mut self.tables.v4)?;
-        clear_pair(&mut self.tables.v6)?;
+        let live = Arc::clone(&self.tables.live);
+        clear_pair(&mut self.tables.v4, &live)?;
+        clear_pair(&mut self.tables.v6, &live)?;
         self.enter(world)?;
         self.last = None;
         self.reset_pools(world)
@@ -234,14 +240,30 @@ impl Bench {
             self.datapath.remove_rings(&empty)?;
         }
         for (ifindex, mtu) in changed(&old.interfaces, &world.interfaces) {
-            let interface = Interface { mtu: *mtu };
-            self.datapath.set_interface(*ifindex, interface)?;
+            let outlet = Outlet {
+                ifindex: *ifindex,
+                mtu: *mtu,
+            };
+            self.datapath.set_interface(*ifindex, outlet)?;
         }
         for (id, backend) in changed(&old.backends, &world.backends) {
             self.datapath.set_backend(*id, *backend)?;
         }
-        let rings: Vec<_> = changed(&old.rings, &world.rings)
-            .map(|(id, ring)| (*id, Arc::clone(ring)))
+        // Those that are not wanted any more stay: flows have ports of them.
+        let pools: Vec<u32> = world.pools().difference(&self.pools).copied().collect();
+        if !pools.is_empty() {
+            self.datapath.create_port_pools(&pools)?;
+            self.pools.extend(&pools);
+            self.fresh_pools.extend(pools);
+        }
+        let rings: Vec<_> = changed(&old.slots(), &world.slots())
+            .map(|(id, (ring, origin))| {
+                let slot = |owner: &u32| Slot {
+                    owner: *owner,
+                    origin: *origin,
+                };
+                (*id, ring.iter().map(slot).collect())
+            })
             .collect();
         if !rings.is_empty() {
             self.datapath.set_rings(&rings)?;
@@ -258,7 +280,11 @@ impl Bench {
     fn set_runtime(&mut self) -> Result<()> {
         let flags = self.world.flags();
         let clock = self.clock;
-        Ok(self.datapath.set_runtime(Runtime { clock, flags })?)
+        Ok(self.datapath.set_runtime(Runtime {
+            clock,
+            flags,
+            ..Runtime::default()
+        })?)
     }
 
     /// Sets the flow clock.
@@ -359,8 +385,9 @@ impl Bench {
     fn sweep(&mut self, flow: &Flow) -> Result<()> {
         self.last = None;
         let tuple = Tuple::new(flow.client, flow.vip, flow.kind.protocol());
-        let removed =
-            remove_from(&mut self.tables.v4, tuple)? || remove_from(&mut self.tables.v6, tuple)?;
+        let live = Arc::clone(&self.tables.live);
+        let removed = remove_from(&mut self.tables.v4, tuple, &live)?
+            || remove_from(&mut self.tables.v6, tuple, &live)?;
         if !removed {
             bail!("the flow to sweep is not there");
         }
@@ -397,22 +424,37 @@ fn changed<'a, K: Ord, V: PartialEq>(
 }
 
 /// Removes every entry.
-fn clear_pair<F: Family>(pair: &mut FlowPair<F>) -> Result<()> {
-    clear(&mut pair.flows)?;
-    clear(&mut pair.replies)
+fn clear_pair<F: Family>(pair: &mut FlowPair<F>, live: &LiveFlows) -> Result<()> {
+    clear(&mut pair.flows, |flow| end_translated(flow, live))?;
+    clear(&mut pair.replies, |_| {})?;
+    clear(&mut pair.pins, |pin| {
+        if pin.state & state::CONFIRMED != 0 && !state::is_closed_by_client(pin.state) {
+            live.end(pin.backend);
+        }
+    })
 }
 
-fn clear<F: Family>(table: &mut FlowTable<F>) -> Result<()> {
+/// What the daemon counts when it removes a flow.
+fn end_translated(flow: &impl FlowValue, live: &LiveFlows) {
+    let entry = flow.entry();
+    if entry.state & state::CONFIRMED != 0 && !state::is_closed(entry.state) {
+        live.end(entry.backend);
+    }
+}
+
+fn clear<K: Stored, V: Stored>(table: &mut FlowTable<K, V>, ended: impl Fn(&V)) -> Result<()> {
     let mut keys = Vec::new();
     table.for_each_batch(|entries| keys.extend(entries.map(|(key, _)| *key)))?;
     for key in keys {
-        table.take(&key)?;
+        if let Some(entry) = table.take(&key)? {
+            ended(&entry);
+        }
     }
     Ok(())
 }
 
 /// Removes both entries of a flow. `false` where there were none.
-fn remove_from<F: Family>(pair: &mut FlowPair<F>, tuple: Tuple) -> Result<bool>
+fn remove_from<F: Family>(pair: &mut FlowPair<F>, tuple: Tuple, live: &LiveFlows) -> Result<bool>
 where
     Tuple: From<F::Key>,
 {
@@ -427,6 +469,9 @@ where
     let Some((key, partner)) = found else {
         return Ok(false);
     };
-    let both = pair.flows.take(&key)?.is_some() && pair.replies.take(&partner)?.is_some();
-    Ok(both)
+    let Some(flow) = pair.flows.take(&key)? else {
+        return Ok(false);
+    };
+    end_translated(&flow, live);
+    Ok(pair.replies.take(&partner)?.is_some())
 }

@@ -35,6 +35,7 @@ pub struct Step {
     pub(crate) action: Action,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly all are frames")]
 pub(crate) enum Action {
     /// A frame comes in.
     Frame {
@@ -71,6 +72,8 @@ pub struct Change {
     pub drops: BTreeMap<DropKey, u64>,
     /// Entries of each of the two flow tables.
     pub flows: i64,
+    /// Entries of flows that are not translated.
+    pub pins: i64,
     /// Pool and number of the ports that are taken.
     pub taken: BTreeSet<(u32, u16)>,
     /// Pool and number of the ports that are given back.
@@ -157,6 +160,11 @@ impl Change {
         self.taken.extend(flow.pool_port());
     }
 
+    /// A packet goes to the backend without the entry that its flow should have.
+    pub fn untracked(&mut self, backend: u32) {
+        self.counters(backend).untracked += 1;
+    }
+
     /// The program takes the flow's entries away.
     pub fn remove(&mut self, flow: &Flow) {
         self.flows -= 1;
@@ -229,6 +237,8 @@ impl Case {
         self.begin("opening", flow, &flow.opening())
             .preparing()
             .reply("acceptance", flow, &flow.acceptance())
+            .preparing()
+            .forward("confirmation", flow, &flow.confirmation())
             .preparing()
     }
 
@@ -396,6 +406,23 @@ impl Case {
             _ => panic!("`{}`: the last step is no frame", self.name),
         }
         self
+    }
+
+    /// With the last step's packet there are that many more entries of flows that are not
+    /// translated.
+    #[must_use]
+    pub fn pinning(self, more: i64) -> Self {
+        self.changing(|change| change.pins += more)
+    }
+
+    /// For the last step's packet the counters of a backend change like this, too.
+    #[must_use]
+    pub fn counting(self, set: impl FnOnce(&mut Counters), backend: u32) -> Self {
+        self.changing(|change| {
+            let counters = change.counters(backend);
+            (counters.new_flows, counters.ended_flows) = (0, 0);
+            set(counters);
+        })
     }
 
     /// The last step's packet ends the flow.

@@ -306,6 +306,16 @@ impl Flow {
         self.client_link.incoming(packet.with_payload("a request"))
     }
 
+    /// What the client sends when it has the backend's answer: the flow is confirmed.
+    #[must_use]
+    pub fn confirmation(&self) -> Packet {
+        if self.kind.tcp {
+            self.segment(|_| {}).with_payload([])
+        } else {
+            self.request()
+        }
+    }
+
     /// The backend's answer to the opening: a SYN with ACK, or a datagram.
     #[must_use]
     pub fn acceptance(&self) -> Packet {
@@ -331,6 +341,8 @@ impl Flow {
     pub fn answer(&self, set: impl FnOnce(&mut TcpHeader)) -> Packet {
         let packet = Packet::tcp(self.server, self.source, |tcp| {
             tcp.ack = true;
+            // The client acknowledges what follows a SYN with this number.
+            tcp.sequence_number = tcp.acknowledgment_number - 1;
             set(tcp);
         });
         self.backend_link.incoming(packet.with_payload("the reply"))

@@ -17,7 +17,9 @@ mod fragment;
 mod icmp;
 mod namespace;
 mod packet;
+pub mod rng;
 mod snapshot;
+pub mod soak;
 mod tunnel;
 mod world;
 

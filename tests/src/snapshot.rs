@@ -10,10 +10,11 @@ use anyhow::Result;
 use lb_common::{
     counters::{Counters, DropKey},
     drop_reason::DropReason,
-    flow::{Flow4, Flow6, FlowEntry, FlowKey4, FlowKey6},
+    flow::{Flow4, Flow6, FlowEntry, FlowKey4, FlowKey6, state},
+    pin::Pin,
     stage::IcmpBudget,
 };
-use lb_userspace::datapath::{Datapath, Family, FlowPair, FlowTable, FlowTables};
+use lb_userspace::datapath::{Datapath, Family, FlowPair, FlowTable, FlowTables, Stored};
 
 use crate::{case::Change, fragment::First};
 
@@ -108,6 +109,9 @@ pub(crate) struct Snapshot {
     /// Both families together.
     flows: Table,
     replies: Table,
+    pins: BTreeMap<Tuple, Pin>,
+    /// Live flows, by backend.
+    live: BTreeMap<u32, u32>,
     /// Pool and port.
     ports: BTreeSet<(u32, u16)>,
     /// First fragments and when they were seen.
@@ -122,6 +126,7 @@ impl Snapshot {
         let mut snapshot = Self::default();
         for id in BACKEND_IDS {
             snapshot.counters.insert(id, datapath.counters(id)?);
+            snapshot.live.insert(id, datapath.live_flows(id));
         }
         snapshot.drops.extend(datapath.drops()?);
         for (id, words) in tables.ports.used() {
@@ -153,7 +158,12 @@ impl Snapshot {
         Entry: From<F::Flow>,
     {
         read_table(&mut pair.flows, &mut self.flows)?;
-        read_table(&mut pair.replies, &mut self.replies)
+        read_table(&mut pair.replies, &mut self.replies)?;
+        pair.pins.for_each_batch(|entries| {
+            let entries = entries.map(|(key, pin)| (Tuple::from(*key), *pin));
+            self.pins.extend(entries);
+        })?;
+        Ok(())
     }
 
     /// Whether ports of this pool are in use.
@@ -177,13 +187,24 @@ impl Snapshot {
         );
         self.compare_counters(before, expected, &mut lines);
         self.compare_drops(before, expected, &mut lines);
-        for (name, old, new) in [
-            ("flows", before.flows.len(), self.flows.len()),
-            ("replies", before.replies.len(), self.replies.len()),
+        for (name, expected, old, new) in [
+            (
+                "flows",
+                expected.flows,
+                before.flows.len(),
+                self.flows.len(),
+            ),
+            (
+                "replies",
+                expected.flows,
+                before.replies.len(),
+                self.replies.len(),
+            ),
+            ("pins", expected.pins, before.pins.len(), self.pins.len()),
         ] {
             report(
                 &format!("entries of {name}"),
-                expected.flows,
+                expected,
                 new as i64 - old as i64,
                 &mut lines,
             );
@@ -258,13 +279,14 @@ impl Snapshot {
             let old = before.counters.get(id).copied().unwrap_or_default();
             let expected = expected.counters.get(id).copied().unwrap_or_default();
             type Field = (&'static str, fn(&Counters) -> u64);
-            const FIELDS: [Field; 6] = [
+            const FIELDS: [Field; 7] = [
                 ("packets", |c| c.packets),
                 ("bytes", |c| c.bytes),
                 ("reply packets", |c| c.reply_packets),
                 ("reply bytes", |c| c.reply_bytes),
                 ("new flows", |c| c.new_flows),
                 ("ended flows", |c| c.ended_flows),
+                ("untracked packets", |c| c.untracked),
             ];
             for (name, field) in FIELDS {
                 report(
@@ -274,7 +296,7 @@ impl Snapshot {
                     lines,
                 );
             }
-            if new.reserved != [0; 2] {
+            if new.reserved != 0 {
                 lines.push(format!("backend {id}: reserved counters are written"));
             }
         }
@@ -318,6 +340,25 @@ impl Snapshot {
                 lines.push(format!("reply {tuple:?} has no entry for the client"));
             }
         }
+        for (id, live) in &self.live {
+            let flows = self.flows.values().map(|Entry { entry, .. }| {
+                let is_closed = state::is_closed(entry.state);
+                (entry.backend, entry.state, is_closed)
+            });
+            let pins = self.pins.values().map(|pin| {
+                let is_closed = state::is_closed_by_client(pin.state);
+                (pin.backend, pin.state, is_closed)
+            });
+            let is_live = |(backend, bits, is_closed): &(u32, u32, bool)| {
+                backend == id && bits & state::CONFIRMED != 0 && !is_closed
+            };
+            let counted = flows.chain(pins).filter(is_live).count();
+            if counted != *live as usize {
+                lines.push(format!(
+                    "backend {id}: {live} live flows, but {counted} confirmed entries"
+                ));
+            }
+        }
         if ports != self.ports {
             lines.push(format!(
                 "ports in use: of flows {ports:?}, in the pools {:?}",
@@ -327,10 +368,10 @@ impl Snapshot {
     }
 }
 
-fn read_table<F: Family>(table: &mut FlowTable<F>, all: &mut Table) -> Result<()>
+fn read_table<K: Stored, V: Stored>(table: &mut FlowTable<K, V>, all: &mut Table) -> Result<()>
 where
-    Tuple: From<F::Key>,
-    Entry: From<F::Flow>,
+    Tuple: From<K>,
+    Entry: From<V>,
 {
     table.for_each_batch(|entries| {
         all.extend(entries.map(|(key, flow)| (Tuple::from(*key), Entry::from(*flow))));

@@ -136,8 +136,10 @@ pub struct World {
     pub vip_flags: BTreeMap<AddressPrefix, u32>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
-    /// Rings by service id.
+    /// Owners of the slots of rings, by service id.
     pub rings: BTreeMap<u32, Arc<[u32]>>,
+    /// Origins of all slots of a ring, by service id; where there is none they are clean.
+    pub origins: BTreeMap<u32, u32>,
     /// MTUs of the interfaces that packets may leave by, by index.
     pub interfaces: BTreeMap<u32, u32>,
 }
@@ -195,6 +197,14 @@ impl World {
         self.rings.insert(flow.service, ring_of(&[flow.backend]));
     }
 
+    /// Removes the standard services that `wanted` says no to.
+    pub fn keep_services(&mut self, wanted: impl Fn(Kind) -> bool) {
+        for kind in Kind::all(|kind| !wanted(*kind)) {
+            let id = kind.service().id;
+            self.services.retain(|_, service| service.id != id);
+        }
+    }
+
     /// Adds the backend of a flow, with the port of the flow's server.
     pub fn add_backend(&mut self, flow: &Flow) {
         let standard = standard_backend(flow.kind, flow.backend);
@@ -218,7 +228,24 @@ impl World {
 
     /// Gives the whole ring of a service to one backend, 0 for none.
     pub fn set_ring(&mut self, kind: Kind, backend: u32) {
+        self.origins.remove(&kind.service().id);
         self.rings.insert(kind.service().id, ring_of(&[backend]));
+    }
+
+    /// Gives the whole ring of a service to one backend, and lets another be the one of
+    /// before.
+    pub fn set_slots(&mut self, kind: Kind, owner: u32, origin: u32) {
+        self.rings.insert(kind.service().id, ring_of(&[owner]));
+        self.origins.insert(kind.service().id, origin);
+    }
+
+    /// Rings by service id, with the origins of their slots.
+    pub(crate) fn slots(&self) -> BTreeMap<u32, (Arc<[u32]>, u32)> {
+        let origin = |id| self.origins.get(id).copied().unwrap_or(0);
+        let rings = self.rings.iter();
+        rings
+            .map(|(id, ring)| (*id, (Arc::clone(ring), origin(id))))
+            .collect()
     }
 
     /// Changes a backend.

@@ -4,6 +4,7 @@ mod lab;
 mod project;
 mod setup;
 mod tasks;
+mod vm;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -40,16 +41,16 @@ enum Task {
     /// A lab of network namespaces that stays, to play with.
     #[command(subcommand)]
     Lab(Lab),
-    /// Run random packets through the program and the reference model.
-    Soak {
-        /// How many.
-        #[arg(long, default_value_t = 10_000_000)]
-        packets: u64,
-        /// The seed of the first packets, to repeat a run; another one each time if none.
-        #[arg(long)]
-        seed: Option<u64>,
+    /// Run random packets through the program and the reference model, and random changes
+    /// of backends through the simulation.
+    Soak(tasks::Soak),
+    /// Run tests on the oldest kernel that is supported, in a virtual machine.
+    Vm {
+        /// A command to run there instead, with the file system of this machine: -- COMMAND
+        #[arg(last = true)]
+        command: Vec<OsString>,
     },
-    /// Measure nanoseconds per packet.
+    /// Measure nanoseconds per packet, or memory per flow.
     Bench {
         /// Arguments for the benchmark; --help lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -91,7 +92,8 @@ fn run(task: Task) -> anyhow::Result<()> {
             tasks::lint()?;
             tasks::test(&[])
         }
-        Task::Soak { packets, seed } => tasks::soak(packets, seed),
+        Task::Soak(soak) => tasks::soak(&soak),
+        Task::Vm { command } => vm::run(&command),
         Task::Demo => lab::demo(),
         Task::Lab(Lab::Up) => lab::up(),
         Task::Lab(Lab::Down) => lab::down(),

@@ -36,23 +36,53 @@ pub(crate) fn test(arguments: &[OsString]) -> Result<()> {
     })
 }
 
-/// Runs the test of the reference model, optimized, with many packets.
-pub(crate) fn soak(packets: u64, seed: Option<u64>) -> Result<()> {
+/// How much random work the soak is.
+#[derive(clap::Args)]
+pub(crate) struct Soak {
+    /// Packets through the program and the model.
+    #[arg(long, default_value_t = 10_000_000)]
+    packets: u64,
+    /// Flows of the simulation at a time.
+    #[arg(long, default_value_t = 1_000_000)]
+    flows: u64,
+    /// Changes of the simulation's backends.
+    #[arg(long, default_value_t = 200)]
+    changes: u64,
+    /// The seed of all that is random, to repeat a run; another one each time if none.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// Runs the tests of random things, optimized, as long as `soak` says. What is found in one
+/// does not hide what is found in the next.
+pub(crate) fn soak(soak: &Soak) -> Result<()> {
     require_root("the test loads BPF programs and makes network namespaces")?;
-    let mut test = cargo();
-    test.args([
-        "test",
-        "--release",
-        "--package",
-        "lb-tests",
-        "--test",
+    let test = |name: &str, variables: &[(&str, Option<u64>)]| {
+        let mut test = cargo();
+        test.args(["test", "--release", "--package", "lb-tests", "--test", name]);
+        for (variable, value) in variables {
+            if let Some(value) = value {
+                test.env(variable, value.to_string());
+            }
+        }
+        step(&format!("soak of the {name}"), || execute(&mut test))
+    };
+    let model = test(
         "model",
-    ])
-    .env("LB_MODEL_PACKETS", packets.to_string());
-    if let Some(seed) = seed {
-        test.env("LB_MODEL_SEED", seed.to_string());
-    }
-    step("soak", || execute(&mut test))
+        &[
+            ("LB_MODEL_PACKETS", Some(soak.packets)),
+            ("LB_MODEL_SEED", soak.seed),
+        ],
+    );
+    let simulation = test(
+        "simulation",
+        &[
+            ("LB_SIMULATION_FLOWS", Some(soak.flows)),
+            ("LB_SIMULATION_CHANGES", Some(soak.changes)),
+            ("LB_SIMULATION_SEED", soak.seed),
+        ],
+    );
+    model.and(simulation)
 }
 
 /// Checks format, lints and documentation; every warning is an error. What is

@@ -13,7 +13,10 @@
 //! carry packet bounds across calls.
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+#[path = "../bounds.rs"]
+mod bounds;
 mod count;
 mod ecn;
 mod frame;

@@ -4,6 +4,7 @@ use core::mem::{offset_of, transmute};
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
+    addr::LinkPath,
     checksum,
     drop_reason::DropReason,
     flow::{Flow4, FlowKey4},
@@ -16,13 +17,19 @@ use network_types::{
 };
 
 use super::{
-    Carried, DONT_FRAGMENT, Draft, Family, Flows, Fragments, Position, Prefixes, Services, Vips,
+    Carried, DONT_FRAGMENT, Draft, Embryonic, Family, Flows, Fragments, Pins, Position, Prefixes,
+    Services, Vips,
 };
 use crate::{
+    embryonic,
     link::Link,
-    maps::{DRAFT_V4, FLOWS_V4, FRAGMENTS_V4, PREFIXES_V4, REPLIES_V4, SERVICES_V4, VIPS_V4},
+    maps::{
+        DRAFT_V4, EMBRYONIC_V4, FLOWS_V4, FRAGMENTS_V4, PINS_V4, PREFIXES_V4, REPLIES_V4,
+        SERVICES_V4, VIPS_V4,
+    },
+    open,
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
-    tunnel,
+    pin, tunnel,
 };
 
 /// The more-fragments flag and the fragment offset.
@@ -48,6 +55,7 @@ impl Family for Ipv4 {
     const ICMP: u8 = IpProto::Icmp as u8;
     const ADDRESS_BITS: u32 = u32::BITS;
     const HEADER: usize = Ipv4Hdr::LEN;
+    const INDEX: u32 = 0;
 
     #[inline(always)]
     fn header_at(ctx: &XdpContext, offset: usize) -> Option<*mut Ipv4Hdr> {
@@ -246,6 +254,26 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn pinned(tuple: &FlowKey4, service: u64, slot: u64, index: u32, signs: u32) -> u32 {
+        pin::pinned_v4(tuple, service, slot, index, signs)
+    }
+
+    #[inline(always)]
+    fn write_entries(tuple: &FlowKey4, path: &LinkPath, service: u64, backend: u32) -> u32 {
+        open::write_entries_v4(tuple, path, service, backend)
+    }
+
+    #[inline(always)]
+    fn take_over(backend: u32) -> u32 {
+        open::take_over_v4(backend)
+    }
+
+    #[inline(always)]
+    fn enter_embryonic(tuple: &FlowKey4, place: u32) {
+        embryonic::enter_v4(tuple, place);
+    }
+
+    #[inline(always)]
     fn is_client(src: u32, dst: u32) -> bool {
         let [first, ..] = src.to_ne_bytes();
         src != dst && first != 0 && first != 127 && first < 224
@@ -280,6 +308,11 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn set_src_port(tuple: &mut FlowKey4, port: u16) {
         tuple.src_port = port;
+    }
+
+    #[inline(always)]
+    fn set_dst_port(tuple: &mut FlowKey4, port: u16) {
+        tuple.dst_port = port;
     }
 
     #[inline(always)]
@@ -344,6 +377,16 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn replies() -> &'static Flows<Self> {
         &REPLIES_V4
+    }
+
+    #[inline(always)]
+    fn pins() -> &'static Pins<Self> {
+        &PINS_V4
+    }
+
+    #[inline(always)]
+    fn embryonic() -> &'static Embryonic<Self> {
+        &EMBRYONIC_V4
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use core::mem::{offset_of, transmute};
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
+    addr::LinkPath,
     checksum,
     drop_reason::DropReason,
     flow::{Flow6, FlowKey6},
@@ -16,13 +17,19 @@ use network_types::{
 };
 
 use super::{
-    Carried, DONT_FRAGMENT, Draft, Family, Flows, Fragments, Position, Prefixes, Services, Vips,
+    Carried, DONT_FRAGMENT, Draft, Embryonic, Family, Flows, Fragments, Pins, Position, Prefixes,
+    Services, Vips,
 };
 use crate::{
+    embryonic,
     link::Link,
-    maps::{DRAFT_V6, FLOWS_V6, FRAGMENTS_V6, PREFIXES_V6, REPLIES_V6, SERVICES_V6, VIPS_V6},
+    maps::{
+        DRAFT_V6, EMBRYONIC_V6, FLOWS_V6, FRAGMENTS_V6, PINS_V6, PREFIXES_V6, REPLIES_V6,
+        SERVICES_V6, VIPS_V6,
+    },
+    open,
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
-    tunnel, words,
+    pin, tunnel, words,
 };
 
 /// Extension headers that are followed; a real packet has one or two.
@@ -77,6 +84,7 @@ impl Family for Ipv6 {
     const ICMP: u8 = ICMP;
     const ADDRESS_BITS: u32 = u128::BITS;
     const HEADER: usize = Ipv6Hdr::LEN;
+    const INDEX: u32 = 1;
 
     #[inline(always)]
     fn header_at(ctx: &XdpContext, offset: usize) -> Option<*mut Ipv6Hdr> {
@@ -258,6 +266,26 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn pinned(tuple: &FlowKey6, service: u64, slot: u64, index: u32, signs: u32) -> u32 {
+        pin::pinned_v6(tuple, service, slot, index, signs)
+    }
+
+    #[inline(always)]
+    fn write_entries(tuple: &FlowKey6, path: &LinkPath, service: u64, backend: u32) -> u32 {
+        open::write_entries_v6(tuple, path, service, backend)
+    }
+
+    #[inline(always)]
+    fn take_over(backend: u32) -> u32 {
+        open::take_over_v6(backend)
+    }
+
+    #[inline(always)]
+    fn enter_embryonic(tuple: &FlowKey6, place: u32) {
+        embryonic::enter_v6(tuple, place);
+    }
+
+    #[inline(always)]
     fn is_client(src: Self::Address, dst: Self::Address) -> bool {
         const MULTICAST: u32 = u32::from_be(0xff00_0000);
         const ONE: u32 = u32::from_be(1);
@@ -297,6 +325,11 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn set_src_port(tuple: &mut FlowKey6, port: u16) {
         tuple.src_port = port;
+    }
+
+    #[inline(always)]
+    fn set_dst_port(tuple: &mut FlowKey6, port: u16) {
+        tuple.dst_port = port;
     }
 
     #[inline(always)]
@@ -362,6 +395,16 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn replies() -> &'static Flows<Self> {
         &REPLIES_V6
+    }
+
+    #[inline(always)]
+    fn pins() -> &'static Pins<Self> {
+        &PINS_V6
+    }
+
+    #[inline(always)]
+    fn embryonic() -> &'static Embryonic<Self> {
+        &EMBRYONIC_V6
     }
 
     #[inline(always)]

@@ -274,7 +274,7 @@ fn to_backend<F: Version>(
     let refused = |reason, backend| Refused::forward(reason, service.id, backend);
     error.check(ctx).map_err(|reason| refused(reason, 0))?;
     let (id, backend) =
-        select::of_ring::<F>(sent, service).ok_or(refused(DropReason::NoBackend, 0))?;
+        select::known::<F>(sent, service).ok_or(refused(DropReason::NoBackend, 0))?;
     fits(error.length, backend).map_err(|reason| refused(reason, id))?;
     F::decrement_ttl(error.ip);
     let action = if service.mode == Mode::Dsr as u8 {

@@ -121,7 +121,7 @@ impl Report<'_> {
         if service.id == 0 {
             return XDP_PASS;
         }
-        let Some((id, backend)) = select::of_ring::<G>(&tuple, &service) else {
+        let Some((id, backend)) = select::known::<G>(&tuple, &service) else {
             return XDP_PASS;
         };
         let family = if F::HEADER == Ipv4::HEADER {

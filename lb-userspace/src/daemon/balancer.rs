@@ -8,21 +8,22 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{CLOCK_TICK_MS, backend};
+use lb_common::{CLOCK_TICK_MS, backend::BackendState};
 
 use super::{
     chain,
-    ledger::{Ledger, Meters},
+    ledger::Ledger,
+    plane::Plane,
     status,
     sweeping::{Order, Swept},
 };
 use crate::{
-    datapath::{self, AttachedMode, Datapath, XdpMode},
+    datapath::{self, AttachedMode, Outlet, XdpMode},
     drain::Drain,
     flows::{Lifetimes, Query},
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
-    reconcile::{self, Reconciler, Tables, World},
+    reconcile::{self, Found, Reconciler, World},
     slow_start::{self, Seen, Warmth},
     state::{
         BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
@@ -33,6 +34,8 @@ use crate::{
 /// How long the kernel takes to give a neighbour up that does not answer: three requests,
 /// a second apart (`mcast_solicit`, `retrans_time_ms`).
 const RESOLUTION: Duration = Duration::from_secs(3);
+/// How long the kernel's first news of next hops may take on a busy host.
+const FIRST_NEWS: Duration = Duration::from_secs(30);
 /// How long after the datapath refused something it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -80,44 +83,6 @@ impl Attached {
     }
 }
 
-/// What the daemon needs of the datapath while it runs.
-pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
-    /// Attaches the program to the interface of this name and index.
-    fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode)
-    -> datapath::Result<AttachedMode>;
-    /// Detaches the program from the interface of this index, if it is there.
-    fn detach(&mut self, ifindex: u32);
-    /// Writes the flow clock.
-    fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
-    /// Whether a port of this pool is in use.
-    fn is_pool_in_use(&self, pool: u32) -> bool;
-}
-
-impl Plane for Datapath {
-    fn attach(
-        &mut self,
-        name: &str,
-        ifindex: u32,
-        mode: XdpMode,
-    ) -> datapath::Result<AttachedMode> {
-        self.attach_at(name, ifindex, mode)
-    }
-
-    fn detach(&mut self, ifindex: u32) {
-        self.detach(ifindex);
-    }
-
-    fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {
-        let mut runtime = self.runtime();
-        runtime.clock = tick;
-        self.set_runtime(runtime)
-    }
-
-    fn is_pool_in_use(&self, pool: u32) -> bool {
-        self.ports().is_in_use(pool)
-    }
-}
-
 /// The health of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Health {
@@ -140,36 +105,91 @@ pub(super) struct Balancer<P> {
     /// New addresses that have not been resolved yet, and until when that is nothing to
     /// speak of; `None` before the clock has ticked.
     fresh: HashMap<IpAddr, Option<Duration>>,
-    /// The interfaces that the program is attached to.
-    interfaces: BTreeMap<u32, backend::Interface>,
+    /// The interfaces that the program is attached to, and their MTU.
+    interfaces: BTreeMap<u32, u32>,
+    /// The interfaces that belong to bonds, and these.
+    bonded: BTreeMap<u32, u32>,
     pub(super) reconciler: Reconciler,
     pub(super) ledger: Ledger,
     drains: HashMap<Name, Drain>,
     warmth: HashMap<Name, Warmth>,
     /// When the datapath is to be brought in line with the rest, if it is not.
     overdue: Option<Duration>,
+    /// What the flow clock was when the daemon began.
+    epoch: u32,
+    /// Addresses that the datapath has the way to from a daemon before this one, while
+    /// this one does not know it yet.
+    awaited: BTreeSet<IpAddr>,
+    /// When the daemon began to wait for these.
+    begin: Duration,
 }
 
 impl<P: Plane> Balancer<P> {
-    /// A balancer whose datapath holds nothing yet.
-    pub(super) fn new(plane: P, attached: Vec<Attached>, desired: Desired) -> Self {
+    /// A balancer that begins at `now` and whose datapath holds what was `found`.
+    pub(super) fn new(
+        plane: P,
+        attached: Vec<Attached>,
+        desired: Desired,
+        found: Found,
+        now: Duration,
+    ) -> Self {
+        let mut ledger = Ledger::default();
+        ledger.open(&found.image);
+        ledger.adopt(&found.removed);
         let mut balancer = Self {
+            epoch: plane.clock(),
             plane,
             attached,
-            desired,
             health: HashMap::new(),
             hops: HashMap::new(),
             fresh: HashMap::new(),
             interfaces: BTreeMap::new(),
-            reconciler: Reconciler::default(),
-            ledger: Ledger::default(),
+            bonded: BTreeMap::new(),
+            reconciler: Reconciler::adopt(found, &desired, now),
+            desired,
+            ledger,
             drains: HashMap::new(),
             warmth: HashMap::new(),
             overdue: Some(Duration::ZERO),
+            awaited: BTreeSet::new(),
+            begin: now,
         };
         balancer.health = balancer.expected_health(&Desired::default());
-        balancer.follow_drains(Duration::ZERO);
+        balancer.follow_drains(now);
+        balancer.adopt_health();
         balancer
+    }
+
+    /// Backends that the datapath has are up as long as they were, and until a check says
+    /// something else; the way to them is awaited.
+    fn adopt_health(&mut self) {
+        let ids = self.reconciler.ids();
+        let image = self.reconciler.image();
+        for ((service, address), health) in &mut self.health {
+            let id = ids.backends.get(&(service.as_str().into(), *address));
+            let Some(entry) = id.and_then(|id| image.backends.get(&id)) else {
+                continue;
+            };
+            health.is_up |= entry.state == BackendState::Up as u8;
+            if entry.path.ifindex != 0 {
+                self.awaited.insert(address.ip);
+            }
+        }
+    }
+
+    /// Whether the ways that the datapath has are still better than what is known of them:
+    /// at the start, until the kernel has said something about all of them, and has had the
+    /// time to look for neighbours.
+    pub(super) fn is_awaiting(&self, now: Duration) -> bool {
+        let limit = match self
+            .awaited
+            .iter()
+            .all(|address| self.hops.contains_key(address))
+        {
+            true => RESOLUTION,
+            false => FIRST_NEWS,
+        };
+        !self.awaited.is_empty() && now < self.begin + limit
     }
 
     /// The addresses whose next hops are wanted.
@@ -297,9 +317,9 @@ impl<P: Plane> Balancer<P> {
 
     fn interface(&mut self, interface: &Interface) {
         let &Interface { ifindex, mtu, .. } = interface;
+        self.set_bond(ifindex, interface.bond);
         if self.is_attached(ifindex) {
-            let new = backend::Interface { mtu };
-            if self.interfaces.insert(ifindex, new) != Some(new) {
+            if self.interfaces.insert(ifindex, mtu) != Some(mtu) {
                 self.overdue = Some(Duration::ZERO);
             }
             return;
@@ -316,7 +336,36 @@ impl<P: Plane> Balancer<P> {
         }
     }
 
+    /// Takes note of the bond that an interface belongs to.
+    fn set_bond(&mut self, ifindex: u32, bond: Option<u32>) {
+        let before = match bond {
+            Some(bond) => self.bonded.insert(ifindex, bond),
+            None => self.bonded.remove(&ifindex),
+        };
+        if before != bond {
+            self.overdue = Some(Duration::ZERO);
+        }
+    }
+
+    /// The interfaces that packets come in by, and how those for them leave: the ones that
+    /// the program is attached to, and those of bonds among them.
+    fn outlets(&self) -> BTreeMap<u32, Outlet> {
+        let attached = self
+            .interfaces
+            .iter()
+            .map(|(ifindex, mtu)| (ifindex, ifindex, mtu));
+        let bonded = self.bonded.iter().filter_map(|(ifindex, bond)| {
+            let mtu = self.interfaces.get(bond)?;
+            Some((ifindex, bond, mtu))
+        });
+        bonded
+            .chain(attached)
+            .map(|(&of, &ifindex, &mtu)| (of, Outlet { ifindex, mtu }))
+            .collect()
+    }
+
     fn interface_gone(&mut self, gone: u32) {
+        self.set_bond(gone, None);
         for attached in &mut self.attached {
             match attached.state {
                 Attachment::On { ifindex, .. } if ifindex == gone => {
@@ -355,8 +404,7 @@ impl<P: Plane> Balancer<P> {
             match self.plane.attach(interface, index, attached.wanted) {
                 Ok(mode) => {
                     tracing::info!(interface, mode = mode.as_str(), "attached again");
-                    self.interfaces
-                        .insert(index, backend::Interface { mtu: *mtu });
+                    self.interfaces.insert(index, *mtu);
                     attached.state = Attachment::On {
                         ifindex: index,
                         mode,
@@ -380,6 +428,10 @@ impl<P: Plane> Balancer<P> {
     }
 
     fn next_hop(&mut self, address: IpAddr, hop: NextHop) {
+        // A neighbour that has not answered yet may still do.
+        if hop.state != NextHopState::NoNeighbour {
+            self.awaited.remove(&address);
+        }
         let old = self.hops.get(&address);
         if old == Some(&hop) {
             return;
@@ -456,6 +508,10 @@ impl<P: Plane> Balancer<P> {
             }
         };
         self.ledger.expired(&report);
+        let backends = &self.reconciler.image().backends;
+        if let Err(error) = self.plane.swept(swept.began, &report, backends) {
+            tracing::error!(error = chain(&error), "the counters cannot be read");
+        }
         self.watch_drains(swept.began);
         let released = self.reconciler.release(
             swept.began,
@@ -485,9 +541,9 @@ impl<P: Plane> Balancer<P> {
         }
         Order {
             now,
-            tick: tick(now),
+            tick: self.ticks(now),
             lifetimes,
-            gone: ids.backends.resting().map(|(_, id)| id).collect(),
+            gone: ids.backends.at_rest().collect(),
         }
     }
 
@@ -530,7 +586,7 @@ impl<P: Plane> Balancer<P> {
             }
         }
         Ok(Query {
-            now: tick(now),
+            now: self.ticks(now),
             backends,
             client: filter.client,
             state: filter.state,
@@ -551,6 +607,14 @@ impl<P: Plane> Balancer<P> {
             .collect()
     }
 
+    /// The flow clock at a time. It goes on from where it stood, so that no flow grows old
+    /// while no daemon runs.
+    fn ticks(&self, now: Duration) -> u32 {
+        // It wraps after 13 years, and whoever compares ticks knows that.
+        let ticks = (now.as_millis() / u128::from(CLOCK_TICK_MS)) as u32;
+        self.epoch.wrapping_add(ticks)
+    }
+
     /// Moves the flow clock on.
     pub(super) fn tick(&mut self, now: Duration) {
         for backend in self.unresolved(now) {
@@ -558,15 +622,32 @@ impl<P: Plane> Balancer<P> {
             let hint = neighbour::remedy(why);
             tracing::warn!(%backend, why, hint, "there is no way to the backend");
         }
-        if let Err(error) = self.plane.set_clock(tick(now)) {
+        if let Err(error) = self.plane.set_clock(self.ticks(now)) {
             tracing::error!(error = chain(&error), "the flow clock stands still");
+        }
+        let ids = &self.reconciler.ids().services;
+        let idle: HashMap<u32, Duration> = self
+            .desired
+            .services()
+            .filter_map(|spec| {
+                let service = ids.get(&spec.name.as_str().into())?;
+                Some((service, spec.timeouts.tcp_established))
+            })
+            .collect();
+        let idle = |service: u32| idle.get(&service).copied().unwrap_or(Duration::MAX);
+        if let Err(error) = self.plane.settle(now, &idle) {
+            tracing::error!(
+                error = chain(&error),
+                "slots of rings are not as they should be"
+            );
         }
     }
 
     /// Brings the datapath in line with the rest, if it is not, and tries again later
     /// where it refuses.
     pub(super) fn reconcile_if_needed(&mut self, now: Duration) {
-        if self.overdue.is_some_and(|since| since <= now)
+        if !self.is_awaiting(now)
+            && self.overdue.is_some_and(|since| since <= now)
             && let Err(error) = self.reconcile(now)
         {
             tracing::error!(
@@ -579,6 +660,7 @@ impl<P: Plane> Balancer<P> {
 
     fn reconcile(&mut self, now: Duration) -> Result<(), reconcile::Error<datapath::Error>> {
         let all_attached = self.attach_what_is_back();
+        let interfaces = self.outlets();
         let next_step = self.follow_slow_starts(now);
         let share = |spec: &ServiceSpec, backend: &BackendSpec| {
             if spec.slow_start.is_none() {
@@ -597,7 +679,7 @@ impl<P: Plane> Balancer<P> {
             },
             share: &share,
             next_hop: &|address| self.hops.get(&address),
-            interfaces: &self.interfaces,
+            interfaces: &interfaces,
         };
         let result = self.reconciler.reconcile(&mut self.plane, &world, now);
         // Also of a change that was made in part: packets may have been counted.
@@ -695,10 +777,4 @@ impl<P: Plane> Balancer<P> {
         let mut attached = self.attached.iter().filter_map(Attached::ifindex);
         attached.any(|index| index == ifindex)
     }
-}
-
-/// The flow clock at a time.
-fn tick(now: Duration) -> u32 {
-    // It wraps after 13 years, and whoever compares ticks knows that.
-    (now.as_millis() / u128::from(CLOCK_TICK_MS)) as u32
 }

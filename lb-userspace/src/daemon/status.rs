@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use lb_common::{counters::Direction, drop_reason::DropReason};
 
 use super::{
-    balancer::{Attached, Attachment, Balancer, Plane},
+    balancer::{Attached, Attachment, Balancer},
     ledger::{Drops, Figures, Reading},
+    plane::Plane,
 };
 use crate::{
     neighbour::NextHopState,

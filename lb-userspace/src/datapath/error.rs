@@ -1,6 +1,6 @@
 //! What can go wrong between the daemon and the kernel.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use aya::{
     EbpfError,
@@ -8,15 +8,18 @@ use aya::{
     programs::ProgramError,
     util::KernelVersion,
 };
-use lb_common::flow::{Flow4, Flow6, FlowKey4, FlowKey6};
+use lb_common::{
+    flow::{Flow4, Flow6, FlowKey4, FlowKey6},
+    pin::Pin,
+};
 
 use super::attach::AttachedMode;
 
-/// The oldest kernel that has all that the datapath needs: atomic operations that
-/// return a value in BPF (5.12), BPF links for XDP (5.9), maps in maps described by BTF
-/// (5.7), batches of map entries and memory-mapped maps (5.6, 5.5). 5.15 is the first
-/// kernel with long-term support that has them.
-const OLDEST_KERNEL: (u8, u8) = (5, 15);
+/// The oldest kernel that has all that the datapath needs: XDP on frames in several buffers
+/// with `bpf_xdp_load_bytes` (5.18), `bpf_loop` (5.17), atomic operations that return a
+/// value in BPF (5.12), BPF links for XDP (5.9). 6.1 is the first kernel with long-term
+/// support that has them, and the oldest whose verifier has been tried.
+const OLDEST_KERNEL: (u8, u8) = (6, 1);
 
 /// Why the datapath did not do what it was told. [`Self::hint`] says how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +119,41 @@ pub enum Error {
         /// The kernel's answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The directory that keeps the datapath is on no BPF file system.
+    #[error("{} is on no BPF file system", path.display())]
+    NoBpfFileSystem {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another process uses that directory.
+    #[error("another process uses {}", path.display())]
+    PinnedInUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It keeps maps of another version of lb.
+    #[error(
+        "{} keeps a datapath of another version of lb (its maps have layout {found}, those of \
+         this one {})",
+        path.display(),
+        lb_common::SCHEMA_VERSION
+    )]
+    OtherLayout {
+        /// The directory.
+        path: PathBuf,
+        /// Version of the layout.
+        found: u32,
+    },
+    /// An operation on what that directory keeps failed.
+    #[error("{action} {}", path.display())]
+    Pinned {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The test run of the program failed.
     #[error("running the program on a test packet")]
     TestRun(#[source] ProgramError),
@@ -138,7 +176,11 @@ impl Error {
             Self::Privileges { .. } => {
                 "run as root, or with the capabilities CAP_BPF and CAP_NET_ADMIN".into()
             }
-            Self::KernelTooOld { .. } => format!("lb needs Linux {major}.{minor} or newer"),
+            Self::KernelTooOld { .. } => format!(
+                "lb needs Linux {major}.{minor} or newer: XDP on frames in several buffers came \
+                 with 5.18, `bpf_loop` with 5.17, and older verifiers than that of \
+                 {major}.{minor} have not been tried"
+            ),
             Self::NoBpf { .. } => {
                 "it was built without CONFIG_BPF_SYSCALL; use a distribution's stock kernel".into()
             }
@@ -158,6 +200,16 @@ impl Error {
                 mode: AttachedMode::Native,
                 ..
             } => "--xdp-mode generic works with every driver, but more slowly".into(),
+            Self::NoBpfFileSystem { .. } => {
+                "`mount -t bpf bpf DIRECTORY` mounts one; the usual place is /sys/fs/bpf".into()
+            }
+            Self::PinnedInUse { .. } => {
+                "stop the other lb; each needs a `pin-directory` of its own".into()
+            }
+            Self::OtherLayout { .. } => {
+                "`lb detach` of either version takes it away, with the flows that it remembers"
+                    .into()
+            }
             _ => return None,
         };
         Some(hint)
@@ -207,7 +259,7 @@ pub(super) fn loading(source: EbpfError, max_flows: Option<u32>) -> Error {
             };
         }
         (Some(libc::ENOSYS), _) => return Error::NoBpf { source: io_error },
-        (Some(libc::ENOMEM | libc::E2BIG), Some(max_flows)) => {
+        (Some(libc::ENOMEM | libc::E2BIG), Some(max_flows)) if !is_verdict(&source) => {
             return Error::Memory {
                 max_flows,
                 mebibytes: flow_table_mebibytes(max_flows),
@@ -307,7 +359,7 @@ fn available_mebibytes(meminfo: &str) -> Option<u64> {
     Some(kibibytes >> 10)
 }
 
-/// Memory that the four flow tables take: an entry's header of 48 bytes, its key and
+/// Memory that the flow tables take: an entry's header of 48 bytes, its key and
 /// value, and 16 bytes for each bucket, of which there is a power of two.
 fn flow_table_mebibytes(max_flows: u32) -> u64 {
     const HEADER: u64 = 48;
@@ -316,7 +368,10 @@ fn flow_table_mebibytes(max_flows: u32) -> u64 {
     let entry = |key: usize, value: usize| HEADER + (key + value) as u64;
     let v4 = entry(size_of::<FlowKey4>(), size_of::<Flow4>());
     let v6 = entry(size_of::<FlowKey6>(), size_of::<Flow6>());
-    (2 * (entries * (v4 + v6) + 2 * BUCKET * entries.next_power_of_two())) >> 20
+    let pins = entry(size_of::<FlowKey4>(), size_of::<Pin>())
+        + entry(size_of::<FlowKey6>(), size_of::<Pin>());
+    let buckets = 6 * BUCKET * entries.next_power_of_two();
+    (entries * (2 * (v4 + v6) + pins) + buckets) >> 20
 }
 
 impl From<XdpMapError> for Error {
@@ -337,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_flows_take_seven_hundred_mebibytes() {
-        assert_eq!(flow_table_mebibytes(1 << 20), 672);
+    fn a_million_flows_take_nine_hundred_mebibytes() {
+        assert_eq!(flow_table_mebibytes(1 << 20), 888);
     }
 }

@@ -6,13 +6,15 @@ use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
 use lb_common::{
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, FlowValue},
     map_name,
+    pin::Pin,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
     bpf::{self, Batch, Cursor},
     error::{Result, map_error},
-    plain::Plain,
+    live::LiveFlows,
+    plain::{Plain, Stored},
     ports::PortPools,
 };
 
@@ -42,7 +44,7 @@ impl Family for Ipv6 {
     type Flow = Flow6;
 }
 
-/// Handles to the four flow tables and to the port pools. Independent of the
+/// Handles to the flow tables, the port pools and the counts of live flows. Independent of the
 /// [`Datapath`](super::Datapath) that they come from, so that another thread may sweep.
 pub struct FlowTables {
     /// IPv4, client to service and back.
@@ -51,21 +53,25 @@ pub struct FlowTables {
     pub v6: FlowPair<Ipv6>,
     /// The port pools.
     pub ports: Arc<PortPools>,
+    /// Live flows by backend.
+    pub live: Arc<LiveFlows>,
 }
 
-/// The tables of both directions.
+/// The tables of one family.
 pub struct FlowPair<F: Family> {
-    /// Client to service.
-    pub flows: FlowTable<F>,
-    /// Backend to client.
-    pub replies: FlowTable<F>,
+    /// Translated flows, client to service.
+    pub flows: FlowTable<F::Key, F::Flow>,
+    /// Translated flows, backend to client.
+    pub replies: FlowTable<F::Key, F::Flow>,
+    /// Other flows, client to service.
+    pub pins: FlowTable<F::Key, Pin>,
 }
 
 /// A flow table.
-pub struct FlowTable<F: Family> {
-    map: HashMap<MapData, Plain<F::Key>, Plain<F::Flow>>,
+pub struct FlowTable<K: Copy, V: Copy> {
+    map: HashMap<MapData, Plain<K>, Plain<V>>,
     name: &'static str,
-    batch: Batch<F::Key, F::Flow>,
+    batch: Batch<K, V>,
 }
 
 /// Entries that are read at a time. More cost memory, fewer cost system calls.
@@ -73,24 +79,28 @@ const BATCH: usize = 4_096;
 
 impl FlowTables {
     pub(super) fn new(
-        [flows_v4, flows_v6, replies_v4, replies_v6]: [&MapData; 4],
+        [flows_v4, flows_v6, replies_v4, replies_v6, pins_v4, pins_v6]: [&MapData; 6],
         ports: Arc<PortPools>,
+        live: Arc<LiveFlows>,
     ) -> Result<Self> {
         Ok(Self {
             v4: FlowPair {
                 flows: FlowTable::new(flows_v4, map_name::FLOWS_V4)?,
                 replies: FlowTable::new(replies_v4, map_name::REPLIES_V4)?,
+                pins: FlowTable::new(pins_v4, map_name::PINS_V4)?,
             },
             v6: FlowPair {
                 flows: FlowTable::new(flows_v6, map_name::FLOWS_V6)?,
                 replies: FlowTable::new(replies_v6, map_name::REPLIES_V6)?,
+                pins: FlowTable::new(pins_v6, map_name::PINS_V6)?,
             },
             ports,
+            live,
         })
     }
 }
 
-impl<F: Family> FlowTable<F> {
+impl<K: Stored, V: Stored> FlowTable<K, V> {
     fn new(map: &MapData, name: &'static str) -> Result<Self> {
         let open = || -> Result<_, MapError> {
             let handle = MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?;
@@ -108,9 +118,9 @@ impl<F: Family> FlowTable<F> {
     /// # Errors
     ///
     /// Where the kernel refuses to look.
-    pub fn get(&self, key: &F::Key) -> Result<Option<F::Flow>> {
+    pub fn get(&self, key: &K) -> Result<Option<V>> {
         match self.map.get(&Plain(*key), 0) {
-            Ok(Plain(flow)) => Ok(Some(flow)),
+            Ok(Plain(value)) => Ok(Some(value)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(map_error("reading", self.name)(error)),
         }
@@ -121,9 +131,9 @@ impl<F: Family> FlowTable<F> {
     /// # Errors
     ///
     /// Where the table is full.
-    pub fn insert(&mut self, key: &F::Key, flow: &F::Flow) -> Result<()> {
+    pub fn insert(&mut self, key: &K, value: &V) -> Result<()> {
         self.map
-            .insert(Plain(*key), Plain(*flow), 0)
+            .insert(Plain(*key), Plain(*value), 0)
             .map_err(map_error("writing", self.name))
     }
 
@@ -134,7 +144,7 @@ impl<F: Family> FlowTable<F> {
     /// # Errors
     ///
     /// Where the kernel refuses.
-    pub fn take(&mut self, key: &F::Key) -> Result<Option<F::Flow>> {
+    pub fn take(&mut self, key: &K) -> Result<Option<V>> {
         bpf::take(self.map.map().fd().as_fd(), key).map_err(map_error("removing", self.name))
     }
 
@@ -147,7 +157,7 @@ impl<F: Family> FlowTable<F> {
     /// Where the kernel refuses to read.
     pub fn for_each_batch(
         &mut self,
-        mut visit: impl FnMut(&mut dyn Iterator<Item = (&F::Key, &F::Flow)>),
+        mut visit: impl FnMut(&mut dyn Iterator<Item = (&K, &V)>),
     ) -> Result<()> {
         let mut cursor = Cursor::Start;
         while cursor != Cursor::End {

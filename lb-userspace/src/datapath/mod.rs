@@ -3,13 +3,16 @@
 
 mod attach;
 mod bpf;
+mod contents;
 mod decap;
 mod error;
 mod flows;
 mod key;
+mod live;
 mod log;
 mod mapped;
 mod of_maps;
+mod pinned;
 mod plain;
 mod ports;
 mod test_run;
@@ -18,9 +21,10 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    os::fd::AsFd as _,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -36,16 +40,17 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use lb_common::{
-    Runtime,
-    backend::{Backend, Interface},
+    MAX_EMBRYONIC, Runtime,
+    addr::LinkPath,
+    backend::{Backend, BackendState, Interface},
     counters::{Counters, Direction, DropKey},
     drop_reason::DropReason,
     flow::MAX_FLOWS,
     fragment::{Fragment, FragmentKey4, FragmentKey6},
     map_name,
     ports::PortPool,
-    ring::RING_SIZE,
-    service::{PortKey, Service, ServiceKey4, ServiceKey6, Vip},
+    ring::{RING_SIZE, Slot},
+    service::{PortKey, Service, ServiceKey4, ServiceKey6, ServiceOptions, Vip},
     stage::{IcmpBudget, Stage},
 };
 
@@ -55,7 +60,10 @@ pub use self::{
     error::{Error, Result},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
+    live::LiveFlows,
     log::ProgramLog,
+    pinned::Pinned,
+    plain::Stored,
     ports::PortPools,
     test_run::{TestRun, Verdict},
 };
@@ -64,7 +72,7 @@ use self::{
     key::{ServiceKey, VipKey},
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
-    plain::{Plain, Stored},
+    plain::Plain,
 };
 use crate::address::AddressPrefix;
 
@@ -78,9 +86,12 @@ const INNER_MAPS: usize = 256;
 /// What is decided when the program is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Entries of each of the four flow tables. Their memory is taken at once: about 700
-    /// bytes for each of these entries.
+    /// Confirmed flows that each of the flow tables has room for. Their memory is taken at
+    /// once: about 900 bytes for each of these entries.
     pub max_flows: u32,
+    /// Flows that are not confirmed, of either family, a power of two: beyond that, a new
+    /// one takes the place of the oldest.
+    pub max_embryonic: u32,
     /// What the program itself logs. Everything above is removed by the verifier.
     pub log: LogLevel,
 }
@@ -89,8 +100,17 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             max_flows: MAX_FLOWS,
+            max_embryonic: MAX_EMBRYONIC,
             log: LogLevel::Off,
         }
+    }
+}
+
+impl Options {
+    /// Entries of each flow table.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.max_flows.saturating_add(self.max_embryonic)
     }
 }
 
@@ -113,10 +133,20 @@ pub enum LogLevel {
     Trace = aya_log::Level::Trace as u8,
 }
 
+/// How packets leave that are for an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outlet {
+    /// Index of the interface that transmits: itself, or the bond that it belongs to.
+    pub ifindex: u32,
+    /// Largest IP packet that this takes, in bytes.
+    pub mtu: u32,
+}
+
 type Table<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
 type Trie<K, V> = LpmTrie<MapData, Plain<K>, Plain<V>>;
 
-/// The program in the kernel. Detached and unloaded when it is dropped.
+/// The program in the kernel. Detached and unloaded when it is dropped, unless it is
+/// pinned.
 pub struct Datapath {
     ebpf: Ebpf,
     runtime: Array<MapData, Plain<Runtime>>,
@@ -128,11 +158,15 @@ pub struct Datapath {
     vips_v6: Table<[u32; 4], Vip>,
     prefixes_v4: Trie<u32, Vip>,
     prefixes_v6: Trie<[u32; 4], Vip>,
-    rings: OfMaps<u32>,
+    rings: OfMaps<Slot>,
+    options: Array<MapData, Plain<ServiceOptions>>,
     backends: Array<MapData, Plain<Backend>>,
     port_pools: OfMaps<PortPool>,
     ports: Arc<PortPools>,
-    flows: [MapData; 4],
+    flows: [MapData; FLOW_TABLES.len()],
+    live: Arc<LiveFlows>,
+    /// [`Runtime::embryonic_mask`].
+    embryonic_mask: u32,
     counters: PerCpuArray<MapData, Plain<Counters>>,
     drops: PerCpuHashMap<MapData, Plain<DropKey>, u64>,
     devices: DevMapHash<MapData>,
@@ -145,6 +179,7 @@ pub struct Datapath {
     )]
     stages: ProgramArray<MapData>,
     attachments: Vec<Attachment>,
+    pinned: Option<Pinned>,
 }
 
 impl Datapath {
@@ -154,13 +189,36 @@ impl Datapath {
     ///
     /// See [`Error`]: missing privileges, an old kernel, no memory.
     pub fn load(options: &Options) -> Result<Self> {
-        error::check_memory(options.max_flows)?;
-        let failed = |error| error::loading(error, Some(options.max_flows));
+        Self::load_into(options, None)
+    }
+
+    /// Loads the program and takes over the maps that are kept in this place; those that
+    /// are not there are made. Nothing is attached yet; what is goes on with the program
+    /// that it has. The size of tables that are there stays what it is.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::load`], and where the maps are of another layout.
+    pub fn load_pinned(options: &Options, pinned: Pinned) -> Result<Self> {
+        pinned.prepare()?;
+        Self::load_into(options, Some(pinned))
+    }
+
+    fn load_into(options: &Options, pinned: Option<Pinned>) -> Result<Self> {
+        let entries = options.entries();
+        error::check_memory(entries)?;
+        let failed = |error| error::loading(error, Some(entries));
         let log = options.log as u8;
         let mut loader = EbpfLoader::new();
         loader.override_global(aya_log::LEVEL, &log, false);
         for name in FLOW_TABLES {
-            loader.map_max_entries(name, options.max_flows);
+            loader.map_max_entries(name, entries);
+        }
+        for name in [map_name::EMBRYONIC_V4, map_name::EMBRYONIC_V6] {
+            loader.map_max_entries(name, options.max_embryonic);
+        }
+        for (name, path) in pinned.iter().flat_map(Pinned::map_paths) {
+            loader.map_pin_path(name, path);
         }
         let mut ebpf = loader.load(OBJECT).map_err(failed)?;
 
@@ -192,20 +250,34 @@ impl Datapath {
             backends: take(&mut ebpf, map_name::BACKENDS)?,
             port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, 1)?,
             ports: Arc::default(),
+            options: take(&mut ebpf, map_name::OPTIONS)?,
             flows: take_flow_tables(&mut ebpf)?,
+            live: take_live(&mut ebpf)?,
+            embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,
             counters: take(&mut ebpf, map_name::COUNTERS)?,
             drops: take(&mut ebpf, map_name::DROPS)?,
             devices: take(&mut ebpf, map_name::DEVICES)?,
             interfaces: take(&mut ebpf, map_name::INTERFACES)?,
             log: EbpfLogger::init(&mut ebpf).ok().map(ProgramLog),
             attachments: Vec::new(),
+            pinned,
             ebpf,
         };
+        // What a daemon before this one wrote goes on.
+        let Plain(runtime) = datapath
+            .runtime
+            .get(&0, 0)
+            .map_err(map_error("reading", map_name::RUNTIME))?;
+        datapath.set_runtime(runtime)?;
         // So that a drop is counted also when the table has no room for its key.
         for reason in DropReason::ALL {
             for direction in Direction::ALL {
                 let key = DropKey::overflow(*reason as u16, direction as u16);
-                datapath.insert_drop_key(key)?;
+                match datapath.drops.get(&Plain(key), 0) {
+                    Ok(_) => {}
+                    Err(MapError::KeyNotFound) => datapath.insert_drop_key(key)?,
+                    Err(error) => return Err(map_error("reading", map_name::DROPS)(error)),
+                }
             }
         }
         Ok(datapath)
@@ -240,15 +312,65 @@ impl Datapath {
         mode: XdpMode,
     ) -> Result<AttachedMode> {
         let program = program(&mut self.ebpf, map_name::PROGRAM)?;
-        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
+        let (attachment, attached) =
+            attach::attach(program, interface, ifindex, mode, self.pinned.as_ref())?;
         self.attachments.push(attachment);
         Ok(attached)
     }
 
     /// Detaches the program from an interface. Nothing happens where it is not attached.
-    pub fn detach(&mut self, ifindex: u32) {
+    ///
+    /// # Errors
+    ///
+    /// Where its link is pinned and can't be removed.
+    pub fn detach(&mut self, ifindex: u32) -> Result<()> {
         self.attachments
             .retain(|attachment| attachment.ifindex != ifindex);
+        match &self.pinned {
+            Some(pinned) => pinned.remove_link(ifindex),
+            None => Ok(()),
+        }
+    }
+
+    /// The indices of the interfaces whose links are pinned.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be read.
+    pub fn pinned_links(&self) -> Result<Vec<u32>> {
+        self.pinned.as_ref().map_or(Ok(Vec::new()), Pinned::links)
+    }
+
+    /// Detaches the program from all interfaces that a daemon before this one has attached
+    /// it to, and that this one has not.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::detach`].
+    pub fn detach_others(&mut self) -> Result<()> {
+        let Some(pinned) = &self.pinned else {
+            return Ok(());
+        };
+        for ifindex in pinned.links()? {
+            if !self.attachments.iter().any(|own| own.ifindex == ifindex) {
+                pinned.remove_link(ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries that each of the flow tables has room for: what [`Options::entries`] said
+    /// when they were made.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel does not tell.
+    pub fn flow_entries(&self) -> Result<u32> {
+        let [table, ..] = &self.flows;
+        let info = table
+            .info()
+            .map_err(map_error("asking for", map_name::FLOWS_V4))?;
+        Ok(info.max_entries())
     }
 
     /// The loaded program, for another program to call.
@@ -269,12 +391,16 @@ impl Datapath {
         self.written
     }
 
-    /// Writes the flow clock and the switches.
+    /// Writes the flow clock and the switches. The rest follows from [`Options`].
     ///
     /// # Errors
     ///
     /// Where the kernel refuses. So with all methods that write.
     pub fn set_runtime(&mut self, runtime: Runtime) -> Result<()> {
+        let runtime = Runtime {
+            embryonic_mask: self.embryonic_mask,
+            ..runtime
+        };
         self.runtime
             .set(0, Plain(runtime), 0)
             .map_err(map_error("writing", map_name::RUNTIME))?;
@@ -341,16 +467,30 @@ impl Datapath {
             .map_err(map_error("writing", map_name::BACKENDS))
     }
 
+    /// Makes a backend absent. Its entry says what it was, for the next daemon, which must
+    /// not give its id to another while flows have it.
+    pub fn remove_backend(&mut self, id: u32) -> Result<()> {
+        let Plain(entry) = self
+            .backends
+            .get(&id, 0)
+            .map_err(map_error("reading", map_name::BACKENDS))?;
+        let absent = Backend {
+            path: LinkPath::default(),
+            state: BackendState::Absent as u8,
+            ..entry
+        };
+        self.set_backend(id, absent)
+    }
+
     /// Replaces the rings of services, each as a whole. A ring has [`RING_SIZE`] slots.
-    pub fn set_rings(&mut self, rings: &[(u32, Arc<[u32]>)]) -> Result<()> {
-        let make = |(service, slots): &(u32, Arc<[u32]>)| {
-            let ring = Inner::<u32>::new(RING_SIZE)
+    pub fn set_rings(&mut self, rings: &[(u32, Arc<[Slot]>)]) -> Result<()> {
+        let make = |(service, slots): &(u32, Arc<[Slot]>)| {
+            let ring = Inner::<Slot>::new(RING_SIZE)
                 .map_err(map_error("making a ring", map_name::RINGS))?;
-            // An element of four bytes takes eight.
-            let memory = Mapping::<AtomicU32>::new(ring.fd(), 2 * RING_SIZE as usize)
+            let memory = Mapping::<AtomicU64>::new(ring.fd(), RING_SIZE as usize)
                 .map_err(map_error("mapping a ring", map_name::RINGS))?;
-            for (element, id) in memory.get().chunks_exact(2).zip(slots.iter()) {
-                element[0].store(*id, Ordering::Relaxed);
+            for (element, slot) in memory.get().iter().zip(slots.iter()) {
+                element.store(zerocopy::transmute!(*slot), Ordering::Relaxed);
             }
             Ok((*service, ring))
         };
@@ -361,6 +501,19 @@ impl Datapath {
                 .map_err(map_error("writing", map_name::RINGS))?;
         }
         Ok(())
+    }
+
+    /// Writes what few packets need of a service.
+    pub fn set_options(&mut self, service: u32, options: ServiceOptions) -> Result<()> {
+        self.options
+            .set(service, Plain(options), 0)
+            .map_err(map_error("writing", map_name::OPTIONS))
+    }
+
+    /// Flows of a backend that are confirmed and not closed.
+    #[must_use]
+    pub fn live_flows(&self, backend: u32) -> u32 {
+        self.live.of(backend)
     }
 
     /// Empties the rings of services, so that they take no memory.
@@ -405,15 +558,14 @@ impl Datapath {
         &self.ports
     }
 
-    /// Lets packets leave by an interface. Clients behind it may be answered; its MTU
-    /// is for them.
-    pub fn set_interface(&mut self, ifindex: u32, interface: Interface) -> Result<()> {
-        self.devices.insert(ifindex, ifindex, None, 0)?;
+    /// Lets packets leave that are for an interface. Clients behind it may be answered.
+    pub fn set_interface(&mut self, ifindex: u32, outlet: Outlet) -> Result<()> {
+        self.devices.insert(ifindex, outlet.ifindex, None, 0)?;
         insert(
             &mut self.interfaces,
             map_name::INTERFACES,
             ifindex,
-            interface,
+            Interface { mtu: outlet.mtu },
         )
     }
 
@@ -439,13 +591,15 @@ impl Datapath {
             .fold(Counters::default(), |sum, Plain(value)| sum.plus(*value)))
     }
 
-    /// Sets the counters of a backend to zero, so that its id can be used again.
-    pub fn clear_counters(&mut self, backend: u32) -> Result<()> {
+    /// Sets the counters of a backend to zero and forgets what it was, so that its id can
+    /// be used again.
+    pub fn forget_backend(&mut self, id: u32) -> Result<()> {
         let zeros = per_cpu(Plain(Counters::default()))
             .map_err(map_error("counting the CPUs for", map_name::COUNTERS))?;
         self.counters
-            .set(backend, zeros, 0)
-            .map_err(map_error("writing", map_name::COUNTERS))
+            .set(id, zeros, 0)
+            .map_err(map_error("writing", map_name::COUNTERS))?;
+        self.set_backend(id, Backend::default())
     }
 
     /// Dropped packets by service, backend, reason and direction.
@@ -474,7 +628,11 @@ impl Datapath {
 
     /// Handles to the flow tables and port pools, for another thread to sweep.
     pub fn flow_tables(&self) -> Result<FlowTables> {
-        FlowTables::new(self.flows.each_ref(), Arc::clone(&self.ports))
+        FlowTables::new(
+            self.flows.each_ref(),
+            Arc::clone(&self.ports),
+            Arc::clone(&self.live),
+        )
     }
 
     /// The first fragments of IPv4 packets that are remembered.
@@ -521,11 +679,13 @@ impl Datapath {
 }
 
 /// The flow tables, in the order of `FlowTables::new`.
-const FLOW_TABLES: [&str; 4] = [
+const FLOW_TABLES: [&str; 6] = [
     map_name::FLOWS_V4,
     map_name::FLOWS_V6,
     map_name::REPLIES_V4,
     map_name::REPLIES_V6,
+    map_name::PINS_V4,
+    map_name::PINS_V6,
 ];
 
 /// The XDP program of this name.
@@ -562,15 +722,39 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map> {
     })
 }
 
-fn take_flow_tables(ebpf: &mut Ebpf) -> Result<[MapData; 4]> {
+/// Entries that a map has room for.
+fn entries_of(ebpf: &Ebpf, name: &'static str) -> Result<u32> {
+    let info = match ebpf.map(name) {
+        Some(Map::Array(map)) => map.info(),
+        _ => {
+            return Err(Error::WrongObject {
+                what: format!("there is no array {name}"),
+            });
+        }
+    };
+    let info = info.map_err(map_error("asking for", name))?;
+    Ok(info.max_entries())
+}
+
+fn take_flow_tables(ebpf: &mut Ebpf) -> Result<[MapData; FLOW_TABLES.len()]> {
     let mut take = |name| match take_map(ebpf, name)? {
         Map::HashMap(map) => Ok(map),
         other => Err(Error::WrongObject {
             what: format!("map {name} is no hash map: {other:?}"),
         }),
     };
-    let [a, b, c, d] = FLOW_TABLES;
-    Ok([take(a)?, take(b)?, take(c)?, take(d)?])
+    let [a, b, c, d, e, f] = FLOW_TABLES;
+    Ok([take(a)?, take(b)?, take(c)?, take(d)?, take(e)?, take(f)?])
+}
+
+fn take_live(ebpf: &mut Ebpf) -> Result<Arc<LiveFlows>> {
+    let Map::Array(map) = take_map(ebpf, map_name::LIVE)? else {
+        return Err(Error::WrongObject {
+            what: format!("map {} is no array", map_name::LIVE),
+        });
+    };
+    let live = LiveFlows::new(map.fd().as_fd()).map_err(map_error("mapping", map_name::LIVE))?;
+    Ok(Arc::new(live))
 }
 
 fn insert<K: Stored, V: Stored>(

@@ -8,7 +8,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What may be stored in a map: the keys and values of `lb-common`.
-pub(super) trait Stored: FromBytes + IntoBytes + Immutable + Copy + 'static {}
+pub trait Stored: FromBytes + IntoBytes + Immutable + Copy + 'static {}
 
 impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> Stored for T {}
 

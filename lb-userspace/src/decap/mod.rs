@@ -191,8 +191,9 @@ impl State {
     /// Tells the program what follows from the addresses that the interfaces of these
     /// indices have now.
     fn refresh(&mut self, indices: &[u32]) -> anyhow::Result<()> {
+        let interfaces = neighbour::interfaces()?;
         let addresses = neighbour::addresses()?;
-        let wanted = Wanted::new(&self.config, indices, &addresses);
+        let wanted = Wanted::new(&self.config, indices, &interfaces, &addresses);
         self.write(wanted).map_err(explained)
     }
 
@@ -235,9 +236,16 @@ impl State {
                 bytes: counters.bytes,
             })
         };
-        let name_of = |ifindex| {
-            let attached = self.attached.iter().find(|on| on.ifindex == ifindex);
-            attached.map_or_else(String::new, |on| on.name.clone())
+        // Those of interfaces that belong to a bond are the bond's.
+        let shown = |source: &Source| {
+            let attached = self
+                .attached
+                .iter()
+                .find(|on| on.ifindex == source.ifindex)?;
+            Some(SourceStatus {
+                interface: attached.name.clone(),
+                prefix: source.prefix.to_string(),
+            })
         };
         Ok(Status {
             vips: (0..)
@@ -271,15 +279,7 @@ impl State {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-            sources: self
-                .written
-                .sources
-                .iter()
-                .map(|source| SourceStatus {
-                    interface: name_of(source.ifindex),
-                    prefix: source.prefix.to_string(),
-                })
-                .collect(),
+            sources: self.written.sources.iter().filter_map(shown).collect(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Config, Prefix};
-use crate::neighbour::HostAddress;
+use crate::neighbour::{HostAddress, Interface};
 
 /// What the program is told of the ends of tunnels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,8 +25,13 @@ pub(super) struct Source {
 
 impl Wanted {
     /// What `config` asks for on interfaces of these indices, while the host has these
-    /// addresses.
-    pub(super) fn new(config: &Config, indices: &[u32], addresses: &[HostAddress]) -> Self {
+    /// interfaces and addresses.
+    pub(super) fn new(
+        config: &Config,
+        indices: &[u32],
+        interfaces: &[Interface],
+        addresses: &[HostAddress],
+    ) -> Self {
         // Frames to the address of a VLAN interface show at the device below, too.
         let on = |ifindex| {
             addresses
@@ -40,7 +45,7 @@ impl Wanted {
         } else {
             config.locals.iter().copied().collect()
         };
-        let sources = if config.sources.is_empty() {
+        let mut sources: BTreeSet<_> = if config.sources.is_empty() {
             on_interfaces()
                 .map(|(ifindex, on)| Source {
                     ifindex,
@@ -56,6 +61,15 @@ impl Wanted {
             };
             indices.iter().copied().flat_map(on).collect()
         };
+        // Of a bond, the program sees the interface that belongs to it.
+        for interface in interfaces {
+            let of_bond = sources
+                .iter()
+                .filter(|on| Some(on.ifindex) == interface.bond);
+            let ifindex = interface.ifindex;
+            let of_port: Vec<_> = of_bond.map(|on| Source { ifindex, ..*on }).collect();
+            sources.extend(of_port);
+        }
         Self { locals, sources }
     }
 }
@@ -103,7 +117,7 @@ mod tests {
 
     #[test]
     fn without_a_word_it_is_what_the_interfaces_have() {
-        let wanted = Wanted::new(&config(&[], &[]), &[2, 3], &host());
+        let wanted = Wanted::new(&config(&[], &[]), &[2, 3], &[], &host());
         let locals: Vec<_> = wanted.locals.iter().map(ToString::to_string).collect();
         assert_eq!(locals, ["10.0.0.11", "172.16.0.1", "2001:db8::11"]);
         assert_eq!(
@@ -125,16 +139,38 @@ mod tests {
             (&[2, 7], &["2 10.7.0.0/24", "7 10.7.0.0/24"]),
             (&[3], &[]),
         ] {
-            let wanted = Wanted::new(&config(&[], &[]), indices, &[vlan]);
+            let wanted = Wanted::new(&config(&[], &[]), indices, &[], &[vlan]);
             assert_eq!(sources(&wanted), expected);
             assert_eq!(wanted.locals.is_empty(), expected.is_empty());
         }
     }
 
     #[test]
+    fn what_holds_for_a_bond_holds_for_its_interfaces() {
+        let interface = |ifindex, bond| Interface {
+            ifindex,
+            name: String::new(),
+            mac: None,
+            mtu: 1_500,
+            up: true,
+            bond,
+        };
+        let interfaces = [
+            interface(3, None),
+            interface(8, Some(3)),
+            interface(9, Some(4)),
+        ];
+        for sources_given in [&[][..], &["172.16.0.2/32"]] {
+            let config = config(sources_given, &[]);
+            let wanted = Wanted::new(&config, &[3], &interfaces, &host());
+            assert_eq!(sources(&wanted), ["3 172.16.0.2", "8 172.16.0.2"]);
+        }
+    }
+
+    #[test]
     fn what_is_given_holds_for_every_interface() {
         let config = config(&["10.1.0.0/16"], &["10.0.0.99"]);
-        let wanted = Wanted::new(&config, &[2, 3], &host());
+        let wanted = Wanted::new(&config, &[2, 3], &[], &host());
         assert_eq!(sources(&wanted), ["2 10.1.0.0/16", "3 10.1.0.0/16"]);
         assert_eq!(wanted.locals, ["10.0.0.99".parse().unwrap()].into());
     }

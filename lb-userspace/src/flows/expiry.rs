@@ -5,6 +5,7 @@ use std::time::Duration;
 use lb_common::{
     CLOCK_TICK_MS,
     flow::{FlowEntry, state},
+    pin::Pin,
 };
 
 use crate::state::{Protocol, Timeouts};
@@ -38,20 +39,34 @@ impl Lifetimes {
 
     /// How long a flow with this state may be silent.
     const fn limit(&self, flow_state: u32) -> u32 {
+        let established = if self.is_tcp {
+            state::CONFIRMED
+        } else {
+            state::CONFIRMED | state::REPLIED
+        };
         if self.is_tcp && state::is_closing(flow_state) {
             self.closing
-        } else if flow_state & state::REPLIED != 0 {
+        } else if flow_state & established != 0 {
             self.established
         } else {
             self.unreplied
         }
     }
 
+    /// Whether a flow that is not translated has been silent for too long.
+    #[must_use]
+    pub fn has_pin_expired(&self, pin: &Pin, now: u32) -> bool {
+        // One that began earlier may be as quiet as it was.
+        let joined = pin.state & state::JOINED != 0;
+        let flow_state = pin.state | if joined { state::CONFIRMED } else { 0 };
+        age(pin.last_seen, now) > self.limit(flow_state)
+    }
+
     /// Whether an entry alone, judged by its own state, has been silent for too long
     /// at tick `now`.
     #[must_use]
     pub fn is_silent(&self, entry: &FlowEntry, now: u32) -> bool {
-        age(entry, now) > self.limit(entry.state)
+        age(entry.last_seen, now) > self.limit(entry.state)
     }
 
     /// Whether a flow has been silent for too long in both directions. The state of
@@ -59,14 +74,15 @@ impl Lifetimes {
     #[must_use]
     pub fn has_expired(&self, flow: &FlowEntry, reply: Option<&FlowEntry>, now: u32) -> bool {
         let limit = self.limit(flow.state);
-        age(flow, now) > limit && reply.is_none_or(|reply| age(reply, now) > limit)
+        age(flow.last_seen, now) > limit
+            && reply.is_none_or(|reply| age(reply.last_seen, now) > limit)
     }
 }
 
-/// Ticks since the entry last spoke; 0 if it spoke after `now` was read. The clock
-/// wraps, so that an age of more than half its range is one from the future.
-pub(super) fn age(entry: &FlowEntry, now: u32) -> u32 {
-    let age = now.wrapping_sub(entry.last_seen);
+/// Ticks since a flow was last seen; 0 if that was after `now` was read. The clock wraps, so
+/// that an age of more than half its range is one from the future.
+pub(super) fn age(last_seen: u32, now: u32) -> u32 {
+    let age = now.wrapping_sub(last_seen);
     if age > u32::MAX / 2 { 0 } else { age }
 }
 
@@ -107,9 +123,10 @@ mod tests {
 
     #[test]
     fn each_state_has_its_timeout() {
-        use state::{FIN_BACKEND, FIN_CLIENT, REPLIED, RST};
+        use state::{CONFIRMED, FIN_BACKEND, FIN_CLIENT, REPLIED, RST};
         lasts(Protocol::Tcp, 0, 30);
-        lasts(Protocol::Tcp, REPLIED, 7_440);
+        lasts(Protocol::Tcp, REPLIED, 30);
+        lasts(Protocol::Tcp, REPLIED | CONFIRMED, 7_440);
         lasts(Protocol::Tcp, REPLIED | FIN_CLIENT, 60);
         lasts(Protocol::Tcp, REPLIED | FIN_BACKEND, 60);
         lasts(Protocol::Tcp, RST, 60);

@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::{
     CLOCK_TICK_MS,
-    flow::{FlowEntry, FlowKey4, FlowKey6, FlowValue as _, state},
+    flow::{FlowKey4, FlowKey6, FlowValue as _, state},
 };
 
 use super::expiry::age;
@@ -56,46 +56,78 @@ fn walk<F: Addresses>(pair: &mut FlowPair<F>, query: &Query, list: &mut FlowList
     pair.flows.for_each_batch(|entries| {
         for (key, flow) in entries {
             let entry = flow.entry();
-            let (client, address, protocol) = F::addresses(key);
-            let wanted = query
-                .client
-                .is_none_or(|prefix| prefix.contains(client.ip()))
-                && query.state.is_none_or(|state| state == state_of(entry));
-            let (Some(name), true) = (query.backends.get(&entry.backend), wanted) else {
+            let (source, _, _) = F::addresses(flow.to());
+            let Some(status) = query.describe::<F>(key, entry.backend, entry.state, source) else {
                 continue;
             };
             if found.len() == room {
                 list.truncated = true;
                 continue;
             }
-            let (source, _, _) = F::addresses(flow.to());
-            let status = FlowStatus {
-                service: name.0.to_string(),
-                backend: name.1.to_string(),
-                protocol,
-                client: client.to_string(),
-                address: address.to_string(),
-                source: source.to_string(),
-                state: state_of(entry),
-                idle_seconds: 0,
-            };
-            found.push((status, age(entry, query.now), flow.partner()));
+            found.push((status, age(entry.last_seen, query.now), flow.partner()));
         }
     })?;
     for (mut status, mut idle, partner) in found {
         if let Some(reply) = pair.replies.get(&partner)? {
-            idle = idle.min(age(reply.entry(), query.now));
+            idle = idle.min(age(reply.entry().last_seen, query.now));
         }
-        status.idle_seconds = u64::from(idle) * u64::from(CLOCK_TICK_MS) / 1_000;
+        status.idle_seconds = seconds(idle);
         list.flows.push(status);
     }
-    Ok(())
+    pair.pins.for_each_batch(|entries| {
+        for (key, pin) in entries {
+            let (client, _, _) = F::addresses(key);
+            let Some(mut status) = query.describe::<F>(key, pin.backend, pin.state, client) else {
+                continue;
+            };
+            if list.flows.len() >= query.limit {
+                list.truncated = true;
+                continue;
+            }
+            status.idle_seconds = seconds(age(pin.last_seen, query.now));
+            list.flows.push(status);
+        }
+    })
 }
 
-fn state_of(entry: &FlowEntry) -> FlowState {
-    if state::is_closing(entry.state) {
+impl Query {
+    /// What is told of a flow that is wanted. `source` is who the backend takes for the
+    /// client.
+    fn describe<F: Addresses>(
+        &self,
+        key: &F::Key,
+        backend: u32,
+        bits: u32,
+        source: SocketAddr,
+    ) -> Option<FlowStatus> {
+        let (client, address, protocol) = F::addresses(key);
+        let (service, name) = self.backends.get(&backend)?;
+        let state = state_of(bits);
+        let is_wanted = self
+            .client
+            .is_none_or(|prefix| prefix.contains(client.ip()))
+            && self.state.is_none_or(|wanted| wanted == state);
+        is_wanted.then(|| FlowStatus {
+            service: service.to_string(),
+            backend: name.to_string(),
+            protocol,
+            client: client.to_string(),
+            address: address.to_string(),
+            source: source.to_string(),
+            state,
+            idle_seconds: 0,
+        })
+    }
+}
+
+fn seconds(ticks: u32) -> u64 {
+    u64::from(ticks) * u64::from(CLOCK_TICK_MS) / 1_000
+}
+
+fn state_of(bits: u32) -> FlowState {
+    if state::is_closing(bits) {
         FlowState::Closing
-    } else if entry.state & state::REPLIED != 0 {
+    } else if bits & state::CONFIRMED != 0 {
         FlowState::Established
     } else {
         FlowState::Embryonic
@@ -152,7 +184,10 @@ fn protocol(number: u32) -> Protocol {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::flow::{Flow4, Flow6, Tuple as _};
+    use lb_common::{
+        flow::{Flow4, Flow6, FlowEntry, Tuple as _},
+        pin::Pin,
+    };
 
     use super::*;
     use crate::datapath::{Datapath, LogLevel, Options};
@@ -178,7 +213,8 @@ mod tests {
         }
     }
 
-    /// Tables with three flows of backend 7, of clients 1 to 3, and one of backend 8.
+    /// Tables with three flows of backend 7, of clients 1 to 3, and one of backend 8; and one
+    /// of backend 9 that is not translated.
     fn tables(datapath: &Datapath) -> FlowTables {
         let mut tables = datapath.flow_tables().unwrap();
         let entry = |backend, last_seen, state| FlowEntry {
@@ -187,7 +223,11 @@ mod tests {
             state,
             ..FlowEntry::default()
         };
-        for (client, state) in [(1, 0), (2, state::REPLIED), (3, state::FIN_CLIENT)] {
+        for (client, state) in [
+            (1, state::REPLIED),
+            (2, state::CONFIRMED),
+            (3, state::FIN_CLIENT),
+        ] {
             let to = FlowKey4 {
                 src: u32::from_ne_bytes([10, 0, 0, 1]),
                 dst: u32::from_ne_bytes([10, 0, 0, 11]),
@@ -219,6 +259,13 @@ mod tests {
             to: key6(),
         };
         tables.v6.flows.insert(&key6(), &flow).unwrap();
+        let pin = Pin {
+            backend: 9,
+            last_seen: 150,
+            state: state::CONFIRMED,
+            slot: 0,
+        };
+        tables.v4.pins.insert(&key4(9, 5_000), &pin).unwrap();
         tables
     }
 
@@ -226,6 +273,7 @@ mod tests {
     fn flows_are_listed_by_backend_client_and_state() {
         let options = Options {
             max_flows: 1_024,
+            max_embryonic: 1_024,
             log: LogLevel::Off,
         };
         let datapath =
@@ -283,6 +331,19 @@ mod tests {
             state: FlowState::Established,
             // The backend spoke last.
             idle_seconds: 1,
+        };
+        assert_eq!(list(&mut tables, &query).unwrap().flows, [expected]);
+
+        query.backends = HashMap::from([(9, named("10.0.0.12"))]);
+        let expected = FlowStatus {
+            service: "web".into(),
+            backend: "10.0.0.12".into(),
+            protocol: Protocol::Tcp,
+            client: "198.51.100.9:5000".into(),
+            address: "192.0.2.10:443".into(),
+            source: "198.51.100.9:5000".into(),
+            state: FlowState::Established,
+            idle_seconds: 5,
         };
         assert_eq!(list(&mut tables, &query).unwrap().flows, [expected]);
     }

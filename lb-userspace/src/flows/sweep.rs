@@ -1,9 +1,13 @@
 //! One walk over the flow tables.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use lb_common::{
     flow::{FlowKey4, FlowKey6, FlowValue as _, state},
+    pin::Pin,
     ports::PORT_WORDS,
 };
 
@@ -12,20 +16,22 @@ use super::{
     listing::{self, Query},
 };
 use crate::{
-    datapath::{Family, FlowPair, FlowTables, Ipv4, Ipv6, Result},
+    datapath::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6, LiveFlows, Result, Stored},
+    slots::SlotSet,
     state::FlowList,
 };
 
 /// What a sweep found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Flows that are left, by backend id.
-    pub live: HashMap<u32, u64>,
     /// Flows that the sweep ended, by backend id. Those whose end the datapath had
     /// seen are not among them: it has counted them itself.
     pub ended: HashMap<u32, u64>,
     /// Backend ids that an entry still names. Any other may be used again.
     pub named: HashSet<u32>,
+    /// Slots of the ring that a flow without translation still has an entry for, by the
+    /// flow's backend.
+    pub slots: HashMap<u32, SlotSet>,
 }
 
 /// Bits of the ports in use, by pool.
@@ -83,8 +89,11 @@ impl Sweeper {
         let free = |pool, port| {
             self.tables.ports.free(pool, port);
         };
-        sweep.flows(&mut self.tables.v4, &free)?;
-        sweep.flows(&mut self.tables.v6, &free)?;
+        let live = Arc::clone(&self.tables.live);
+        sweep.flows(&mut self.tables.v4, &live, &free)?;
+        sweep.flows(&mut self.tables.v6, &live, &free)?;
+        sweep.pins(&mut self.tables.v4.pins, &live)?;
+        sweep.pins(&mut self.tables.v6.pins, &live)?;
         sweep.replies(&mut self.tables.v4, &free)?;
         sweep.replies(&mut self.tables.v6, &free)?;
         let suspects = without_flow(&used, &sweep.ports);
@@ -108,14 +117,18 @@ struct Sweep<'a> {
 
 impl Sweep<'_> {
     /// Ends silent flows.
-    fn flows<F: Tuples>(&mut self, pair: &mut FlowPair<F>, free: &impl Fn(u32, u16)) -> Result<()> {
+    fn flows<F: Tuples>(
+        &mut self,
+        pair: &mut FlowPair<F>,
+        live: &LiveFlows,
+        free: &impl Fn(u32, u16),
+    ) -> Result<()> {
         // Batches cannot be read and entries removed at the same time.
         let mut silent = Vec::new();
         pair.flows.for_each_batch(|entries| {
             for (key, flow) in entries {
                 let entry = flow.entry();
                 self.report.named.insert(entry.backend);
-                *self.report.live.entry(entry.backend).or_default() += 1;
                 if self.is_suspect(entry.backend, |lifetimes| {
                     lifetimes.is_silent(entry, self.now)
                 }) {
@@ -124,9 +137,60 @@ impl Sweep<'_> {
             }
         })?;
         for (key, partner) in silent {
-            self.end(pair, &key, &partner, free)?;
+            self.end(pair, &key, &partner, live, free)?;
         }
         Ok(())
+    }
+
+    /// Ends silent flows without translation, and notes the slots of the others.
+    fn pins<K: Stored>(&mut self, table: &mut FlowTable<K, Pin>, live: &LiveFlows) -> Result<()> {
+        let mut silent = Vec::new();
+        table.for_each_batch(|entries| {
+            for (key, pin) in entries {
+                self.report.named.insert(pin.backend);
+                if self.is_suspect(pin.backend, |lifetimes| {
+                    lifetimes.has_pin_expired(pin, self.now)
+                }) {
+                    silent.push(*key);
+                } else {
+                    self.keep(pin);
+                }
+            }
+        })?;
+        for key in silent {
+            let Some(pin) = table.get(&key)? else {
+                continue;
+            };
+            // It may have spoken meanwhile.
+            if !self.is_suspect(pin.backend, |lifetimes| {
+                lifetimes.has_pin_expired(&pin, self.now)
+            }) {
+                self.keep(&pin);
+                continue;
+            }
+            let Some(pin) = table.take(&key)? else {
+                continue;
+            };
+            if state::is_closed_by_client(pin.state) {
+                continue;
+            }
+            if pin.state & state::CONFIRMED != 0 {
+                live.end(pin.backend);
+            }
+            if pin.state & state::COUNTED != 0 {
+                *self.report.ended.entry(pin.backend).or_default() += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The flow stays.
+    fn keep(&mut self, pin: &Pin) {
+        self.report
+            .slots
+            .entry(pin.backend)
+            .or_default()
+            .insert(pin.slot);
     }
 
     /// Whether a backend is gone, or else `is_silent`.
@@ -140,6 +204,7 @@ impl Sweep<'_> {
         pair: &mut FlowPair<F>,
         key: &F::Key,
         partner: &F::Key,
+        live: &LiveFlows,
         free: &impl Fn(u32, u16),
     ) -> Result<()> {
         let Some(flow) = pair.flows.get(key)? else {
@@ -157,11 +222,11 @@ impl Sweep<'_> {
             return Ok(());
         };
         let entry = flow.entry();
-        if let Some(live) = self.report.live.get_mut(&entry.backend) {
-            *live -= 1;
-        }
         if !state::is_closed(entry.state) {
             *self.report.ended.entry(entry.backend).or_default() += 1;
+            if entry.state & state::CONFIRMED != 0 {
+                live.end(entry.backend);
+            }
         }
         pair.replies.take(&flow.partner())?;
         if entry.port_pool != 0 {
@@ -301,6 +366,7 @@ mod tests {
     fn sweeper() -> (Datapath, Sweeper) {
         let options = Options {
             max_flows: 1_024,
+            max_embryonic: 1_024,
             log: LogLevel::Off,
         };
         let mut datapath =
@@ -359,7 +425,6 @@ mod tests {
         let speaking = insert(&mut sweeper, 1_001, 10, 0);
         let answered = insert(&mut sweeper, 1_002, 0, 10);
         let report = sweeper.sweep(11, &lifetimes(), &HashSet::new()).unwrap();
-        assert_eq!(report.live, HashMap::from([(7, 2)]));
         assert_eq!(report.ended, HashMap::from([(7, 1)]));
         assert_eq!(report.named, HashSet::from([7]));
         let flows = &sweeper.tables.v4.flows;
@@ -367,8 +432,7 @@ mod tests {
         assert!(flows.get(&speaking).unwrap().is_some());
         assert!(flows.get(&answered).unwrap().is_some());
 
-        let report = sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
-        assert_eq!(report.live, HashMap::from([(7, 0)]));
+        sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
         let report = sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
         assert_eq!(report, Report::default(), "nothing is left behind");
     }

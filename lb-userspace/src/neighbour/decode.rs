@@ -9,8 +9,8 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
-        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage,
+        InfoData, InfoKind, InfoPortKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
@@ -111,7 +111,10 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: flags.contains(LinkFlags::Up | LinkFlags::Running),
+        bond: None,
     };
+    let mut controller = None;
+    let mut is_bonded = false;
     let mut lower = None;
     let mut tag = None;
     let mut elsewhere = false;
@@ -124,10 +127,15 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             }
             LinkAttribute::Link(ifindex) => lower = Some(*ifindex),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
-            LinkAttribute::LinkInfo(info) => tag = vlan_tag(info),
+            LinkAttribute::Controller(ifindex) => controller = Some(*ifindex),
+            LinkAttribute::LinkInfo(info) => {
+                tag = vlan_tag(info);
+                is_bonded = info.contains(&LinkInfo::PortKind(InfoPortKind::Bond));
+            }
             _ => {}
         }
     }
+    interface.bond = controller.filter(|_| is_bonded);
     let vlan = lower.zip(tag).map(|(lower, (ethertype, id))| Vlan {
         lower,
         ethertype,
@@ -291,6 +299,7 @@ mod tests {
                     mac: Some([2, 0, 0, 0, 0, 7]),
                     mtu: 1496,
                     up: true,
+                    bond: None,
                 },
                 vlan: Some(Vlan {
                     lower: 3,

@@ -41,6 +41,9 @@ pub struct Interface {
     pub mtu: u32,
     /// It is switched on and has a carrier.
     pub up: bool,
+    /// Index of the bond that it belongs to, if any: frames that XDP sees there come in by
+    /// this interface, and the bond chooses by which of its interfaces frames leave.
+    pub bond: Option<u32>,
 }
 
 /// An address of this host.

@@ -75,6 +75,7 @@ mod tests {
                 mac: Some([2, 0, 0, 0, 0, u8::try_from(ifindex).unwrap()]),
                 mtu: 1500,
                 up: true,
+                bond: None,
             },
             vlan: vlan.map(|(lower, ethertype, id)| Vlan {
                 lower,

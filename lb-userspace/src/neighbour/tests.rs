@@ -69,6 +69,13 @@ impl Peer {
                 "address add fe80::{host}/64 dev {device}{n} nodad"
             ));
         }
+        // The kernel notes that a link runs some time after it does.
+        let out = format!("out{n}");
+        let deadline = Instant::now() + PATIENCE;
+        while !interfaces().unwrap().iter().any(|i| i.name == out && i.up) {
+            assert!(Instant::now() < deadline, "{out} does not run");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -436,6 +443,7 @@ fn interfaces_are_listed_and_their_changes_told() {
             mac: Some(HERE),
             mtu: 1500,
             up: true,
+            bond: None,
         };
         assert_eq!(
             listed.iter().find(|interface| interface.name == "out0"),
@@ -528,7 +536,7 @@ fn addresses_tell_their_interface_and_network() {
 fn addresses_and_local_routes_are_the_hosts() {
     with_peer(|_| {
         ip("address add 203.0.113.10/32 dev lo");
-        ip("address add 2001:db8:a::10/128 dev lo");
+        ip("address add 2001:db8:a::10/128 dev lo nodad");
         ip("route add local 198.51.100.0/24 dev lo");
         for (address, local) in [
             ("192.0.0.1", true),

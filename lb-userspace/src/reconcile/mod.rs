@@ -5,8 +5,10 @@
 //! a few milliseconds for ten thousand backends; system calls, and rings, which are what
 //! costs, are made only for what has changed.
 
+mod adopt;
 mod ids;
 mod image;
+mod rings;
 #[cfg(test)]
 mod tests;
 mod way;
@@ -20,24 +22,29 @@ use std::{
 
 use lb_common::{
     Runtime,
-    backend::{Backend, BackendState, Interface, Outer},
+    backend::{Backend, BackendState, Outer},
     service::{self, Service, Vip},
 };
 
 pub use self::{
+    adopt::Found,
     ids::{BackendName, Exhausted, Ids, Numbers, PoolName},
     image::{Image, Op, Ring, Tables, diff},
+    rings::{Rings, Written},
     way::{Obstacle, TakenPorts, obstacle},
 };
 use crate::{
-    datapath::{self, Datapath, Frontend, matches, words},
+    address::PortSet,
+    datapath::{Frontend, Outlet, matches, words},
     neighbour::NextHop,
     scheduler::{
-        self, Member,
+        Member,
         tiers::{self, Availability, Candidate},
     },
     slow_start,
-    state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
+    state::{
+        BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, Scheduler, ServiceSpec, Track,
+    },
 };
 
 /// All that the content of the tables follows from.
@@ -50,8 +57,8 @@ pub struct World<'a> {
     pub share: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> u32,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
-    /// The interfaces that the program is attached to, by index.
-    pub interfaces: &'a BTreeMap<u32, Interface>,
+    /// The interfaces that packets come in by, by index.
+    pub interfaces: &'a BTreeMap<u32, Outlet>,
 }
 
 /// Why the datapath is not as it was wanted.
@@ -210,6 +217,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         for member in &members {
             image.backends.entry(member.id).and_modify(|entry| {
                 entry.state = BackendState::Up as u8;
+                if spec.scheduler == Scheduler::LeastConnections {
+                    entry.weight = member.weight;
+                }
             });
         }
         image.rings.insert(
@@ -217,12 +227,14 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             Ring {
                 scheduler: spec.scheduler,
                 members,
+                has_origins: spec.protocol == Protocol::Tcp && !spec.mode.translates(),
             },
         );
         let entry = Service {
             id: service,
             mode: service::Mode::from(spec.mode) as u8,
-            ..Service::default()
+            scheduler: service::Scheduler::from(spec.scheduler) as u8,
+            flags: flags(spec),
         };
         let frontend = frontend(spec);
         services.push((frontend, entry));
@@ -258,6 +270,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         let ports = taken.of(pool.source, pool.protocol).clone();
         image.pools.insert(id, ports);
     }
+    for id in ids.pools.strays() {
+        image.pools.insert(id, PortSet::default());
+    }
     Ok(image)
 }
 
@@ -271,6 +286,21 @@ fn scale(world: &World<'_>, spec: &ServiceSpec, candidates: &mut [Candidate]) {
     for (candidate, backend) in candidates.iter_mut().zip(&spec.backends) {
         candidate.member.weight *= share(backend);
     }
+}
+
+/// The flags of a service.
+fn flags(spec: &ServiceSpec) -> u16 {
+    let is_tracked = spec.track() == Track::All && !spec.mode.translates();
+    let is_bounded = |backend: &BackendSpec| backend.max_connections.is_some();
+    [
+        (is_tracked, Service::TRACKED),
+        (spec.hash == Hash::Client, Service::BY_CLIENT),
+        (spec.hash == Hash::ClientPort, Service::BY_CLIENT_PORT),
+        (spec.backends.iter().any(is_bounded), Service::BOUNDED),
+    ]
+    .into_iter()
+    .filter(|(is_set, _)| *is_set)
+    .fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// What clients of a service send to.
@@ -317,6 +347,7 @@ fn backend(
         address: words(address.ip),
         source: source.map(|(source, _)| words(source)).unwrap_or_default(),
         max_segment_size: spec.max_segment_size.unwrap_or_default(),
+        max_flows: backend.max_connections.unwrap_or_default(),
         ..Backend::default()
     };
     if spec.mode.tunnels() {
@@ -358,42 +389,5 @@ fn outer_headers(mode: Mode, backend: IpAddr) -> u32 {
         Mode::FullNat | Mode::Nat | Mode::Dsr => 0,
         Mode::Ipip => ip,
         Mode::Gue => ip + UDP + GUE,
-    }
-}
-
-/// Rings that are filled and written together. Each takes a quarter of a megabyte until
-/// then, and each write waits for the packets that are on their way.
-const RINGS_AT_A_TIME: usize = 64;
-
-impl Tables for Datapath {
-    type Error = datapath::Error;
-
-    fn apply(&mut self, op: &Op) -> datapath::Result<()> {
-        match op {
-            Op::SetInterface(ifindex, interface) => self.set_interface(*ifindex, *interface),
-            Op::RemoveInterface(ifindex) => self.remove_interface(*ifindex),
-            Op::SetFlags(flags) => self.set_runtime(Runtime {
-                flags: *flags,
-                ..self.runtime()
-            }),
-            Op::CreatePools(ids) => self.create_port_pools(ids),
-            Op::ReservePorts(id, ports) => {
-                self.ports().reserve(*id, ports.clone());
-                Ok(())
-            }
-            Op::RemovePools(ids) => self.remove_port_pools(ids),
-            Op::SetBackend(id, backend) => self.set_backend(*id, *backend),
-            Op::RemoveBackend(id) => self.set_backend(*id, Backend::default()),
-            Op::SetRings(rings) => rings.chunks(RINGS_AT_A_TIME).try_for_each(|rings| {
-                let fill = |ring: &Ring| scheduler::ring(ring.scheduler, &ring.members).into();
-                let rings: Vec<_> = rings.iter().map(|(id, ring)| (*id, fill(ring))).collect();
-                self.set_rings(&rings)
-            }),
-            Op::RemoveRings(services) => self.remove_rings(services),
-            Op::SetService(packets, service) => self.set_service(*packets, *service),
-            Op::RemoveService(packets) => self.remove_service(*packets),
-            Op::SetVip(address, vip) => self.set_vip(*address, *vip),
-            Op::RemoveVip(address) => self.remove_vip(*address),
-        }
     }
 }

@@ -100,8 +100,8 @@ impl FromStr for BackendAddress {
     type Err = Reason;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORMS: &str = "write `10.0.0.11:8443` or `[2001:db8::11]:8443`, or `*` as the port \
-                             to keep the client's";
+        const FORMS: &str = "write `10.0.0.11:8443` or `[2001:db8::11]:8443`, `*` as the port to \
+                             keep the client's, or `10.0.0.11` in modes that always keep it";
         if let Some(reason) = without_brackets(text) {
             return Err(reason);
         }

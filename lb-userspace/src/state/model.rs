@@ -63,6 +63,17 @@ impl Mode {
     }
 }
 
+impl From<Scheduler> for service::Scheduler {
+    fn from(scheduler: Scheduler) -> Self {
+        match scheduler {
+            Scheduler::Maglev => Self::Hash,
+            Scheduler::RoundRobin => Self::RoundRobin,
+            Scheduler::LeastConnections => Self::LeastConnections,
+            Scheduler::Random => Self::Random,
+        }
+    }
+}
+
 impl From<Mode> for service::Mode {
     fn from(mode: Mode) -> Self {
         match mode {

@@ -61,6 +61,7 @@ fn nearly_everything_has_a_default() {
         interfaces: vec!["eth0".into()],
         xdp_mode: XdpMode::Auto,
         socket: PathBuf::from("/run/lb/lb.sock"),
+        pin_directory: PathBuf::from("/sys/fs/bpf/lb"),
         limits: Limits {
             flows: 1_048_576,
             embryonic: 131_072,
@@ -169,6 +170,7 @@ fn every_key_is_taken_as_written() {
         interfaces: vec!["eth0".into(), "eth1.100".into()],
         xdp_mode: XdpMode::Native,
         socket: PathBuf::from("/run/lb/other.sock"),
+        pin_directory: PathBuf::from("/sys/fs/bpf/other"),
         limits: Limits {
             flows: 65_536,
             embryonic: 4_096,

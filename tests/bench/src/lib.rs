@@ -7,6 +7,7 @@ mod driver;
 mod frame;
 mod ip;
 mod measure;
+mod memory;
 mod report;
 mod row;
 mod setup;
@@ -15,9 +16,11 @@ use std::io::{self, Write as _};
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
+use lb_common::flow::MAX_FLOWS;
 
 pub use self::{
     measure::{Figures, Size},
+    memory::{Memory, memory},
     row::{Feature, IpVersion, Row, Scenario},
 };
 
@@ -26,6 +29,8 @@ pub use self::{
 enum Subject {
     /// Nanoseconds per packet.
     Packet,
+    /// Bytes of the flow tables for each flow.
+    Memory,
 }
 
 /// Measure what the balancer costs. Needs root.
@@ -57,7 +62,20 @@ impl Arguments {
     pub fn run(&self) -> Result<()> {
         match self.subject {
             Subject::Packet => self.packet(),
+            Subject::Memory => self.memory(),
         }
+    }
+
+    fn memory(&self) -> Result<()> {
+        let kinds = memory(MAX_FLOWS)?;
+        if !self.json {
+            writeln!(io::stdout(), "{}", memory::table(&kinds))?;
+            return Ok(());
+        }
+        for kind in &kinds {
+            writeln!(io::stdout(), "{}", serde_json::to_string(kind)?)?;
+        }
+        Ok(())
     }
 
     fn packet(&self) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::{
     driver::{Callee, Driver, Outcome, XDP_PASS, XDP_TX},
     frame::{self, Flags, Frame, HOPS, Macs},
     ip::{Ends, Ip},
-    row::{Group, IpVersion},
+    row::{Group, IpVersion, Slots},
     setup::{Balancer, FROM_BACKEND, FROM_CLIENT, client, number_of},
 };
 
@@ -124,12 +124,23 @@ impl<V: Ip> Bench<V> {
             flows,
             replies: Vec::new(),
         };
-        if !group.mode.translates() {
+        let has_entries = match group.slots {
+            Slots::Clean => group.mode.translates(),
+            Slots::Changing | Slots::Tracked => true,
+            // Its flows began before the change.
+            Slots::Pinned => false,
+        };
+        if !has_entries {
             return Ok(bench);
         }
         let ascending = Order::ascending(flows);
         let mut plan = bench.plan(Kind::Client(Flags::Syn), ascending)?;
         bench.run_under_test(&mut plan, flows, Scenario::New)?;
+        if !group.mode.translates() {
+            let mut plan = bench.plan(Kind::Client(Flags::Ack), ascending)?;
+            bench.run_under_test(&mut plan, flows, Scenario::Tracked)?;
+            return Ok(bench);
+        }
         bench.collect_replies()?;
         let mut plan = bench.plan(Kind::Backend(Flags::SynAck), ascending)?;
         bench.run_under_test(&mut plan, flows, Scenario::Reply)?;
@@ -305,7 +316,7 @@ impl<V: Ip> Bench<V> {
             src: arrived.src,
             dst: arrived.dst,
         };
-        if scenario == Scenario::Clean {
+        if !self.balancer.mode.translates() {
             return Ok((XDP_TX, self.sent_on(&arrived, &ends)?));
         }
         let (to, macs) = match scenario {
@@ -406,7 +417,11 @@ impl<V: Ip> Bench<V> {
                 reply_bytes: bytes,
                 ..none
             },
-            Scenario::Tracked | Scenario::New | Scenario::Clean => Counters {
+            Scenario::Tracked
+            | Scenario::New
+            | Scenario::Clean
+            | Scenario::Changing
+            | Scenario::Pinned => Counters {
                 packets,
                 bytes,
                 new_flows: if scenario == Scenario::New {
@@ -436,6 +451,10 @@ impl<V: Ip> Bench<V> {
             let key = self.key(&ends)?;
             let ports = Arc::clone(&self.tables.ports);
             let tables = V::tables_mut(&mut self.tables);
+            if !self.balancer.mode.translates() {
+                tables.pins.take(&key)?.context("a flow was lost")?;
+                continue;
+            }
             let flow = tables.flows.get(&key)?.context("a flow was lost")?;
             let both = tables.flows.take(&key)?.is_some()
                 && tables.replies.take(&flow.partner())?.is_some();
@@ -473,7 +492,9 @@ impl Kind {
         match row.scenario {
             Scenario::NotOurs if row.family.is_none() => Self::Arp,
             Scenario::NotOurs => Self::Foreign,
-            Scenario::Tracked | Scenario::Clean => Self::Client(Flags::Ack),
+            Scenario::Tracked | Scenario::Clean | Scenario::Changing | Scenario::Pinned => {
+                Self::Client(Flags::Ack)
+            }
             Scenario::New => Self::Client(Flags::Syn),
             Scenario::Reply => Self::Backend(Flags::Ack),
         }

@@ -17,6 +17,23 @@ pub enum Scenario {
     New,
     /// From a client, of a slot of the ring without an entry in the flow table.
     Clean,
+    /// From a client, of a slot that changed hands: its flow has an entry.
+    Changing,
+    /// From a client, of a slot that changed hands: its flow has none.
+    Pinned,
+}
+
+/// What the slots of the service that is measured say of its flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slots {
+    /// All.
+    Clean,
+    /// Flows that began after the change have entries.
+    Changing,
+    /// Flows from before the change have entries.
+    Pinned,
+    /// Nothing: the service has an entry for every flow.
+    Tracked,
 }
 
 /// What a configuration can have more than services on one address and port.
@@ -64,6 +81,7 @@ pub(crate) struct Group {
     pub(crate) family: IpVersion,
     pub(crate) protocol: Protocol,
     pub(crate) flows: u32,
+    pub(crate) slots: Slots,
     pub(crate) feature: Option<Feature>,
     pub(crate) rows: Vec<Row>,
 }
@@ -77,12 +95,13 @@ pub(crate) fn groups(flows: &[u32], filters: &[String]) -> Vec<Group> {
         filters.is_empty() || filters.iter().any(names_it)
     };
     let mut groups = Vec::new();
-    let mut push = |mode, family, protocol, flows, feature| {
+    let mut push = |mode, family, protocol, flows, slots, feature| {
         let mut group = Group {
             mode,
             family,
             protocol,
             flows,
+            slots,
             feature,
             rows: Vec::new(),
         };
@@ -93,8 +112,21 @@ pub(crate) fn groups(flows: &[u32], filters: &[String]) -> Vec<Group> {
         for family in IpVersion::ALL {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 for flows in flows {
-                    push(*mode, family, protocol, *flows, None);
+                    push(*mode, family, protocol, *flows, Slots::Clean, None);
                 }
+            }
+        }
+    }
+    // The same in all modes that do not translate.
+    for family in IpVersion::ALL {
+        for (slots, protocol) in [
+            (Slots::Pinned, Protocol::Tcp),
+            (Slots::Changing, Protocol::Tcp),
+            (Slots::Tracked, Protocol::Tcp),
+            (Slots::Tracked, Protocol::Udp),
+        ] {
+            for flows in flows {
+                push(Mode::Dsr, family, protocol, *flows, slots, None);
             }
         }
     }
@@ -102,7 +134,7 @@ pub(crate) fn groups(flows: &[u32], filters: &[String]) -> Vec<Group> {
     for mode in [Mode::FullNat, Mode::Dsr] {
         for family in IpVersion::ALL {
             for feature in Feature::ALL {
-                push(mode, family, Protocol::Tcp, 1, Some(feature));
+                push(mode, family, Protocol::Tcp, 1, Slots::Clean, Some(feature));
             }
         }
     }
@@ -142,9 +174,14 @@ impl Group {
 
     /// What packets for the service can be.
     fn scenarios(&self) -> &'static [Scenario] {
-        match self.mode {
-            Mode::FullNat | Mode::Nat => &[Scenario::Tracked, Scenario::Reply, Scenario::New],
-            Mode::Dsr | Mode::Ipip | Mode::Gue => &[Scenario::Clean],
+        if self.mode.translates() {
+            return &[Scenario::Tracked, Scenario::Reply, Scenario::New];
+        }
+        match self.slots {
+            Slots::Clean => &[Scenario::Clean],
+            Slots::Changing => &[Scenario::Changing],
+            Slots::Pinned => &[Scenario::Pinned],
+            Slots::Tracked => &[Scenario::Tracked, Scenario::New],
         }
     }
 }
@@ -159,6 +196,8 @@ impl Scenario {
             Self::Reply => "reply",
             Self::New => "new",
             Self::Clean => "clean",
+            Self::Changing => "changing",
+            Self::Pinned => "pinned",
         }
     }
 }

@@ -10,15 +10,15 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     Runtime,
     addr::LinkPath,
-    backend::{Backend, BackendState, Interface, Outer as Family},
+    backend::{Backend, BackendState, Outer as Family},
     counters::Counters,
-    ring::{self, RING_SIZE},
+    ring::{self, NO_BACKEND, RING_SIZE, Slot},
     service::{self, Service, Vip},
 };
 use lb_tests::Outer;
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
-    datapath::{Datapath, Frontend, LogLevel, Options, matches, words},
+    datapath::{Datapath, Frontend, LogLevel, Options, Outlet, matches, words},
     state::{GUE_PORT, Mode, Protocol},
 };
 
@@ -26,7 +26,7 @@ use crate::{
     driver::IFINDEX,
     frame::Macs,
     ip::Ip,
-    row::{Feature, Group},
+    row::{Feature, Group, Slots},
 };
 
 /// Services.
@@ -86,6 +86,8 @@ impl Balancer {
     pub(crate) fn load<V: Ip>(group: &Group, max_flows: u32) -> Result<Self> {
         let mut datapath = Datapath::load(&Options {
             max_flows,
+            // More than are ever not confirmed.
+            max_embryonic: max_flows.next_power_of_two(),
             log: LogLevel::Off,
         })
         .context("the benchmark loads BPF programs and must run as root")?;
@@ -94,13 +96,23 @@ impl Balancer {
             Some(Feature::Prefixes) => Runtime::WIDE | Runtime::PREFIXES,
             Some(Feature::SegmentSize) | None => 0,
         };
-        datapath.set_runtime(Runtime { clock: 1, flags })?;
-        datapath.set_interface(IFINDEX, Interface { mtu: MTU })?;
+        datapath.set_runtime(Runtime {
+            clock: 1,
+            flags,
+            ..Runtime::default()
+        })?;
+        datapath.set_interface(
+            IFINDEX,
+            Outlet {
+                ifindex: IFINDEX,
+                mtu: MTU,
+            },
+        )?;
         let pools: Vec<u32> = (1..=BACKENDS).collect();
         datapath.create_port_pools(&pools)?;
         // In one step: each costs a wait for the programs that run.
         let rings: Vec<_> = (1..=SERVICES)
-            .map(|number| (number, ring_of(number)))
+            .map(|number| (number, ring_of(number, group.slots)))
             .collect();
         datapath.set_rings(&rings)?;
         for number in 1..=SERVICES {
@@ -164,6 +176,10 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
     let service = Service {
         id: number,
         mode: service::Mode::from(group.mode) as u8,
+        flags: match group.slots {
+            Slots::Tracked => Service::TRACKED,
+            Slots::Clean | Slots::Changing | Slots::Pinned => 0,
+        },
         ..Service::default()
     };
     let frontend = frontend::<V>(number, group);
@@ -245,11 +261,18 @@ fn backends_of(service: u32) -> std::ops::Range<u32> {
     first..first + IDLE_BACKENDS
 }
 
-/// The ring of a service.
-fn ring_of(service: u32) -> Arc<[u32]> {
-    (0..RING_SIZE)
-        .map(|slot| backend_of_slot(service, slot))
-        .collect()
+/// The ring of a service. Where its slots changed hands, they were the next backend's.
+fn ring_of(service: u32, slots: Slots) -> Arc<[Slot]> {
+    let slot = |index| {
+        let owner = backend_of_slot(service, index);
+        let origin = match slots {
+            Slots::Clean | Slots::Tracked => NO_BACKEND,
+            Slots::Changing => backend_of_slot(service, index + 1),
+            Slots::Pinned => owner,
+        };
+        Slot { owner, origin }
+    };
+    (0..RING_SIZE).map(slot).collect()
 }
 
 /// The slots of a ring have the backends in turn.

@@ -26,7 +26,7 @@ use nix::{
 use crate::command::explain_missing;
 
 /// How long a process may take to say that it is ready, or to end when asked.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// How often a condition that cannot be waited for is looked at.
 const POLL: Duration = Duration::from_millis(5);
 

@@ -267,6 +267,7 @@ impl Model {
             way_back: frame.link.way_back(frame.ifindex),
             clock: self.clock,
             choice: frame.choice,
+            numbers: ip.numbers(bytes),
             complaint: &mut complaint,
         };
         let flow = nat::of_client(&mut context, service, tuple, ip, ip.flags(bytes))?;
@@ -302,7 +303,8 @@ impl Model {
         let refused = |reason| Drop::reply(reason, service, flow.backend);
         self.fits(packet, flow.mtu, &refused)?;
         let flags = ip.flags(bytes);
-        nat::replied(&mut self.flows, &mut self.totals, flow, flags, self.clock);
+        let told = (flags, ip.numbers(bytes));
+        nat::replied(&mut self.flows, &mut self.totals, flow, told, self.clock);
         let mut changed = bytes.to_vec();
         nat::translate(&mut changed, ip, flow.client.reversed());
         packet::decrement_ttl(&mut changed);

@@ -11,7 +11,7 @@ use crate::{
     bytes::{be16, put16},
     checksum, hash,
     outcome::{Drop, Reason, Totals},
-    packet::{self, Flags, Ip, TCP, Tuple},
+    packet::{self, Flags, Ip, Numbers, TCP, Tuple},
     sources,
     world::{Backend, Health, Mode, Path, Service, World},
 };
@@ -33,6 +33,9 @@ pub struct Flow {
     pub mtu: Option<u32>,
     /// What has been seen of it.
     pub seen: Seen,
+    /// The sequence number behind what the backend has sent, until its client has
+    /// acknowledged that.
+    pub awaited: u32,
     /// The clock when the client, and when the backend last spoke: "flows carry the tick
     /// of their last packet".
     pub spoke: [u32; 2],
@@ -49,6 +52,8 @@ pub struct Seen {
     pub backend_fin: bool,
     /// An RST of either.
     pub rst: bool,
+    /// An answer, at the client: selection.md, *Flow entries*.
+    pub confirmed: bool,
 }
 
 impl Seen {
@@ -144,6 +149,8 @@ pub(crate) struct Context<'a> {
     pub(crate) way_back: Path,
     pub(crate) clock: u32,
     pub(crate) choice: Choice<'a>,
+    /// Of TCP.
+    pub(crate) numbers: Option<Numbers>,
     /// What was wrong with it.
     pub(crate) complaint: &'a mut Option<String>,
 }
@@ -162,7 +169,7 @@ pub(crate) fn of_client(
 ) -> Result<Flow, Drop> {
     if let Some(known) = context.flows.of_client(&tuple).cloned() {
         match fate(context.world, service, &known, ip, flags) {
-            Fate::Stays => return Ok(went_on(context, known, flags)),
+            Fate::Stays => return Ok(went_on(context, known, ip, flags)),
             Fate::BeginsAnew if begins(service.mode, ip, flags) => end(context, &known),
             Fate::BeginsAnew | Fate::Gone => {
                 end(context, &known);
@@ -220,7 +227,8 @@ fn end(context: &mut Context<'_>, flow: &Flow) {
 
 /// A packet of a client of a known flow: "the way back is learned from the first packet,
 /// and again when it changes".
-fn went_on(context: &mut Context<'_>, mut flow: Flow, flags: Flags) -> Flow {
+fn went_on(context: &mut Context<'_>, mut flow: Flow, ip: &Ip, flags: Flags) -> Flow {
+    flow.seen.confirmed |= confirms(&flow, ip, flags, context.numbers);
     if flow.path != context.way_back {
         flow.path = context.way_back.clone();
         flow.mtu = context.world.interfaces.get(&flow.path.ifindex).copied();
@@ -236,12 +244,24 @@ fn went_on(context: &mut Context<'_>, mut flow: Flow, flags: Flags) -> Flow {
     flow
 }
 
-/// A packet of a backend of a known flow.
+/// Whether a client's packet shows that it gets answers: the table of *Flow entries*.
+fn confirms(flow: &Flow, ip: &Ip, flags: Flags, numbers: Option<Numbers>) -> bool {
+    if !flow.seen.reply || ip.is_later_fragment() {
+        return false;
+    }
+    if ip.protocol != TCP {
+        return true;
+    }
+    let acknowledged = |numbers: Numbers| numbers.acknowledgement.wrapping_sub(flow.awaited);
+    flags.ack() && numbers.is_some_and(|numbers| acknowledged(numbers) < 65_536)
+}
+
+/// A packet of a backend of a known flow, with these flags and numbers.
 pub(crate) fn replied(
     flows: &mut Flows,
     totals: &mut Totals,
     flow: &Flow,
-    flags: Flags,
+    (flags, numbers): (Flags, Option<Numbers>),
     clock: u32,
 ) {
     let Some(flow) = flows.by_client.get_mut(&flow.client) else {
@@ -250,6 +270,11 @@ pub(crate) fn replied(
     flow.spoke[1] = clock;
     let before = flow.seen.closed();
     flow.seen.reply = true;
+    if let Some(numbers) = numbers
+        && !flow.seen.confirmed
+    {
+        flow.awaited = numbers.sequence.wrapping_add(u32::from(flags.syn()));
+    }
     flow.seen.backend_fin |= flags.fin();
     flow.seen.rst |= flags.rst();
     if flow.seen.closed() && !before {
@@ -309,6 +334,7 @@ fn begin(
             client_fin: flags.fin(),
             ..Seen::default()
         },
+        awaited: 0,
         spoke: [context.clock; 2],
     };
     context.flows.insert(flow.clone());
@@ -359,15 +385,28 @@ fn server(
         }
         return Ok(with_source(src));
     }
+    let source = backend.source.ok_or(Reason::SourcePortsExhausted)?;
     let used = context.flows.ports.entry(backend.pool).or_default();
     if backend
         .source_ports
         .clone()
         .all(|port| used.contains(&port))
     {
-        return Err(Reason::SourcePortsExhausted);
+        let Some(chosen) = (context.choice)(&tuple) else {
+            return Err(Reason::SourcePortsExhausted);
+        };
+        // "A port of an embryonic flow is taken over."
+        let reply = with_source(SocketAddr::new(source, chosen)).reversed();
+        match context.flows.of_backend(&reply).cloned() {
+            Some(other) if !other.seen.confirmed && other.pool == backend.pool => {
+                end(context, &other);
+            }
+            other => {
+                *context.complaint = Some(format!("took port {chosen} over from {other:?}"));
+            }
+        }
+        return Ok(with_source(SocketAddr::new(source, chosen)));
     }
-    let source = backend.source.ok_or(Reason::SourcePortsExhausted)?;
     let Some(chosen) = (context.choice)(&tuple) else {
         *context.complaint = Some("no source port although some are free".to_owned());
         return Err(Reason::SourcePortsExhausted);

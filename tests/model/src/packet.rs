@@ -214,6 +214,15 @@ fn read_v6(packet: &[u8]) -> Read {
     })
 }
 
+/// Where TCP's two ends are (RFC 9293, section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// Of the first byte that is sent.
+    pub sequence: u32,
+    /// Of the next byte that is expected.
+    pub acknowledgement: u32,
+}
+
 /// TCP's control bits (RFC 9293, section 3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flags(pub u8);
@@ -244,6 +253,12 @@ impl Flags {
     #[must_use]
     pub fn syn(self) -> bool {
         self.has(Self::SYN)
+    }
+
+    /// ACK.
+    #[must_use]
+    pub fn ack(self) -> bool {
+        self.has(Self::ACK)
     }
 
     /// SYN without ACK: a connection begins.
@@ -307,6 +322,22 @@ impl Ip {
         } else {
             Flags::default()
         }
+    }
+
+    /// TCP's sequence and acknowledgement number; none for a packet that has none.
+    #[must_use]
+    pub fn numbers(&self, packet: &[u8]) -> Option<Numbers> {
+        if self.protocol != TCP || self.is_later_fragment() {
+            return None;
+        }
+        let word = |at: usize| -> Option<u32> {
+            let bytes = packet.get(self.headers + at..self.headers + at + 4)?;
+            Some(u32::from_be_bytes(bytes.try_into().ok()?))
+        };
+        Some(Numbers {
+            sequence: word(4)?,
+            acknowledgement: word(8)?,
+        })
     }
 
     /// Bytes behind the IP headers, as the length field says.

@@ -67,14 +67,20 @@ fn hashes_and_slots_are_the_shared_ones() {
     assert_eq!(FRAGMENT_TICKS, 300);
 }
 
-/// Those of `lb decap` apart, which is another program.
+/// Those of `lb decap` apart, which is another program, and that of schedulers, which the
+/// model leaves to the tables of packets.
 #[test]
 fn reasons_are_the_shared_ones() {
-    use DropReason::{TunnelEcn, TunnelHeader, TunnelSource};
+    use DropReason::{BackendsFull, TunnelEcn, TunnelHeader, TunnelSource};
     let own: Vec<_> = Reason::ALL.iter().map(|r| (*r as u16, r.name())).collect();
     let theirs: Vec<_> = DropReason::ALL
         .iter()
-        .filter(|reason| !matches!(reason, TunnelHeader | TunnelSource | TunnelEcn))
+        .filter(|reason| {
+            !matches!(
+                reason,
+                BackendsFull | TunnelHeader | TunnelSource | TunnelEcn
+            )
+        })
         .map(|r| (*r as u16, r.name()))
         .collect();
     assert_eq!(own, theirs);

@@ -1,6 +1,6 @@
 //! The programs under test. Cargo tells a test only those of its own package.
 
-use std::{env, ffi::OsStr, process::Command, sync::LazyLock};
+use std::{env, ffi::OsStr, path::PathBuf, process::Command, sync::LazyLock};
 
 use lb_lab::Paths;
 
@@ -10,13 +10,22 @@ use lb_lab::Paths;
 ///
 /// When they do not compile.
 pub(crate) fn paths() -> &'static Paths {
-    static PATHS: LazyLock<Paths> = LazyLock::new(build);
+    static PATHS: LazyLock<Paths> = LazyLock::new(|| {
+        let directory = env::var_os(PROGRAMS).map_or_else(build, PathBuf::from);
+        Paths {
+            lb: directory.join("lb"),
+            server: directory.join("lab-server"),
+        }
+    });
     &PATHS
 }
 
+/// The folder that has them, in the environment; for a machine without cargo.
+const PROGRAMS: &str = "LB_LAB_PROGRAMS";
+
 /// Cargo builds nothing that is up to date, so this takes no time after a build of the
 /// workspace, and never leaves an old program to be tested.
-fn build() -> Paths {
+fn build() -> PathBuf {
     // This test is `target/PROFILE/deps/e2e-HASH`.
     let test = env::current_exe().expect("the path of this test");
     let directory = test.ancestors().nth(2).expect("two directories above it");
@@ -37,8 +46,5 @@ fn build() -> Paths {
         status.success(),
         "cannot build `lb` and `lab-server`, see above; has `cargo xtask setup` run?"
     );
-    Paths {
-        lb: directory.join("lb"),
-        server: directory.join("lab-server"),
-    }
+    directory.to_owned()
 }

@@ -14,7 +14,7 @@ use lb_model::{
 };
 use lb_tests::{BACKEND_IF, CLIENT_IF, OTHER_IF};
 
-use crate::rng::Rng;
+use lb_tests::rng::Rng;
 
 /// The interfaces of the namespace.
 pub(crate) const INTERFACES: [u32; 3] = [CLIENT_IF, BACKEND_IF, OTHER_IF];

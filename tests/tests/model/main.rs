@@ -9,19 +9,16 @@
 mod configuration;
 mod maps;
 mod mutation;
-mod rng;
 mod state;
 mod traffic;
 mod world;
 
-use std::{
-    env,
-    fmt::Display,
-    io::Write as _,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::Instant;
 
-use lb_tests::in_network_namespace;
+use lb_tests::{
+    in_network_namespace,
+    soak::{number, say, seed},
+};
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
@@ -31,18 +28,6 @@ use crate::world::{Fuzzer, WORLD};
 
 /// Packets unless the environment says another number.
 const PACKETS: u64 = 300_000;
-
-/// A number from the environment.
-fn number(name: &str) -> Option<u64> {
-    let value = env::var(name).ok()?;
-    let parsed = value.parse();
-    Some(parsed.unwrap_or_else(|error| panic!("{name}={value}: {error}")))
-}
-
-/// Past the test runner, which shows the output of failed tests alone.
-fn say(line: impl Display) {
-    let _unseen = writeln!(std::io::stderr(), "{line}");
-}
 
 /// Keeps this thread where it is: what is limited per CPU is so for all packets together.
 fn stay_on_this_cpu() {
@@ -55,10 +40,7 @@ fn stay_on_this_cpu() {
 #[test]
 fn program_and_model_agree() {
     let packets = number("LB_MODEL_PACKETS").unwrap_or(PACKETS);
-    let seed = number("LB_MODEL_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        now.expect("it is after 1970").as_secs()
-    });
+    let seed = seed("LB_MODEL_SEED");
     say(format_args!("model: {packets} packets from seed {seed}"));
     in_network_namespace(|| {
         stay_on_this_cpu();

@@ -27,6 +27,7 @@ pub(crate) fn maps(world: &world::World) -> World {
         services: services.collect(),
         backends: backends.collect(),
         rings: rings.collect(),
+        origins: BTreeMap::new(),
         vip_flags: vip_flags(world),
         interfaces: world.interfaces.clone(),
     }
@@ -103,6 +104,7 @@ fn backend(backend: &world::Backend, service: Option<&world::Service>) -> Backen
             .and_then(|service| service.max_segment_size)
             .unwrap_or(0),
         source_mask: (((1_u32 << backend.source_bits) - 1) as u16).to_be(),
+        ..Backend::default()
     }
 }
 

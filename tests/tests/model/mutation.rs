@@ -5,7 +5,7 @@ use lb_model::{
     link::{IPV4, Link},
 };
 
-use crate::rng::Rng;
+use lb_tests::rng::Rng;
 
 /// Values that fields go wrong with.
 const ODD: [u8; 12] = [0, 1, 4, 5, 6, 17, 44, 58, 60, 0x45, 0x7f, 0xff];

@@ -94,6 +94,19 @@ pub(crate) fn compare_flows(
         let expected = 2 * flows.len();
         lines.push(format!("flow entries: expected {expected}, got {seen}"));
     }
+    let mut live = BTreeMap::<u32, u32>::new();
+    for flow in flows.iter() {
+        let is_live = flow.seen.confirmed && !flow.seen.closed();
+        *live.entry(flow.backend).or_default() += u32::from(is_live);
+    }
+    for (backend, expected) in live {
+        let got = tables.live.of(backend);
+        if got != expected {
+            lines.push(format!(
+                "live flows of backend {backend}: expected {expected}, got {got}"
+            ));
+        }
+    }
     for (id, words) in tables.ports.used() {
         let mut expected = vec![0_u64; words.len()];
         for port in flows.ports(id) {
@@ -135,6 +148,7 @@ where
                     (flow.seen.client_fin, state::FIN_CLIENT),
                     (flow.seen.backend_fin, state::FIN_BACKEND),
                     (flow.seen.rst, state::RST),
+                    (flow.seen.confirmed, state::CONFIRMED),
                 ] {
                     bits |= if set { bit } else { 0 };
                 }
@@ -145,7 +159,12 @@ where
             });
             let got = (
                 to,
-                (entry.backend, entry.port_pool, entry.path, entry.state),
+                (
+                    entry.backend,
+                    entry.port_pool,
+                    entry.path,
+                    entry.state & state::BITS,
+                ),
             );
             if expected != Some(got) {
                 lines.push(format!(
@@ -173,7 +192,7 @@ where
                 entry.backend,
                 entry.port_pool,
                 entry.path,
-                entry.mtu,
+                entry.mtu_or_sequence,
                 entry.last_seen,
             );
             if expected != Some(got) {
@@ -279,14 +298,17 @@ pub(crate) fn sweep(tables: &mut FlowTables, client: &Tuple) -> Result<()> {
         AnyKey::V4(key) => take(&mut tables.v4, &key)?,
         AnyKey::V6(key) => take(&mut tables.v6, &key)?,
     };
-    if let Some((pool, port)) = taken {
-        tables.ports.free(pool, port);
+    if let Some((entry, port)) = taken {
+        tables.ports.free(entry.port_pool, port);
+        if entry.state & state::CONFIRMED != 0 && !state::is_closed(entry.state) {
+            tables.live.end(entry.backend);
+        }
     }
     Ok(())
 }
 
-/// Removes both entries of a flow. Its port pool and source port, if it was there.
-fn take<F: Family>(pair: &mut FlowPair<F>, key: &F::Key) -> Result<Option<(u32, u16)>>
+/// Removes both entries of a flow. The client's, with the source port, if it was there.
+fn take<F: Family>(pair: &mut FlowPair<F>, key: &F::Key) -> Result<Option<(FlowEntry, u16)>>
 where
     Entry: From<F::Flow>,
 {
@@ -295,5 +317,5 @@ where
     };
     pair.replies.take(&flow.partner())?;
     let Entry(entry, to) = Entry::from(flow);
-    Ok(Some((entry.port_pool, to.src.port())))
+    Ok(Some((entry, to.src.port())))
 }

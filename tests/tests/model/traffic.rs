@@ -13,12 +13,11 @@ use lb_model::{
     tunnels,
     world::{Mode, Path, Service},
 };
-use lb_tests::{Extension, Net, Packet, Tag};
+use lb_tests::{Extension, Net, Packet, Tag, rng::Rng};
 
 use crate::{
     configuration::{self, INTERFACES},
     mutation,
-    rng::Rng,
 };
 
 /// A frame that comes in.
@@ -118,7 +117,7 @@ impl Traffic {
         let flow = self.known(rng, model)?;
         let mut tuple = flow.server.reversed();
         if rng.percent(3) {
-            tuple.dst.set_port(rng.next() as u16);
+            tuple.dst.set_port(rng.word() as u16);
         }
         let mut packet = packet(rng, tuple);
         if rng.percent(4) {
@@ -374,7 +373,7 @@ fn packet(rng: &mut Rng, tuple: Tuple) -> Packet {
         let length = rng.range(1, 30);
         packet.padding = rng.bytes(length);
     }
-    let (traffic_class, identification) = (rng.byte(), rng.next());
+    let (traffic_class, identification) = (rng.byte(), rng.word());
     let dont_fragment = rng.percent(50);
     match &mut packet.net {
         Net::V4(header) => {
@@ -427,7 +426,7 @@ fn tcp(rng: &mut Rng, src: SocketAddr, dst: SocketAddr) -> Packet {
         (1, 0b11111),
     ]);
     let options = rng.percent(30);
-    let (size, stamp) = (rng.next() as u16, rng.next() as u32);
+    let (size, stamp) = (rng.word() as u16, rng.word() as u32);
     let shift = rng.percent(30);
     Packet::tcp(src, dst, |tcp| {
         tcp.syn = bits & 1 != 0;
@@ -435,7 +434,9 @@ fn tcp(rng: &mut Rng, src: SocketAddr, dst: SocketAddr) -> Packet {
         tcp.fin = bits & 4 != 0;
         tcp.rst = bits & 8 != 0;
         tcp.psh = bits & 16 != 0;
-        tcp.sequence_number = stamp;
+        // Near enough that a client's number often follows a backend's.
+        tcp.sequence_number = stamp & 0xffff;
+        tcp.acknowledgment_number = stamp >> 16;
         if options {
             use TcpOptionElement::{MaximumSegmentSize, Noop, Timestamp};
             let size = MaximumSegmentSize(size);
@@ -686,7 +687,7 @@ fn ip(rng: &mut Rng, src: IpAddr, dst: IpAddr, protocol: u8, payload: &[u8]) -> 
                 protocol: IpNumber(protocol),
                 source: src.octets(),
                 destination: dst.octets(),
-                identification: rng.next() as u16,
+                identification: rng.word() as u16,
                 ..Ipv4Header::default()
             };
             if rng.percent(8) {

@@ -13,13 +13,12 @@ use lb_model::{
     outcome::{Action, Outcome},
     world::World,
 };
-use lb_tests::{Bench, difference};
+use lb_tests::{Bench, difference, rng::Rng};
 use lb_userspace::datapath::{FlowTables, TestRun, Verdict};
 
 use crate::{
     configuration,
     maps::maps,
-    rng::Rng,
     state::{self, Counted},
     traffic::{Incoming, Traffic},
 };
@@ -67,7 +66,7 @@ struct Mismatch {
 
 impl Fuzzer {
     pub(crate) fn new() -> Self {
-        let mut bench = Bench::with_max_flows(MAX_FLOWS);
+        let mut bench = Bench::with_max_flows(MAX_FLOWS, MAX_FLOWS);
         let tables = bench.datapath().flow_tables();
         Self {
             tables: tables.expect("handles to the flow tables"),

@@ -15,6 +15,7 @@ mod many_flows;
 mod ports;
 mod rewriting;
 mod segment_size;
+mod slots;
 mod sources;
 mod too_big;
 mod tunnels;
@@ -35,6 +36,7 @@ fn tables() -> Vec<Case> {
         lifecycle::cases,
         rewriting::cases,
         direct::cases,
+        slots::cases,
         tunnels::cases,
         link::cases,
         jumbo::cases,

@@ -84,9 +84,17 @@ fn answer(bench: &mut Bench, flow: &Flow) {
     assert_eq!(run.frame, flow.returned(&acceptance).build(), "{flow:?}");
 }
 
+fn confirm(bench: &mut Bench, flow: &Flow) {
+    let confirmation = flow.confirmation();
+    let run = bench
+        .send(flow.client_link.ifindex, &confirmation.build())
+        .unwrap();
+    assert_eq!(run.frame, flow.delivered(&confirmation).build(), "{flow:?}");
+}
+
 fn test(kind: Kind) {
     in_network_namespace(|| {
-        let mut bench = Bench::with_max_flows(MAX_FLOWS);
+        let mut bench = Bench::with_max_flows(MAX_FLOWS, MAX_FLOWS);
         let mut world = World::standard();
         let backends = [kind.backend(), kind.spare_backend()];
         world.share_ring(kind, &backends);
@@ -105,6 +113,7 @@ fn test(kind: Kind) {
         // When all are there, so that a flow that took the place of another shows.
         for flow in flows.values() {
             answer(&mut bench, flow);
+            confirm(&mut bench, flow);
         }
 
         use_up(&mut bench, world, kind, flows);
@@ -118,6 +127,8 @@ fn use_up(bench: &mut Bench, mut world: World, kind: Kind, mut flows: HashMap<(u
     bench.enter(&world).unwrap();
     let mut index = FLOWS;
     while let Some(flow) = open(bench, flow(kind, index)) {
+        answer(bench, &flow);
+        confirm(bench, &flow);
         let old = flows.insert((flow.backend, flow.source.port()), flow);
         assert!(old.is_none(), "two flows share a port: {old:?}");
         index += 1;

@@ -7,7 +7,7 @@
 mod compiler;
 mod linker;
 mod llvm;
-mod packages;
+pub(crate) mod packages;
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Instant};
 
@@ -84,6 +84,6 @@ fn decided(project: &Path) -> Option<Toolchain> {
 }
 
 /// One line of progress.
-fn say(message: std::fmt::Arguments<'_>) {
+pub(crate) fn say(message: std::fmt::Arguments<'_>) {
     eprintln!("set-up: {message}");
 }

@@ -3,6 +3,8 @@
 use std::{
     env,
     ffi::OsStr,
+    fs, io,
+    path::Path,
     process::{Command, Output},
 };
 
@@ -42,7 +44,7 @@ fn packages_without(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
     packages
 }
 
-fn is_on(path: &OsStr, program: &str) -> bool {
+pub(crate) fn is_on(path: &OsStr, program: &str) -> bool {
     env::split_paths(path).any(|directory| directory.join(program).is_file())
 }
 
@@ -65,7 +67,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         );
     }
     say(format_args!("installing by apt-get: {list}"));
-    apt_get(&["update"])?;
+    update()?;
     // Nothing is removed for it: that would be somebody's compiler.
     apt_get(
         &[
@@ -76,19 +78,63 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
+/// Downloads `packages` into a folder; nothing is installed.
+///
+/// # Errors
+/// If one of them is not to be had.
+pub(crate) fn download(packages: &[&str], directory: &Path) -> Result<()> {
+    let output = Command::new("apt-get")
+        .args(["--quiet", "download"])
+        .args(packages)
+        .current_dir(directory)
+        .output();
+    succeeded(&["download", &packages.join(" ")], output)
+}
+
+/// The same with what a package depends on and the system lacks.
+///
+/// # Errors
+/// If one of them is not to be had.
+pub(crate) fn download_with_dependencies(package: &str, directory: &Path) -> Result<()> {
+    // apt-get wants that folder there.
+    fs::create_dir_all(directory.join("partial"))?;
+    apt_get(&[
+        "install",
+        "--yes",
+        "--no-install-recommends",
+        "--download-only",
+        "--option",
+        &format!("Dir::Cache::archives={}", directory.display()),
+        package,
+    ])
+}
+
+/// Asks for the present packages.
+///
+/// # Errors
+/// If that fails.
+pub(crate) fn update() -> Result<()> {
+    apt_get(&["update"])
+}
+
 /// Runs apt-get, which is quiet unless it fails.
 fn apt_get(arguments: &[&str]) -> Result<()> {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = Command::new("apt-get")
+    let output = Command::new("apt-get")
         // Another apt, as machines run one when they start, is waited for.
         .args(["--quiet", "--option", "DPkg::Lock::Timeout=300"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
-        .output()
-        .context("cannot start apt-get")?;
+        .output();
+    succeeded(arguments, output)
+}
+
+/// Whether apt-get did what it was told; what it said, if not.
+fn succeeded(arguments: &[&str], output: io::Result<Output>) -> Result<()> {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output.context("cannot start apt-get")?;
     if !status.success() {
         bail!(
             "apt-get {} failed:\n{}{}",

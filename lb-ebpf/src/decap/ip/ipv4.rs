@@ -6,6 +6,7 @@ use network_types::{eth::EtherType, ip::Ipv4Hdr};
 
 use super::{Family, Header};
 use crate::{
+    bounds,
     frame::{at, length},
     maps::{LOCALS_V4, Query, SOURCES_V4, VIPS_V4},
 };
@@ -118,9 +119,7 @@ fn header_sum(ctx: &XdpContext, offset: usize, headers: usize) -> Option<u16> {
 #[inline(always)]
 fn options_sum(ctx: &XdpContext, offset: usize, length: usize) -> Option<u64> {
     let mut options = [0_u32; MAX_OPTION_WORDS];
-    if length == 0 || length > size_of_val(&options) {
-        return None;
-    }
+    let length = bounds::within(length, size_of_val(&options))?;
     // SAFETY: the buffer holds `length` bytes.
     let error = unsafe {
         bpf_xdp_load_bytes(

@@ -174,6 +174,7 @@ fn link(ifindex: u32) -> Link {
             mac: Some(mac_of(ifindex)),
             mtu: 1500,
             up: true,
+            bond: None,
         },
         vlan: None,
     }

@@ -58,7 +58,8 @@ const GUE: &str = include_str!("gue.lua");
 const FLAWED: &str = "_ws.malformed || _ws.short \
     || ip.checksum.status == 0 || icmp.checksum.status == 0 || icmpv6.checksum.status == 0 \
     || ip.bogus_ip_length || ipv6.plen_exceeds_framing \
-    || (!icmp && !icmpv6 && (tcp.checksum.status == 0 || udp.checksum.status == 0)) \
+    || (!icmp && !icmpv6 && !tcp.checksum.ffff \
+        && (tcp.checksum.status == 0 || udp.checksum.status == 0)) \
     || (!icmp && !icmpv6 && !tcp.checksum.ffff \
         && (_ws.expert.severity == 0x00800000 || _ws.expert.group == 0x01000000))";
 

@@ -1,0 +1,283 @@
+//! How a translated flow begins: its source port, and its two entries.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use lb_common::{
+    addr::LinkPath,
+    backend::Backend,
+    drop_reason::DropReason,
+    flow::{FlowEntry, FlowKey4, FlowKey6, FlowValue as _, Tuple as _, state},
+    service::{Mode, Service},
+};
+
+use crate::{
+    count, embryonic,
+    family::{Draft, Family, Ipv4, Ipv6},
+    flow::{self, EXISTS, Flow},
+    maps::{BACKENDS, clock},
+    packet::Packet,
+    ports, select, service,
+};
+
+/// Source ports tried for one flow before it is refused. Only a tuple that is
+/// taken costs a try.
+const ATTEMPTS: u32 = 4;
+/// Flows that are looked at for one that gives up its source port.
+const CANDIDATES: u32 = 8;
+
+/// Begins the flow of a packet from a client: chooses a backend and writes both entries.
+#[inline(always)]
+pub fn flow<F: Family>(
+    packet: &Packet<'_, F>,
+    service: &Service,
+) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
+    const EXHAUSTED: u32 = DropReason::SourcePortsExhausted as u32;
+    let (id, backend) = select::of_new::<F>(&packet.tuple, service)?;
+    let path = packet.link.way_back();
+    let service = service::word(service);
+    let mut refused = F::write_entries(&packet.tuple, &path, service, id);
+    if refused == EXHAUSTED && F::take_over(id) != 0 {
+        refused = F::write_entries(&packet.tuple, &path, service, id);
+    }
+    match refused {
+        0 => {}
+        EXHAUSTED => return Err((DropReason::SourcePortsExhausted, id)),
+        TAKEN => return Err((DropReason::ReplyTupleTaken, id)),
+        _ => return Err((DropReason::FlowTableFull, id)),
+    }
+    let flow = flow::of_tuple::<F>(&packet.tuple).ok_or((DropReason::FlowTableFull, id))?;
+    Ok((flow, backend))
+}
+
+const TAKEN: u32 = DropReason::ReplyTupleTaken as u32;
+
+/// [`write_entries`] for IPv4: 0, or the number of the reason why not.
+///
+/// A global function, like `ipv6_walk`, which may read what its pointers point to, unless
+/// they are null.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn write_entries_v4(
+    tuple: *const FlowKey4,
+    path: *const LinkPath,
+    service: u64,
+    backend: u32,
+) -> u32 {
+    // SAFETY: the verifier checks what callers pass.
+    let (Some(tuple), Some(path)) = (unsafe { tuple.as_ref() }, unsafe { path.as_ref() }) else {
+        return DropReason::FlowTableFull as u32;
+    };
+    number(write_entries::<Ipv4>(tuple, path, service, backend))
+}
+
+/// [`write_entries`] for IPv6, like [`write_entries_v4`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn write_entries_v6(
+    tuple: *const FlowKey6,
+    path: *const LinkPath,
+    service: u64,
+    backend: u32,
+) -> u32 {
+    // SAFETY: as in `write_entries_v4`.
+    let (Some(tuple), Some(path)) = (unsafe { tuple.as_ref() }, unsafe { path.as_ref() }) else {
+        return DropReason::FlowTableFull as u32;
+    };
+    number(write_entries::<Ipv6>(tuple, path, service, backend))
+}
+
+#[inline(always)]
+fn number(result: Result<(), DropReason>) -> u32 {
+    match result {
+        Ok(()) => 0,
+        Err(reason) => reason as u32,
+    }
+}
+
+/// Puts together the entries of a new flow, all but the source port and what depends on
+/// it. A call of its own, whose frame is gone when ports are taken.
+#[inline(never)]
+fn draft_entries<F: Family>(
+    tuple: &F::Tuple,
+    path: &LinkPath,
+    full_nat: bool,
+    id: u32,
+    backend: &Backend,
+) {
+    let Some(draft) = F::draft() else {
+        return;
+    };
+    // SAFETY: the draft belongs to this CPU, and a program does not migrate or
+    // re-enter itself while it runs.
+    let Draft {
+        flow,
+        reply,
+        reply_key,
+        ..
+    } = unsafe { &mut *draft };
+    let (flow_entry, to) = flow.parts_mut();
+    let (reply_entry, from) = reply.parts_mut();
+    from.reverse_of(tuple);
+    *to = *tuple;
+    let (_, dst_port) = F::ports(tuple);
+    let keeps_port = backend.port == 0;
+    let port = if keeps_port { dst_port } else { backend.port };
+    F::set_dst(to, &backend.address, port);
+    if full_nat {
+        F::set_src(to, &backend.source);
+    }
+    reply_key.reverse_of(to);
+    let mtu = flow::mtu(path);
+    let fill = |entry: &mut FlowEntry| {
+        entry.backend = id;
+        entry.last_seen = clock();
+        entry.state = 0;
+        entry.path = *path;
+        entry.mtu_or_sequence = mtu;
+        entry.port_pool = if full_nat { backend.port_pool } else { 0 };
+    };
+    fill(flow_entry);
+    fill(reply_entry);
+}
+
+/// Writes the entry for replies, which leave by `path`, and then the one for the client's
+/// packets, so that a reply never comes before its entry. The service is given as a word.
+#[inline(always)]
+fn write_entries<F: Family>(
+    tuple: &F::Tuple,
+    path: &LinkPath,
+    service: u64,
+    id: u32,
+) -> Result<(), DropReason> {
+    let full_nat = service::of_word(service).mode == Mode::FullNat as u8;
+    let (Some(draft), Some(backend)) = (F::draft(), BACKENDS.get(id)) else {
+        return Err(DropReason::FlowTableFull);
+    };
+    draft_entries::<F>(tuple, path, full_nat, id, backend);
+    // SAFETY: as in `draft_entries`.
+    let Draft {
+        flow,
+        reply,
+        reply_key,
+        key,
+        taken_over,
+        ..
+    } = unsafe { &mut *draft };
+    *key = *tuple;
+    let (flow_entry, to) = flow.parts_mut();
+    let place = embryonic::place::<F>();
+    flow_entry.state = place << state::PLACE;
+    F::enter_embryonic(tuple, place);
+    let (src_port, _) = F::ports(tuple);
+    let mut taken = src_port;
+    let mut inserted = Err(EXISTS);
+    for attempt in 0..ATTEMPTS {
+        if full_nat && *taken_over != 0 {
+            taken = core::mem::take(taken_over).to_be();
+        } else if full_nat {
+            taken = ports::take(backend)
+                .ok_or(DropReason::SourcePortsExhausted)?
+                .to_be();
+        } else if attempt != 0 {
+            // The client uses one port towards two services that share this
+            // backend. Another source port keeps the two apart, as Linux's own
+            // NAT does it.
+            taken = other_port(tuple.hash(), attempt);
+        }
+        F::set_src_port(to, taken);
+        F::set_dst_port(reply_key, taken);
+        let (entry, from) = reply.parts_mut();
+        (entry.address_delta, entry.tuple_delta) = reply_key.deltas(from);
+        inserted = F::replies().insert(&*reply_key, &*reply, u64::from(BPF_NOEXIST));
+        // The bit of a port whose tuple another pool has taken stays set until the
+        // daemon's sweep finds it without a flow.
+        if inserted != Err(EXISTS) {
+            break;
+        }
+    }
+    match inserted {
+        Ok(()) => {}
+        Err(EXISTS) => return Err(DropReason::ReplyTupleTaken),
+        Err(_full) => {
+            if full_nat {
+                ports::give_back(backend.port_pool, u16::from_be(taken));
+            }
+            return Err(DropReason::FlowTableFull);
+        }
+    }
+    (flow_entry.address_delta, flow_entry.tuple_delta) = tuple.deltas(to);
+    let pool = flow_entry.port_pool;
+    match F::flows().insert(&*key, &*flow, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {
+            count::began(id);
+            Ok(())
+        }
+        Err(error) => {
+            flow::release::<F>(reply_key, pool, taken);
+            // Another CPU was quicker with a packet of the same flow: theirs it is.
+            if error == EXISTS {
+                Ok(())
+            } else {
+                Err(DropReason::FlowTableFull)
+            }
+        }
+    }
+}
+
+/// A port (network byte order) from 32768 on, another one for each attempt.
+#[inline(always)]
+fn other_port(hash: u32, attempt: u32) -> u16 {
+    (0x8000 | (hash >> attempt) as u16).to_be()
+}
+
+/// Takes a source port over from a flow to the same backend that is not confirmed, for the
+/// flow in the draft, where it is kept. Returns 0 if all that were looked at are confirmed.
+#[inline(always)]
+fn take_over<F: Family>(backend: u32) -> u32 {
+    let (Some(draft), Some(backend)) = (F::draft(), BACKENDS.get(backend)) else {
+        return 0;
+    };
+    // SAFETY: as in `write_entries`.
+    let Draft {
+        flow,
+        reply_key,
+        victim,
+        taken_over,
+        ..
+    } = unsafe { &mut *draft };
+    let (_, to) = flow.parts_mut();
+    for _ in 0..CANDIDATES {
+        let port = ports::next(backend);
+        F::set_src_port(to, port.to_be());
+        F::set_dst_port(reply_key, port.to_be());
+        let Some(reply) = flow::of_reply::<F>(reply_key) else {
+            continue;
+        };
+        if reply.port_pool() != backend.port_pool {
+            continue;
+        }
+        victim.reverse_of(reply.to());
+        if let Some(flow) = flow::of_tuple::<F>(victim)
+            && flow::seize(&*victim, flow).is_some()
+        {
+            *taken_over = port;
+            return u32::from(port);
+        }
+    }
+    0
+}
+
+/// [`take_over`] for IPv4.
+///
+/// A global function, like `ipv6_walk`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn take_over_v4(backend: u32) -> u32 {
+    take_over::<Ipv4>(backend)
+}
+
+/// [`take_over`] for IPv6, like [`take_over_v4`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn take_over_v6(backend: u32) -> u32 {
+    take_over::<Ipv6>(backend)
+}

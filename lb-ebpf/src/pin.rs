@@ -1,0 +1,276 @@
+//! Flows that are not translated, where the slot does not say which backend they have.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use lb_common::{
+    backend::{Backend, BackendState},
+    flow::{FlowKey4, FlowKey6, state},
+    pin::Pin,
+    ring::NO_BACKEND,
+    service::Service,
+};
+
+use crate::{
+    atomic::fetch_or_u32,
+    count, embryonic,
+    family::{Family, Ipv4, Ipv6},
+    flow::EXISTS,
+    maps::{BACKENDS, clock},
+    packet::tcp,
+    select, service,
+};
+
+/// Beside the control bits of TCP: the packet is one of TCP.
+pub const TCP: u32 = 1 << 8;
+/// Beside the control bits of TCP: the packet is a later fragment.
+pub const LATER: u32 = 1 << 9;
+
+/// The entry of a flow.
+#[derive(Clone, Copy)]
+pub struct Entry(*mut Pin);
+
+impl Entry {
+    /// The entry of the flow with this tuple.
+    #[inline(always)]
+    pub fn of<F: Family>(tuple: &F::Tuple) -> Option<Self> {
+        F::pins().get_ptr_mut(tuple).map(Self)
+    }
+
+    /// Id of the backend.
+    #[inline(always)]
+    fn backend(self) -> u32 {
+        // SAFETY: the pointer is a map value of a preallocated table; should the entry be
+        // deleted meanwhile, it still reads as some flow's.
+        unsafe { (*self.0).backend }
+    }
+
+    /// Bits of [`state`].
+    #[inline(always)]
+    fn state(self) -> u32 {
+        // SAFETY: as in `backend`.
+        unsafe { (&raw const (*self.0).state).read_volatile() }
+    }
+
+    /// Adds bits to the state and returns what it was.
+    #[inline(always)]
+    fn set(self, bits: u32) -> u32 {
+        // SAFETY: as in `backend`.
+        unsafe { fetch_or_u32(&raw mut (*self.0).state, bits) }
+    }
+
+    /// Notes that the flow has spoken.
+    #[inline(always)]
+    fn touch(self) {
+        let now = clock();
+        // SAFETY: as in `backend`; every writer stores the same value.
+        unsafe {
+            if (*self.0).last_seen != now {
+                (*self.0).last_seen = now;
+            }
+        }
+    }
+
+    /// Notes what the flags of a packet tell. Whoever closes the flow counts its end, and
+    /// whoever confirms it that it lives.
+    #[inline(always)]
+    fn observe(self, signs: u32) {
+        let signs_of = |sign: u64, bit| if signs & sign as u32 != 0 { bit } else { 0 };
+        let mut bits = signs_of(tcp::FIN, state::FIN_CLIENT) | signs_of(tcp::RST, state::RST);
+        if signs & TCP == 0 || signs & tcp::SYN as u32 == 0 {
+            bits |= state::CONFIRMED;
+        }
+        if self.state() & bits != bits {
+            self.advance(bits);
+        }
+    }
+
+    /// Adds bits to the state and counts what they mean.
+    #[inline(always)]
+    fn advance(self, bits: u32) {
+        let old = self.set(bits);
+        let new = old | bits;
+        let was_live = old & state::CONFIRMED != 0 && !state::is_closed_by_client(old);
+        let is_live = new & state::CONFIRMED != 0
+            && !state::is_closed_by_client(new)
+            && new & state::EVICTED == 0;
+        if is_live && !was_live {
+            count::confirmed(self.backend());
+        } else if was_live && !is_live {
+            count::closed(self.backend());
+        }
+        if old & state::COUNTED != 0
+            && !state::is_closed_by_client(old)
+            && state::is_closed_by_client(new)
+        {
+            count::ended(self.backend());
+        }
+    }
+
+    /// Whether the flow stays with its backend.
+    #[inline(always)]
+    fn goes_on(self, signs: u32, backend: &Backend) -> bool {
+        const UP: u8 = BackendState::Up as u8;
+        const DOWN: u8 = BackendState::Down as u8;
+        let (opens, state) = (tcp::opens(u64::from(signs)), self.state());
+        let again = opens && state::is_closed_by_client(state);
+        let unanswered = opens && state & state::CONFIRMED == 0;
+        match backend.state {
+            UP => !again,
+            DOWN => signs & TCP != 0 && !again && !unanswered,
+            _ => false,
+        }
+    }
+}
+
+/// The backend of the flow with this tuple, [`NO_BACKEND`] if it has no entry.
+#[inline(always)]
+pub fn known<F: Family>(tuple: &F::Tuple) -> u32 {
+    Entry::of::<F>(tuple).map_or(NO_BACKEND, Entry::backend)
+}
+
+/// The backend of a packet with this tuple and these signs, whose slot `index` alone does
+/// not say it; [`NO_BACKEND`] or [`select::FULL`] if it gets none. `service` and `slot`
+/// are words.
+#[inline(always)]
+fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, signs: u32) -> u32 {
+    let service = service::of_word(service);
+    let slot = select::slot_of_word(slot);
+    let Some(draft) = F::draft() else {
+        return NO_BACKEND;
+    };
+    // SAFETY: the draft belongs to this CPU, and a program does not migrate or re-enter
+    // itself while it runs.
+    let tuple = unsafe {
+        (*draft).key = *tuple;
+        &(*draft).key
+    };
+    if let Some(entry) = Entry::of::<F>(tuple) {
+        let id = entry.backend();
+        if let Some(backend) = BACKENDS.get(id)
+            && entry.goes_on(signs, backend)
+        {
+            entry.touch();
+            entry.observe(signs);
+            return id;
+        }
+        entry.advance(state::RST);
+        let _taken = F::pins().remove(tuple);
+    }
+    let begins = select::begins(signs);
+    let id = if begins {
+        select::for_new_flow(&service, index, slot.owner)
+    } else {
+        select::of_slot(slot)
+    };
+    let is_tracked = service.flags & Service::TRACKED != 0;
+    let needs_entry = is_tracked || slot.is_changing();
+    if id != NO_BACKEND && id != select::FULL && needs_entry && signs & LATER == 0 {
+        let mut state = if begins { 0 } else { state::JOINED };
+        if is_tracked {
+            state |= state::COUNTED;
+        }
+        let is_known = write::<F>(tuple, id, index, state);
+        // Its next packets will have no entry either.
+        if !is_known && begins && slot.is_changing() && takes_new_flows(slot.origin) {
+            return slot.origin;
+        }
+    }
+    id
+}
+
+/// Whether a backend takes new flows.
+#[inline(always)]
+fn takes_new_flows(id: u32) -> bool {
+    BACKENDS
+        .get(id)
+        .is_some_and(|backend| backend.state == BackendState::Up as u8)
+}
+
+/// [`backend`] for IPv4.
+///
+/// A global function, like `ipv6_walk`, which may read what `tuple` points to, unless that
+/// is null.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pinned_v4(
+    tuple: *const FlowKey4,
+    service: u64,
+    slot: u64,
+    index: u32,
+    signs: u32,
+) -> u32 {
+    // SAFETY: the verifier checks that callers pass a whole tuple.
+    match unsafe { tuple.as_ref() } {
+        Some(tuple) => backend::<Ipv4>(tuple, service, slot, index, signs),
+        None => NO_BACKEND,
+    }
+}
+
+/// [`backend`] for IPv6, like [`pinned_v4`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pinned_v6(
+    tuple: *const FlowKey6,
+    service: u64,
+    slot: u64,
+    index: u32,
+    signs: u32,
+) -> u32 {
+    // SAFETY: as in `pinned_v4`.
+    match unsafe { tuple.as_ref() } {
+        Some(tuple) => backend::<Ipv6>(tuple, service, slot, index, signs),
+        None => NO_BACKEND,
+    }
+}
+
+/// Writes the entry of a flow. Returns whether it has one.
+#[inline(always)]
+fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> bool {
+    let place = embryonic::place::<F>();
+    F::enter_embryonic(tuple, place);
+    let pin = Pin {
+        backend,
+        last_seen: clock(),
+        state: bits | place << state::PLACE,
+        slot,
+    };
+    match F::pins().insert(tuple, &pin, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {
+            if bits & state::COUNTED != 0 {
+                count::began(backend);
+            }
+            true
+        }
+        // Another CPU was quicker with a packet of the same flow.
+        Err(EXISTS) => true,
+        Err(_full) => {
+            count::untracked(backend);
+            false
+        }
+    }
+}
+
+/// Takes the entry of the flow that has this place among those that are not confirmed away,
+/// unless it is confirmed.
+#[inline(always)]
+pub fn evict<F: Family>(tuple: &F::Tuple, place: u32) {
+    let Some(entry) = Entry::of::<F>(tuple) else {
+        return;
+    };
+    if entry.state() >> state::PLACE != place {
+        return;
+    }
+    if entry.state() & state::CONFIRMED != 0 {
+        return;
+    }
+    // It may have been confirmed just now.
+    let old = entry.set(state::EVICTED);
+    if old & state::CONFIRMED != 0 || F::pins().remove(tuple).is_err() {
+        return;
+    }
+    if old & state::JOINED != 0 {
+        count::untracked(entry.backend());
+    }
+    if old & state::COUNTED != 0 && !state::is_closed_by_client(old) {
+        count::ended(entry.backend());
+    }
+}

@@ -1,0 +1,261 @@
+//! The datapath as the daemon drives it: the tables in the kernel, and the state of the
+//! rings that are among them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use lb_common::{
+    Runtime,
+    backend::{Backend, BackendState},
+    counters::{Counters, DropKey},
+    service::ServiceOptions,
+};
+
+use super::{chain, ledger::Meters};
+use crate::{
+    address::PortSet,
+    datapath::{self, AttachedMode, Datapath, XdpMode},
+    flows::Report,
+    reconcile::{Found, Image, Op, Ring, Rings, Tables, Written},
+};
+
+/// What the daemon needs of the datapath while it runs.
+pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
+    /// Attaches the program to the interface of this name and index.
+    fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode)
+    -> datapath::Result<AttachedMode>;
+    /// Detaches the program from the interface of this index, if it is there.
+    fn detach(&mut self, ifindex: u32);
+    /// The flow clock.
+    fn clock(&self) -> u32;
+    /// Writes the flow clock.
+    fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
+    /// Whether a port of this pool is in use.
+    fn is_pool_in_use(&self, pool: u32) -> bool;
+    /// Lets time pass for the slots of rings, and writes the rings that are not as they
+    /// should be. `idle` is the longest silence of a live flow of a service.
+    fn settle(&mut self, now: Duration, idle: &dyn Fn(u32) -> Duration) -> datapath::Result<()>;
+    /// Takes what a sweep found that began at `began`, with what is wanted of the backends
+    /// that there are.
+    fn swept(
+        &mut self,
+        began: Duration,
+        report: &Report,
+        backends: &BTreeMap<u32, Backend>,
+    ) -> datapath::Result<()>;
+}
+
+/// Rings that are filled and written together. Each takes half a megabyte until then, and
+/// each write waits for the packets that are on their way.
+const RINGS_AT_A_TIME: usize = 64;
+
+/// The datapath and its rings.
+pub(super) struct Wired {
+    datapath: Datapath,
+    rings: Rings,
+    /// When the daemon began: the zero of its time.
+    start: Instant,
+    /// What has been counted as untracked before, by backend.
+    untracked: BTreeMap<u32, u64>,
+}
+
+impl Wired {
+    /// A datapath, with what is in its tables.
+    pub(super) fn new(mut datapath: Datapath, start: Instant) -> datapath::Result<(Self, Found)> {
+        let is_removed =
+            |_: &u32, backend: &mut Backend| backend.state == BackendState::Absent as u8;
+        let mut backends = datapath.backends()?;
+        let removed: BTreeMap<u32, Backend> = backends.extract_if(.., is_removed).collect();
+        let services = datapath.services()?;
+        let mut rings = Rings::default();
+        let mut found_rings = BTreeSet::new();
+        for service in services.values() {
+            if found_rings.contains(&service.id) {
+                continue;
+            }
+            if let Some(ring) = datapath.ring(service.id)? {
+                let is_there = |id: u32| backends.contains_key(&id);
+                rings.adopt(service.id, &ring, is_there, start.elapsed());
+                found_rings.insert(service.id);
+            }
+        }
+        let pools: BTreeSet<u32> = backends
+            .values()
+            .chain(removed.values())
+            .map(|backend| backend.port_pool)
+            .filter(|pool| *pool != 0)
+            .collect();
+        let pools = datapath.adopt_port_pools(pools)?;
+        let image = Image {
+            interfaces: datapath.interfaces()?,
+            flags: datapath.runtime().flags,
+            pools: pools
+                .into_iter()
+                .map(|id| (id, PortSet::default()))
+                .collect(),
+            backends,
+            rings: BTreeMap::new(),
+            found_rings,
+            services,
+            vips: datapath.vips()?,
+        };
+        let wired = Self {
+            datapath,
+            rings,
+            start,
+            untracked: BTreeMap::new(),
+        };
+        Ok((wired, Found { image, removed }))
+    }
+
+    fn write(&mut self, rings: &[Written]) -> datapath::Result<()> {
+        for rings in rings.chunks(RINGS_AT_A_TIME) {
+            for ring in rings {
+                let options = ServiceOptions {
+                    turns: ring.turns,
+                    ..ServiceOptions::default()
+                };
+                self.datapath.set_options(ring.service, options)?;
+            }
+            let slots: Vec<_> = rings
+                .iter()
+                .map(|ring| (ring.service, ring.slots.clone()))
+                .collect();
+            self.datapath.set_rings(&slots)?;
+            let services = rings.iter().map(|ring| ring.service);
+            self.rings.written(services, self.start.elapsed());
+        }
+        Ok(())
+    }
+
+    fn set_rings(&mut self, rings: &[(u32, Ring)]) -> datapath::Result<()> {
+        rings.chunks(RINGS_AT_A_TIME).try_for_each(|rings| {
+            let set = |(service, ring): &(u32, Ring)| self.rings.set(*service, ring);
+            let rings: Vec<_> = rings.iter().map(set).collect();
+            self.write(&rings)
+        })
+    }
+}
+
+impl Tables for Wired {
+    type Error = datapath::Error;
+
+    fn apply(&mut self, op: &Op) -> datapath::Result<()> {
+        match op {
+            Op::SetInterface(ifindex, interface) => {
+                self.datapath.set_interface(*ifindex, *interface)
+            }
+            Op::RemoveInterface(ifindex) => self.datapath.remove_interface(*ifindex),
+            Op::SetFlags(flags) => self.datapath.set_runtime(Runtime {
+                flags: *flags,
+                ..self.datapath.runtime()
+            }),
+            Op::CreatePools(ids) => self.datapath.create_port_pools(ids),
+            Op::ReservePorts(id, ports) => {
+                self.datapath.ports().reserve(*id, ports.clone());
+                Ok(())
+            }
+            Op::RemovePools(ids) => self.datapath.remove_port_pools(ids),
+            Op::SetBackend(id, backend) => self.datapath.set_backend(*id, *backend),
+            Op::RemoveBackend(id) => {
+                self.rings.backend_removed(*id);
+                self.datapath.remove_backend(*id)
+            }
+            Op::SetRings(rings) => self.set_rings(rings),
+            Op::RemoveRings(services) => {
+                for service in services {
+                    self.rings.remove(*service);
+                }
+                self.datapath.remove_rings(services)
+            }
+            Op::SetService(packets, service) => self.datapath.set_service(*packets, *service),
+            Op::RemoveService(packets) => self.datapath.remove_service(*packets),
+            Op::SetVip(address, vip) => self.datapath.set_vip(*address, *vip),
+            Op::RemoveVip(address) => self.datapath.remove_vip(*address),
+        }
+    }
+}
+
+impl Meters for Wired {
+    fn counters(&self, backend: u32) -> datapath::Result<Counters> {
+        self.datapath.counters(backend)
+    }
+
+    fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>> {
+        self.datapath.drops()
+    }
+
+    fn forget_backend(&mut self, id: u32) -> datapath::Result<()> {
+        self.untracked.remove(&id);
+        self.datapath.forget_backend(id)
+    }
+
+    fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()> {
+        self.datapath.clear_drops(key)
+    }
+}
+
+impl Plane for Wired {
+    fn attach(
+        &mut self,
+        name: &str,
+        ifindex: u32,
+        mode: XdpMode,
+    ) -> datapath::Result<AttachedMode> {
+        self.datapath.attach_at(name, ifindex, mode)
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        if let Err(error) = self.datapath.detach(ifindex) {
+            tracing::error!(
+                error = chain(&error),
+                ifindex,
+                "the program cannot be detached"
+            );
+        }
+    }
+
+    fn clock(&self) -> u32 {
+        self.datapath.runtime().clock
+    }
+
+    fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {
+        let mut runtime = self.datapath.runtime();
+        runtime.clock = tick;
+        self.datapath.set_runtime(runtime)
+    }
+
+    fn is_pool_in_use(&self, pool: u32) -> bool {
+        self.datapath.ports().is_in_use(pool)
+    }
+
+    fn settle(&mut self, now: Duration, idle: &dyn Fn(u32) -> Duration) -> datapath::Result<()> {
+        self.rings.tick(now, idle);
+        let rings: Vec<_> = self.rings.unwritten().take(RINGS_AT_A_TIME).collect();
+        self.write(&rings)
+    }
+
+    fn swept(
+        &mut self,
+        began: Duration,
+        report: &Report,
+        backends: &BTreeMap<u32, Backend>,
+    ) -> datapath::Result<()> {
+        let service_of = |id: u32| backends.get(&id).map(|backend| backend.service);
+        // Before anything is settled: a flow may have gone without the entry that it needs.
+        let now = self.start.elapsed();
+        for (id, backend) in backends {
+            if !self.rings.is_unsettled(backend.service) {
+                continue;
+            }
+            let untracked = self.datapath.counters(*id)?.untracked;
+            if self.untracked.insert(*id, untracked).unwrap_or(0) < untracked {
+                self.rings.table_was_full(backend.service, now);
+            }
+        }
+        self.rings.swept(began, report, service_of);
+        Ok(())
+    }
+}
