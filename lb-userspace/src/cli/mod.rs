@@ -5,6 +5,7 @@ mod args;
 mod backend;
 mod check;
 mod decap;
+mod detach;
 mod human;
 mod output;
 mod run;
@@ -38,6 +39,7 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(run) => run::run(*run, socket)?,
         Command::Check(check) => return check::check(&check),
+        Command::Detach(command) => detach::detach(&command)?,
         Command::Decap(decap) => decap::decap(*decap, socket)?,
         Command::Status(status) => ask(status::status(&client(), &status))?,
         Command::Service(command) => ask(service::service(&client(), command))?,

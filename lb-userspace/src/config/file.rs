@@ -10,7 +10,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, DEFAULT_SOCKET, DatapathLog, Limits, Source, XdpMode,
+    Config, DEFAULT_PIN_DIRECTORY, DEFAULT_SOCKET, DatapathLog, Limits, Source, XdpMode,
     diagnostic::{Diagnostic, Diagnostics, Doubt, Severity},
     reader::{Table, Value},
     service::{self, ReadService},
@@ -22,6 +22,8 @@ use crate::state::{
 
 const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`";
 const XDP_MODE: &str = "`xdp-mode = \"auto\"`, `\"native\"` or `\"generic\"`";
+const PIN_DIRECTORY: &str =
+    "write an absolute path in quotes: `pin-directory = \"/sys/fs/bpf/lb\"`";
 const SOCKET: &str = "write an absolute path in quotes: `socket = \"/run/lb/lb.sock\"`";
 
 /// What a file says, and what is wrong with it.
@@ -190,6 +192,10 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         .optional("socket")
         .and_then(|value| value.parse(SOCKET, out, parse_socket))
         .unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let pin_directory = root
+        .optional("pin-directory")
+        .and_then(|value| value.parse(PIN_DIRECTORY, out, parse_pin_directory))
+        .unwrap_or_else(|| DEFAULT_PIN_DIRECTORY.into());
     let limits = root
         .optional("limits")
         .and_then(|value| value.table("[limits]", out))
@@ -208,6 +214,7 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         interfaces,
         xdp_mode,
         socket,
+        pin_directory,
         limits,
         datapath_log: DatapathLog::Off,
         services: services.into_iter().map(|service| service.spec).collect(),
@@ -278,6 +285,32 @@ pub fn parse_socket(path: &str) -> Result<PathBuf, Reason> {
         return Err(Reason::new(
             format!("`{}` cannot be the path of a socket", path.escape_debug()),
             format!("use a path of at most {MAX} bytes"),
+        ));
+    }
+    Ok(path.into())
+}
+
+/// Reads the path of a directory on a BPF file system.
+///
+/// # Errors
+///
+/// When it is not absolute, or one that the kernel does not take there: names with a dot in
+/// them are its own.
+pub fn parse_pin_directory(path: &str) -> Result<PathBuf, Reason> {
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err(Reason::new(
+            format!("the path `{}` is not absolute", path.escape_debug()),
+            format!("begin it with `/`, as in `{DEFAULT_PIN_DIRECTORY}`"),
+        ));
+    }
+    let name = path.trim_end_matches('/').rsplit('/').next();
+    if name.is_none_or(|name| name.is_empty() || name.contains('.')) {
+        return Err(Reason::new(
+            format!(
+                "no directory on a BPF file system can be called `{}`",
+                path.escape_debug()
+            ),
+            "names with a `.` in them are the kernel's own",
         ));
     }
     Ok(path.into())

@@ -26,11 +26,6 @@ impl<V: Stored> Inner<V> {
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.0.map().fd().as_fd()
     }
-
-    #[cfg(test)]
-    pub(super) fn values(&self) -> Vec<V> {
-        self.0.iter().map(|value| value.unwrap().0).collect()
-    }
 }
 
 /// An array of arrays of `V`, all of the same length.
@@ -70,9 +65,13 @@ impl<V: Stored> OfMaps<V> {
         update(&mut self.maps, self.fd.as_fd(), &maps)
     }
 
-    #[cfg(test)]
-    pub(super) fn get(&self, index: u32) -> Option<Inner<V>> {
-        self.maps.get(&index, 0).ok().map(Inner)
+    /// The map at an index, if one was put there.
+    pub(super) fn get(&self, index: u32) -> Result<Option<Inner<V>>, MapError> {
+        match self.maps.get(&index, 0) {
+            Ok(map) => Ok(Some(Inner(map))),
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

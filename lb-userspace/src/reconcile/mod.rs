@@ -5,6 +5,7 @@
 //! a few milliseconds for ten thousand backends; system calls, and rings, which are what
 //! costs, are made only for what has changed.
 
+mod adopt;
 mod ids;
 mod image;
 mod rings;
@@ -26,12 +27,14 @@ use lb_common::{
 };
 
 pub use self::{
+    adopt::Found,
     ids::{BackendName, Exhausted, Ids, Numbers, PoolName},
     image::{Image, Op, Ring, Tables, diff},
     rings::{Rings, Written},
     way::{Obstacle, TakenPorts, obstacle},
 };
 use crate::{
+    address::PortSet,
     datapath::{Frontend, Outlet, matches, words},
     neighbour::NextHop,
     scheduler::Member,
@@ -238,6 +241,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
     for (pool, id) in ids.pools.resting() {
         let ports = taken.of(pool.source, pool.protocol).clone();
         image.pools.insert(id, ports);
+    }
+    for id in ids.pools.strays() {
+        image.pools.insert(id, PortSet::default());
     }
     Ok(image)
 }

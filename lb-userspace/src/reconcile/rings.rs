@@ -2,7 +2,8 @@
 //! clean.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -24,8 +25,26 @@ pub struct Rings {
 
 #[derive(Debug)]
 struct Kept {
-    recipe: Ring,
+    owners: Owners,
     slots: Slots,
+}
+
+/// Who owns the slots of a ring.
+#[derive(Debug)]
+enum Owners {
+    /// Whoever follows from this.
+    Made(Ring),
+    /// Those that the datapath had from a daemon before.
+    Found(Vec<u32>),
+}
+
+impl Owners {
+    fn of_slots(&self) -> Cow<'_, [u32]> {
+        match self {
+            Self::Made(recipe) => recipe.fill().owners.into(),
+            Self::Found(owners) => owners.into(),
+        }
+    }
 }
 
 /// A ring to be written.
@@ -39,22 +58,40 @@ pub struct Written {
 }
 
 impl Rings {
+    /// The datapath has this ring of a service from a daemon before. `is_there` tells the
+    /// backends that there are.
+    pub fn adopt(
+        &mut self,
+        service: u32,
+        ring: &[Slot],
+        is_there: impl Fn(u32) -> bool,
+        now: Duration,
+    ) {
+        let mut slots = Slots::restored(ring, now);
+        let origins: BTreeSet<u32> = ring.iter().map(|slot| slot.origin).collect();
+        for origin in origins.into_iter().filter(|origin| !is_there(*origin)) {
+            slots.backend_removed(origin);
+        }
+        let owners = Owners::Found(ring.iter().map(|slot| slot.owner).collect());
+        self.kept.insert(service, Kept { owners, slots });
+    }
+
     /// A service's ring is made from another recipe; what to write is returned. It counts
     /// from [`Self::written`] on.
     pub fn set(&mut self, service: u32, recipe: &Ring) -> Written {
         let kept = self.kept.entry(service).or_insert_with(|| Kept {
-            recipe: Ring::empty(recipe),
+            owners: Owners::Made(Ring::empty(recipe)),
             slots: Slots::new(),
         });
         if recipe.has_origins {
-            let before = kept.recipe.fill().owners;
+            let before = kept.owners.of_slots();
             let after = recipe.fill().owners;
             kept.slots.retarget(&before, &after);
         } else {
             kept.slots = Slots::new();
         }
-        kept.recipe = recipe.clone();
-        kept.content(service)
+        kept.owners = Owners::Made(recipe.clone());
+        kept.content(service, recipe)
     }
 
     /// The ring of a service is gone.
@@ -112,13 +149,17 @@ impl Rings {
             .is_some_and(|kept| !kept.slots.is_clean())
     }
 
-    /// The rings that the datapath has not as they are here.
+    /// The rings that the datapath has not as they are here. Those that were found are as
+    /// they were until they are [set](Self::set).
     pub fn unwritten(&self) -> impl Iterator<Item = Written> {
         let unwritten = self
             .kept
             .iter()
             .filter(|(_, kept)| !kept.slots.is_written());
-        unwritten.map(|(service, kept)| kept.content(*service))
+        unwritten.filter_map(|(service, kept)| match &kept.owners {
+            Owners::Made(recipe) => Some(kept.content(*service, recipe)),
+            Owners::Found(_) => None,
+        })
     }
 
     /// The datapath has the rings of these services, and no packet is on its way that found
@@ -140,8 +181,8 @@ impl Rings {
 }
 
 impl Kept {
-    fn content(&self, service: u32) -> Written {
-        let filled = self.recipe.fill();
+    fn content(&self, service: u32, recipe: &Ring) -> Written {
+        let filled = recipe.fill();
         Written {
             service,
             slots: self.slots.ring(&filled.owners).collect(),

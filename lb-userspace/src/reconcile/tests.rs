@@ -27,8 +27,42 @@ const ETH9: u32 = 9;
 #[derive(Default)]
 struct Checked {
     image: Image,
+    /// Backends that were removed, until their ids are released.
+    removed: BTreeMap<u32, Backend>,
     /// Steps until one is refused.
     patience: Option<usize>,
+}
+
+impl Checked {
+    /// A daemon ends here. What the next one finds.
+    fn found(&mut self) -> Found {
+        self.image.found_rings.extend(self.image.rings.keys());
+        self.image.rings.clear();
+        // The ports that are reserved are in use, as far as one can tell.
+        for reserved in self.image.pools.values_mut() {
+            *reserved = PortSet::default();
+        }
+        // Pools that no backend has are nowhere named.
+        let backends = || self.image.backends.values().chain(self.removed.values());
+        let named: BTreeSet<u32> = backends().map(|backend| backend.port_pool).collect();
+        self.image.pools.retain(|id, _| named.contains(id));
+        Found {
+            image: self.image.clone(),
+            removed: self.removed.clone(),
+        }
+    }
+}
+
+/// Tables that only remember the steps.
+struct Steps(Vec<Op>);
+
+impl Tables for Steps {
+    type Error = std::convert::Infallible;
+
+    fn apply(&mut self, op: &Op) -> Result<(), Self::Error> {
+        self.0.push(op.clone());
+        Ok(())
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -40,6 +74,15 @@ impl Tables for Checked {
     fn apply(&mut self, op: &Op) -> Result<(), OutOfPatience> {
         if let Some(patience) = &mut self.patience {
             *patience = patience.checked_sub(1).ok_or(OutOfPatience)?;
+        }
+        match op {
+            Op::SetBackend(id, _) => {
+                assert!(!self.removed.contains_key(id), "{id} may be in use");
+            }
+            Op::RemoveBackend(id) => {
+                self.removed.insert(*id, self.image.backends[id]);
+            }
+            _ => {}
         }
         let Ok(()) = self.image.apply(op);
         assert_sound(&self.image);
@@ -804,12 +847,18 @@ proptest! {
 
     #[test]
     fn whatever_was_before_the_tables_end_as_wanted(
-        sequence in vec((any_inputs(), 0..40_usize, any::<bool>()), 1..8),
+        sequence in vec(
+            (any_inputs(), 0..40_usize, any::<bool>(), any::<bool>()),
+            1..8,
+        ),
     ) {
         let (mut reconciler, mut tables) = (Reconciler::default(), Checked::default());
         let mut now = at(0);
-        for (inputs, patience, sweep) in sequence {
+        for (inputs, patience, sweep, restart) in sequence {
             now += at(1);
+            if restart {
+                reconciler = Reconciler::adopt(tables.found(), &inputs.desired, now);
+            }
             // Every other time something refuses a step in between.
             tables.patience = Some(patience);
             let _refused = inputs.reconcile(&mut reconciler, &mut tables, now);
@@ -827,9 +876,36 @@ proptest! {
                 for id in reconciler.release(now, in_use, in_use, in_use).backends {
                     prop_assert!(!in_use(id));
                     prop_assert!(!tables.image.backends.contains_key(&id));
+                    tables.removed.remove(&id);
                 }
             }
             prop_assert_eq!(without_ids(&tables.image), without_ids(&image_of(&inputs)));
         }
+    }
+
+    /// Every restart is one without a change to what packets meet.
+    #[test]
+    fn the_next_daemon_finds_everything_under_its_id(
+        sequence in vec(any_inputs(), 1..4),
+    ) {
+        let (mut reconciler, mut tables) = (Reconciler::default(), Checked::default());
+        for inputs in &sequence {
+            inputs.reconcile(&mut reconciler, &mut tables, at(1)).unwrap();
+        }
+        let inputs = sequence.last().unwrap();
+        let before = tables.image.clone();
+        let resting: BTreeSet<u32> = reconciler.ids().backends.at_rest().collect();
+        let mut reconciler = Reconciler::adopt(tables.found(), &inputs.desired, at(2));
+        prop_assert_eq!(reconciler.ids().backends.at_rest().collect::<BTreeSet<_>>(), resting);
+        let mut steps = Steps(Vec::new());
+        inputs.reconcile(&mut reconciler, &mut steps, at(2)).unwrap();
+        let harmless = |op: &Op| matches!(op, Op::SetRings(_) | Op::ReservePorts(..));
+        prop_assert!(steps.0.iter().all(harmless), "{:?}", steps.0);
+        for op in &steps.0 {
+            tables.apply(op).unwrap();
+        }
+        // Of a pool, its name may be known no more, and then it just rests.
+        tables.image.pools.clear();
+        prop_assert_eq!(tables.image, Image { pools: BTreeMap::new(), ..before });
     }
 }
