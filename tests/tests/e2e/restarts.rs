@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_lab::{
-    Background, Balancer, Host, Load, LoadReport, Mode, Service, Status, Topology, TopologyOptions,
+    Background, Balancer, Host, Load, LoadReport, Mode, Service, Status, TopologyOptions,
     http::Connection, port, udp,
 };
 
