@@ -26,7 +26,7 @@ use crate::{
     reconcile::{self, Found, Reconciler, World},
     slow_start::{self, Seen, Warmth},
     state::{
-        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
+        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus, Reason,
         Refusal, ServiceSpec, Status, rules,
     },
 };
@@ -237,6 +237,12 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn change(&mut self, change: Change, now: Duration) -> Result<(), Refusal> {
         let mut desired = self.desired.clone();
         desired.apply(change)?;
+        for service in desired.services() {
+            if let Some(found) = rules::unsupported(service).into_iter().next() {
+                let message = format!("`{}`: {}", found.field, found.message);
+                return Err(Refusal::Invalid(Reason::new(message, found.hint)));
+            }
+        }
         let before = std::mem::replace(&mut self.desired, desired);
         let health = self.expected_health(&before);
         let health_before = std::mem::replace(&mut self.health, health);

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::CLOCK_TICK_MS;
+use lb_common::{CLOCK_TICK_MS, ring::RING_SIZE};
 
 use super::{
     BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT,
@@ -268,6 +268,39 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
     }
     backends(service, &mut found);
     found
+}
+
+/// What the service asks of the datapath that this version of it does not do. It would be
+/// taken without effect otherwise.
+#[must_use]
+pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
+    let limits = &service.limits;
+    let of_service = [
+        (service.affinity.is_some(), Field::Affinity),
+        (service.ring_size != RING_SIZE, Field::RingSize),
+        (!service.allow.is_empty(), Field::Allow),
+        (!service.deny.is_empty(), Field::Deny),
+        (limits.new_per_source.is_some(), Field::NewPerSource),
+        (limits.new_per_service.is_some(), Field::NewPerService),
+        (service.quic.is_some(), Field::Quic),
+    ];
+    let of_backends = (0..).zip(&service.backends).map(|(index, backend)| {
+        let drain = backend.drain.as_ref();
+        let resets = drain.is_some_and(|drain| drain.on_deadline == OnDeadline::Reset);
+        (resets, Field::BackendOnDeadline(index))
+    });
+    of_service
+        .into_iter()
+        .chain(of_backends)
+        .filter(|(is_wanted, _)| *is_wanted)
+        .map(|(_, field)| {
+            Violation::new(
+                field,
+                "this version of lb cannot do this yet",
+                "leave it out; a later version will do what it says",
+            )
+        })
+        .collect()
 }
 
 fn name(name: &str) -> Option<Violation> {
