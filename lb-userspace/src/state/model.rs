@@ -100,7 +100,7 @@ words! {
 words! {
     /// How a new flow finds its backend. All of them keep to the weights.
     Scheduler, "scheduler", "`maglev`, `round-robin`, `least-connections` or `random`" {
-        /// Maglev hashing of what [`Hash`] says.
+        /// Maglev hashing of what [`Hash`](enum@Hash) says.
         Maglev = "maglev",
         /// One after the other.
         RoundRobin = "round-robin",

@@ -9,7 +9,7 @@ use lb_lab::{
 
 use crate::{PATIENCE, programs, standard};
 
-const BACKENDS: usize = 4;
+const BACKENDS: u8 = 4;
 
 /// A lab with a balancer of these services, which are made of names, addresses and modes.
 struct Scene {
@@ -96,10 +96,14 @@ fn counts(report: &BTreeMap<String, usize>) -> Vec<usize> {
 
 #[test]
 fn turns_are_exact() -> Result<()> {
-    let scene = Scene::new("turns", &["scheduler = \"round-robin\""], &[100, 50, 50, 0])?;
+    let scene = Scene::new(
+        "turns",
+        &["scheduler = \"round-robin\""],
+        &[100, 50, 50, 200],
+    )?;
     for service in &scene.services {
         let (held, count) = scene.hold(service, 80)?;
-        assert_eq!(counts(&count), [40, 20, 20, 0], "{}", service.name);
+        assert_eq!(counts(&count), [20, 10, 10, 40], "{}", service.name);
         drop(held);
     }
     scene.balancer.stop()
@@ -186,7 +190,13 @@ fn a_drained_backend_keeps_its_connections_and_gets_no_others() -> Result<()> {
 /// Two of each connection go on, the third is refused; and when one ends there is room.
 #[test]
 fn a_backend_takes_no_more_connections_than_it_may() -> Result<()> {
-    let scene = Scene::new("bounded", &[], &[100, 0, 0, 0])?;
+    let scene = Scene::new("bounded", &[], &[100, 100, 100, 100])?;
+    for number in 2..=BACKENDS.into() {
+        scene.lb(|service| {
+            let backend = scene.backend(service, number);
+            format!("backend set {} {backend} --weight 0", service.name)
+        })?;
+    }
     scene.lb(|service| {
         let backend = scene.backend(service, 1);
         format!("backend set {} {backend} --max-connections 2", service.name)
@@ -215,7 +225,11 @@ fn a_backend_takes_no_more_connections_than_it_may() -> Result<()> {
 
 #[test]
 fn a_lower_tier_serves_while_the_one_above_does_not() -> Result<()> {
-    let mut scene = Scene::new("tiers", &["on-empty = \"fail-open\""], &[100, 100, 100, 100])?;
+    let mut scene = Scene::new(
+        "tiers",
+        &["on-empty = \"fail-open\""],
+        &[100, 100, 100, 100],
+    )?;
     for number in [3, 4] {
         scene.lb(|service| {
             let backend = scene.backend(service, number);
@@ -231,9 +245,7 @@ fn a_lower_tier_serves_while_the_one_above_does_not() -> Result<()> {
         Ok(())
     };
     served(&scene, &["b1", "b2"])?;
-    scene.lb(|service| {
-        format!("service set {} --health-fall 2", service.name)
-    })?;
+    scene.lb(|service| format!("service set {} --health-fall 2", service.name))?;
     for number in [1, 2] {
         scene.servers[number - 1].stop()?;
     }
