@@ -12,12 +12,14 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod decap;
+pub mod drain;
 pub mod flows;
 pub mod health;
 pub mod neighbour;
 pub mod reconcile;
 pub mod scheduler;
 pub mod slots;
+pub mod slow_start;
 pub mod state;
 #[cfg(test)]
 mod testing;

@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::wire::{Backend, Failure, Service};
+use super::wire::{self, Backend, Drain, Failure, Service};
 use crate::{
     decap,
-    state::{Reason, Status},
+    state::{FlowFilter, FlowList, Reason, Status},
 };
 
 /// How long an answer may take: longer than the server gives itself, so that its
@@ -79,6 +79,12 @@ impl Client {
         self.ask(Method::GET, "/v1/status".into(), None).await
     }
 
+    /// Flows that there are.
+    pub async fn flows(&self, filter: &FlowFilter) -> Result<FlowList, Reason> {
+        let path = format!("/v1/flows?{}", wire::flow_query(filter));
+        self.ask(Method::GET, path, None).await
+    }
+
     /// Every service, by name.
     pub async fn services(&self) -> Result<Vec<Service>, Reason> {
         self.ask(Method::GET, "/v1/services".into(), None).await
@@ -114,11 +120,40 @@ impl Client {
         self.ask(Method::POST, path, Some(body)).await
     }
 
-    /// Gives a backend another weight.
+    /// Gives a backend everything anew.
     pub async fn set_backend(&self, service: &str, backend: &Backend) -> Result<Backend, Reason> {
         let body = serde_json::to_value(backend).expect("its keys are strings");
         let path = backend_path(service, &backend.address);
         self.ask(Method::PUT, path, Some(body)).await
+    }
+
+    /// Changes what the patch names of a backend (RFC 7386).
+    pub async fn patch_backend(
+        &self,
+        service: &str,
+        address: &str,
+        patch: Value,
+    ) -> Result<Backend, Reason> {
+        let path = backend_path(service, address);
+        self.ask(Method::PATCH, path, Some(patch)).await
+    }
+
+    /// Begins the drain of a backend, or gives it another end.
+    pub async fn drain_backend(
+        &self,
+        service: &str,
+        address: &str,
+        drain: &Drain,
+    ) -> Result<Backend, Reason> {
+        let body = serde_json::to_value(drain).expect("its keys are strings");
+        let path = format!("{}/drain", backend_path(service, address));
+        self.ask(Method::PUT, path, Some(body)).await
+    }
+
+    /// Takes a drain back.
+    pub async fn undrain_backend(&self, service: &str, address: &str) -> Result<Backend, Reason> {
+        let path = format!("{}/drain", backend_path(service, address));
+        self.ask(Method::DELETE, path, None).await
     }
 
     /// Removes a backend, and says what it was.

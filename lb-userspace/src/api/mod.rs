@@ -3,6 +3,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`](crate::state::Status) |
+//! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | | [`FlowList`](crate::state::FlowList) |
 //! | `GET /v1/services` | | array of [`Service`](wire::Service) |
 //! | `GET /v1/services/{name}` | | [`Service`](wire::Service) |
 //! | `POST /v1/services/{name}` | a new [`Service`](wire::Service) | 201, the service |
@@ -11,6 +12,9 @@
 //! | `DELETE /v1/services/{name}` | | the service as it was |
 //! | `POST /v1/services/{name}/backends` | a new [`Backend`](wire::Backend) | 201, the backend |
 //! | `PUT /v1/services/{name}/backends/{address}` | [`Backend`](wire::Backend) | the backend |
+//! | `PATCH /v1/services/{name}/backends/{address}` | what changes (RFC 7386) | the backend |
+//! | `PUT /v1/services/{name}/backends/{address}/drain` | [`Drain`](wire::Drain) | the backend |
+//! | `DELETE /v1/services/{name}/backends/{address}/drain` | | the backend |
 //! | `DELETE /v1/services/{name}/backends/{address}` | | the backend as it was |
 //!
 //! A change is answered when the datapath has it. What cannot be done is answered

@@ -15,10 +15,11 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::{
     error::ApiError,
     unique::Unique,
-    wire::{self, Backend, Service},
+    wire::{self, Backend, Drain, Service},
 };
 use crate::state::{
-    BackendAddress, BackendSpec, Change, Control, Reason, Refusal, ServiceSpec, Status, rules,
+    BackendAddress, BackendSpec, Change, Control, DrainSpec, FlowList, Reason, Refusal,
+    ServiceSpec, Status, rules,
 };
 
 /// Most bytes of a request's body: a service with all the backends that there is
@@ -43,6 +44,7 @@ pub(super) fn router(control: Control) -> Router {
     };
     let routes = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/flows", get(flows))
         .route("/v1/services", get(services))
         .route(
             "/v1/services/{name}",
@@ -55,7 +57,11 @@ pub(super) fn router(control: Control) -> Router {
         .route("/v1/services/{name}/backends", post(add_backend))
         .route(
             "/v1/services/{name}/backends/{address}",
-            put(set_backend).delete(remove_backend),
+            put(set_backend).patch(patch_backend).delete(remove_backend),
+        )
+        .route(
+            "/v1/services/{name}/backends/{address}/drain",
+            put(drain_backend).delete(undrain_backend),
         );
     with_manners(routes).with_state(api)
 }
@@ -85,6 +91,11 @@ async fn no_such_method(method: Method, uri: Uri) -> ApiError {
 
 async fn status(State(api): State<Api>) -> Answer<Status> {
     Ok(Json(api.control.status().await?))
+}
+
+async fn flows(State(api): State<Api>, uri: Uri) -> Answer<FlowList> {
+    let filter = wire::flow_filter(uri.query().unwrap_or_default())?;
+    Ok(Json(api.control.flows(filter).await?))
 }
 
 async fn services(State(api): State<Api>) -> Answer<Vec<Service>> {
@@ -148,13 +159,14 @@ async fn add_backend(
     Path(service): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Backend>), ApiError> {
-    let added: Backend = wire::read(Value::Object(object(&body)?))?;
-    let backend = BackendSpec::try_from(&added)?;
+    let wanted: Backend = wire::read(Value::Object(object(&body)?))?;
+    let backend = BackendSpec::try_from(&wanted)?;
     let _turn = api.turn().await;
+    let added = Backend::from(&backend);
     api.control
         .change(Change::AddBackend { service, backend })
         .await?;
-    Ok((StatusCode::CREATED, Json(Backend::from(&backend))))
+    Ok((StatusCode::CREATED, Json(added)))
 }
 
 async fn set_backend(
@@ -163,7 +175,7 @@ async fn set_backend(
     body: Bytes,
 ) -> Answer<Backend> {
     let mut document = object(&body)?;
-    // There is nothing else to change, and the default would bring a drained backend back.
+    // The default would bring a drained backend back.
     if !document.contains_key("weight") {
         return Err(wire::missing("weight").into());
     }
@@ -171,26 +183,53 @@ async fn set_backend(
     let wanted: Backend = wire::read(Value::Object(document))?;
     let backend = BackendSpec::try_from(&wanted)?;
     let _turn = api.turn().await;
-    api.control
-        .change(Change::SetBackend { service, backend })
-        .await?;
-    Ok(Json(Backend::from(&backend)))
+    api.replace_backend(service, backend).await
+}
+
+async fn patch_backend(
+    State(api): State<Api>,
+    Path((service, address)): Path<(String, String)>,
+    body: Bytes,
+) -> Answer<Backend> {
+    let patch = object(&body)?;
+    let _turn = api.turn().await;
+    let now = Backend::from(&api.find_backend(&service, &address).await?);
+    let mut document = serde_json::to_value(&now).expect("its keys are strings");
+    merge(&mut document, Value::Object(patch));
+    let Value::Object(mut document) = document else {
+        unreachable!("an object merged into an object is one");
+    };
+    name_it(&mut document, "address", &now.address)?;
+    let wanted: Backend = wire::read(Value::Object(document))?;
+    let backend = BackendSpec::try_from(&wanted)?;
+    api.replace_backend(service, backend).await
+}
+
+async fn drain_backend(
+    State(api): State<Api>,
+    Path((service, address)): Path<(String, String)>,
+    body: Bytes,
+) -> Answer<Backend> {
+    let drain: Drain = wire::read(Value::Object(object(&body)?))?;
+    let drain = drain.spec(str::to_owned)?;
+    api.set_drain(service, &address, Some(drain)).await
+}
+
+async fn undrain_backend(
+    State(api): State<Api>,
+    Path((service, address)): Path<(String, String)>,
+) -> Answer<Backend> {
+    api.set_drain(service, &address, None).await
 }
 
 async fn remove_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
 ) -> Answer<Backend> {
-    let address: BackendAddress = address.parse()?;
     let _turn = api.turn().await;
-    let now = api.find(&service).await?;
-    let removed = now
-        .backends
-        .iter()
-        .find(|backend| backend.address == address);
-    let removed = removed
-        .map(Backend::from)
-        .ok_or_else(|| ApiError::not_found(rules::no_such_backend(&service, address)))?;
+    let removed = api.find_backend(&service, &address).await?;
+    let address = removed.address;
+    let removed = Backend::from(&removed);
     api.control
         .change(Change::RemoveBackend { service, address })
         .await?;
@@ -209,6 +248,34 @@ impl Api {
             .into_iter()
             .find(|service| service.name == name)
             .ok_or_else(|| Refusal::NotFound(rules::no_such_service(name)).into())
+    }
+
+    async fn find_backend(&self, service: &str, address: &str) -> Result<BackendSpec, ApiError> {
+        let address: BackendAddress = address.parse()?;
+        let mut backends = self.find(service).await?.backends.into_iter();
+        backends
+            .find(|backend| backend.address == address)
+            .ok_or_else(|| ApiError::not_found(rules::no_such_backend(service, address)))
+    }
+
+    async fn set_drain(
+        &self,
+        service: String,
+        address: &str,
+        drain: Option<DrainSpec>,
+    ) -> Answer<Backend> {
+        let _turn = self.turn().await;
+        let now = self.find_backend(&service, address).await?;
+        let backend = BackendSpec { drain, ..now };
+        self.replace_backend(service, backend).await
+    }
+
+    async fn replace_backend(&self, service: String, backend: BackendSpec) -> Answer<Backend> {
+        let now = Backend::from(&backend);
+        self.control
+            .change(Change::SetBackend { service, backend })
+            .await?;
+        Ok(Json(now))
     }
 
     async fn replace(&self, spec: ServiceSpec) -> Answer<Service> {

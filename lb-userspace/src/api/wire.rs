@@ -4,14 +4,18 @@
 
 use std::{fmt::Display, time::Duration};
 
+use lb_common::ring::RING_SIZE;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
+    address::AddressPrefix,
     config::duration,
     state::{
-        self, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, OtherPorts, Probe, Protocol,
-        Reason, Scheduler, ServiceSpec, parse_port_range, parse_source,
+        self, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT, Hash, HealthSpec,
+        NewFlowLimits, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Reason,
+        Scheduler, ServiceSpec, SlowStartCurve, parse_port_range, parse_source, parse_sources,
         rules::{self, Field},
     },
 };
@@ -33,9 +37,45 @@ pub struct Service {
     pub protocol: String,
     /// `full-nat`, `nat`, `dsr`, `ipip` or `gue`.
     pub mode: String,
-    /// `maglev`.
+    /// `maglev`, `round-robin`, `least-connections` or `random`.
     #[serde(default = "default_scheduler")]
     pub scheduler: String,
+    /// `5-tuple`, `client` or `client-port`.
+    #[serde(default = "default_hash")]
+    pub hash: String,
+    /// Duration for which a client keeps its backend; `null` for none.
+    #[serde(default)]
+    pub affinity: Option<String>,
+    /// Slots of the ring.
+    #[serde(default = "default_ring_size")]
+    pub ring_size: u32,
+    /// `none` or `all`; absent where it follows from the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track: Option<String>,
+    /// A number of backends, or a share as text: `50%`.
+    #[serde(default)]
+    pub quorum: Quorum,
+    /// `drop` or `fail-open`.
+    #[serde(default = "default_on_empty")]
+    pub on_empty: String,
+    /// Duration of the slow start of a backend that comes back; `null` for none.
+    #[serde(default)]
+    pub slow_start: Option<String>,
+    /// `linear` or `quadratic`.
+    #[serde(default = "default_slow_start_curve")]
+    pub slow_start_curve: String,
+    /// Sources whose packets are taken; none for all.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Sources whose packets are dropped.
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// How many flows may begin.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Where connection IDs of QUIC have the server ID; `null` for nowhere.
+    #[serde(default)]
+    pub quic: Option<Quic>,
     /// Source address of full NAT and of tunnels, there also a prefix; `null` for the
     /// kernel's choice.
     #[serde(default)]
@@ -64,6 +104,43 @@ pub struct Service {
     /// Its backends.
     #[serde(default)]
     pub backends: Vec<Backend>,
+}
+
+/// How many flows may begin; absent for any number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// From one source address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_per_source: Option<Rate>,
+    /// From all together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_per_service: Option<Rate>,
+}
+
+/// A limit of new flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// In a second.
+    pub rate: u32,
+    /// At once; absent where it is the rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+}
+
+/// Where connection IDs of QUIC have the server ID.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quic {
+    /// Bytes before it.
+    #[serde(default = "default_server_id_offset")]
+    pub server_id_offset: u8,
+    /// Its bytes.
+    pub server_id_length: u8,
+    /// Configurations that are read, from 0 to 6.
+    #[serde(default = "default_config_rotation")]
+    pub config_rotation: Vec<u8>,
 }
 
 /// How long a flow may be silent, as durations: `30s`.
@@ -120,6 +197,30 @@ pub struct Backend {
     /// Its share of new flows, from 0 to 65535.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// Its tier, from 0 to 255; the lowest serves first.
+    #[serde(default)]
+    pub priority: u32,
+    /// Live flows from which on it gets no new ones; absent for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Its server IDs in connection IDs of QUIC, in hex; absent where it has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server_ids: Vec<String>,
+    /// It is being emptied; absent where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// The end of a backend's service: it gets no new flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    /// Duration for which flows may go on; absent for any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<String>,
+    /// What becomes of flows that are left then: `keep` or `reset`.
+    #[serde(default = "default_on_deadline")]
+    pub on_deadline: String,
 }
 
 /// The answer to a request that could not be done.
@@ -147,6 +248,18 @@ fn default_scheduler() -> String {
     Scheduler::Maglev.to_string()
 }
 
+fn default_hash() -> String {
+    Hash::FiveTuple.to_string()
+}
+
+const fn default_ring_size() -> u32 {
+    RING_SIZE
+}
+
+fn default_on_empty() -> String {
+    OnEmpty::Drop.to_string()
+}
+
 fn default_source_ports() -> String {
     format_ports(&FULL_NAT_PORTS)
 }
@@ -161,6 +274,22 @@ fn default_other_ports() -> String {
 
 const fn default_icmp_echo() -> bool {
     true
+}
+
+fn default_slow_start_curve() -> String {
+    SlowStartCurve::Linear.to_string()
+}
+
+const fn default_server_id_offset() -> u8 {
+    QuicSpec::DEFAULT_OFFSET
+}
+
+fn default_config_rotation() -> Vec<u8> {
+    vec![QuicSpec::DEFAULT_ROTATION]
+}
+
+fn default_on_deadline() -> String {
+    DrainSpec::DEFAULT_END.to_string()
 }
 
 const fn default_rise() -> u32 {
@@ -224,6 +353,10 @@ impl From<&BackendSpec> for Backend {
         Self {
             address: backend.address.to_string(),
             weight: backend.weight,
+            priority: backend.priority,
+            max_connections: backend.max_connections,
+            server_ids: backend.server_ids.iter().map(ToString::to_string).collect(),
+            drain: backend.drain.as_ref().map(Drain::from),
         }
     }
 }
@@ -236,6 +369,21 @@ impl From<&ServiceSpec> for Service {
             protocol: service.protocol.to_string(),
             mode: service.mode.to_string(),
             scheduler: service.scheduler.to_string(),
+            hash: service.hash.to_string(),
+            affinity: service.affinity.map(duration::format),
+            ring_size: service.ring_size,
+            track: service.track.map(|track| track.to_string()),
+            quorum: service.quorum,
+            on_empty: service.on_empty.to_string(),
+            slow_start: service.slow_start.map(duration::format),
+            slow_start_curve: service.slow_start_curve.to_string(),
+            allow: service.allow.iter().map(ToString::to_string).collect(),
+            deny: service.deny.iter().map(ToString::to_string).collect(),
+            limits: Limits {
+                new_per_source: service.limits.new_per_source.map(Rate::from),
+                new_per_service: service.limits.new_per_service.map(Rate::from),
+            },
+            quic: service.quic.as_ref().map(Quic::from),
             source: service.source.map(|source| source.to_string()),
             source_ports: format_ports(&service.source_ports),
             gue_port: service.gue_port,
@@ -253,17 +401,39 @@ impl TryFrom<Service> for ServiceSpec {
     type Error = Reason;
 
     fn try_from(service: Service) -> Result<Self, Reason> {
-        let backends = service.backends.iter().enumerate().map(|(index, backend)| {
-            Ok(BackendSpec {
-                address: at(Field::BackendAddress(index), backend.address.parse())?,
-                weight: backend.weight,
-            })
-        });
+        let backends =
+            service.backends.iter().enumerate().map(|(index, backend)| {
+                backend.spec(|key| format!("{}.{key}", Field::Backend(index)))
+            });
         Ok(Self {
             address: at(Field::Address, service.address.parse())?,
             protocol: at(Field::Protocol, service.protocol.parse())?,
             mode: at(Field::Mode, service.mode.parse())?,
             scheduler: at(Field::Scheduler, service.scheduler.parse())?,
+            hash: at(Field::Hash, service.hash.parse())?,
+            affinity: service
+                .affinity
+                .map(|text| read_duration(Field::Affinity, &text))
+                .transpose()?,
+            ring_size: service.ring_size,
+            track: service
+                .track
+                .map(|track| at(Field::Track, track.parse()))
+                .transpose()?,
+            quorum: service.quorum,
+            on_empty: at(Field::OnEmpty, service.on_empty.parse())?,
+            slow_start: service
+                .slow_start
+                .map(|text| read_duration(Field::SlowStart, &text))
+                .transpose()?,
+            slow_start_curve: at(Field::SlowStartCurve, service.slow_start_curve.parse())?,
+            allow: sources(Field::Allow, &service.allow)?,
+            deny: sources(Field::Deny, &service.deny)?,
+            limits: NewFlowLimits {
+                new_per_source: service.limits.new_per_source.map(RateLimit::from),
+                new_per_service: service.limits.new_per_service.map(RateLimit::from),
+            },
+            quic: service.quic.map(QuicSpec::from),
             source: service
                 .source
                 .map(|source| at(Field::Source, parse_source(&source)))
@@ -333,11 +503,95 @@ impl TryFrom<&Backend> for BackendSpec {
     type Error = Reason;
 
     fn try_from(backend: &Backend) -> Result<Self, Reason> {
-        Ok(Self {
-            address: at("address", backend.address.parse())?,
-            weight: backend.weight,
+        backend.spec(str::to_owned)
+    }
+}
+
+impl From<&DrainSpec> for Drain {
+    fn from(drain: &DrainSpec) -> Self {
+        Self {
+            deadline: drain.deadline.map(duration::format),
+            on_deadline: drain.on_deadline.to_string(),
+        }
+    }
+}
+
+impl Drain {
+    /// What it means; `path` says where one of its keys stands.
+    pub(super) fn spec(&self, path: impl Fn(&str) -> String) -> Result<DrainSpec, Reason> {
+        let deadline = self.deadline.as_deref();
+        Ok(DrainSpec {
+            deadline: deadline
+                .map(|text| at(path("deadline"), duration::parse(text)))
+                .transpose()?,
+            on_deadline: at(path("on_deadline"), self.on_deadline.parse())?,
         })
     }
+}
+
+impl Backend {
+    /// What it means; `path` says where one of its keys stands.
+    fn spec(&self, path: impl Fn(&str) -> String) -> Result<BackendSpec, Reason> {
+        Ok(BackendSpec {
+            address: at(path("address"), self.address.parse())?,
+            weight: self.weight,
+            priority: self.priority,
+            max_connections: self.max_connections,
+            server_ids: self
+                .server_ids
+                .iter()
+                .map(|id| at(path("server_ids"), id.parse()))
+                .collect::<Result<_, _>>()?,
+            drain: self
+                .drain
+                .as_ref()
+                .map(|drain| drain.spec(|key| path(&format!("drain.{key}"))))
+                .transpose()?,
+        })
+    }
+}
+
+impl From<RateLimit> for Rate {
+    fn from(RateLimit { rate, burst }: RateLimit) -> Self {
+        Self {
+            rate,
+            burst: (burst != rate).then_some(burst),
+        }
+    }
+}
+
+impl From<Rate> for RateLimit {
+    fn from(Rate { rate, burst }: Rate) -> Self {
+        Self {
+            rate,
+            burst: burst.unwrap_or(rate),
+        }
+    }
+}
+
+impl From<&QuicSpec> for Quic {
+    fn from(quic: &QuicSpec) -> Self {
+        Self {
+            server_id_offset: quic.server_id_offset,
+            server_id_length: quic.server_id_length,
+            config_rotation: quic.config_rotation.clone(),
+        }
+    }
+}
+
+impl From<Quic> for QuicSpec {
+    fn from(quic: Quic) -> Self {
+        Self {
+            server_id_offset: quic.server_id_offset,
+            server_id_length: quic.server_id_length,
+            config_rotation: quic.config_rotation,
+        }
+    }
+}
+
+fn sources(field: Field, list: &[String]) -> Result<Vec<AddressPrefix>, Reason> {
+    let read = |text: &String| at(field, parse_sources(text));
+    list.iter().map(read).collect()
 }
 
 fn read_duration(field: Field, text: &str) -> Result<Duration, Reason> {
@@ -395,6 +649,7 @@ fn in_words(said: &str) -> Reason {
         };
         let expected = match expected {
             "u16" => "a whole number from 0 to 65535",
+            "u8" => "a whole number from 0 to 255",
             "u32" => "a whole number",
             "a sequence" => "an array",
             text if text.starts_with("struct ") => "an object",
@@ -412,6 +667,48 @@ fn in_words(said: &str) -> Reason {
     }
 }
 
+/// Reads the query of a request for flows: `service=web&state=embryonic`, percent-encoded.
+pub(super) fn flow_filter(query: &str) -> Result<FlowFilter, Reason> {
+    let mut filter = FlowFilter::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decode_str(value).decode_utf8_lossy();
+        match key {
+            "service" => filter.service = Some(value.into_owned()),
+            "backend" => filter.backend = Some(at(key, value.parse())?),
+            "client" => filter.client = Some(at(key, parse_sources(&value))?),
+            "state" => filter.state = Some(at(key, value.parse())?),
+            "limit" => {
+                let wrong = || Reason::new(format!("`{value}` is no number"), "`limit=1000`");
+                filter.limit = at(key, value.parse().map_err(|_| wrong()))?;
+            }
+            _ => {
+                return Err(Reason::new(
+                    format!("unknown key `{key}` in the query"),
+                    "known here are `service`, `backend`, `client`, `state`, `limit`",
+                ));
+            }
+        }
+    }
+    Ok(filter)
+}
+
+/// The query that [`flow_filter`] reads as this.
+pub(super) fn flow_query(filter: &FlowFilter) -> String {
+    let given = [
+        ("service", filter.service.clone()),
+        ("backend", filter.backend.map(|address| address.to_string())),
+        ("client", filter.client.map(|prefix| prefix.to_string())),
+        ("state", filter.state.map(|state| state.to_string())),
+        ("limit", Some(filter.limit.to_string())),
+    ];
+    let pairs = given.iter().filter_map(|(key, value)| {
+        let value = utf8_percent_encode(value.as_ref()?, NON_ALPHANUMERIC);
+        Some(format!("{key}={value}"))
+    });
+    pairs.collect::<Vec<_>>().join("&")
+}
+
 /// A key that must be given is not.
 pub(super) fn missing(key: &str) -> Reason {
     Reason {
@@ -424,6 +721,8 @@ pub(super) fn missing(key: &str) -> Reason {
 fn hint_for(key: &str) -> Option<&'static str> {
     Some(match key {
         "address" => "say where it is reached: `\"address\": \"192.0.2.10:443\"`",
+        "rate" => "say how many flows may begin in a second: `\"rate\": 100`",
+        "server_id_length" => "say how many bytes of a connection ID name the server",
         "mode" => "say how packets are forwarded: `\"mode\": \"full-nat\"`",
         "weight" => "say which share of new flows it gets: `\"weight\": 100`; 0 for none",
         _ => return None,

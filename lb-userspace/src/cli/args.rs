@@ -15,8 +15,10 @@ use crate::{
     config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
     decap::Prefix,
     state::{
-        BackendAddress, BackendSpec, Mode, OtherPorts, Protocol, Reason, Scheduler, ServiceAddress,
-        Word, parse_port, parse_port_range, parse_source, rules,
+        BackendAddress, BackendSpec, FlowFilter, FlowState, Hash, Mode, OnDeadline, OnEmpty,
+        OtherPorts, Protocol, Quorum, RateLimit, Reason, Scheduler, ServerId, ServiceAddress,
+        SlowStartCurve, Track, Word, parse_port, parse_port_range, parse_source, parse_sources,
+        rules,
     },
 };
 
@@ -45,6 +47,11 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
+const SELECTION: &str = "Choice of backends";
+
+const GUARD: &str = "Sources and limits";
+const QUIC: &str = "QUIC";
+
 const ADD_EXAMPLE: &str = "Example:
   lb service add web --address 192.0.2.10:443 --mode full-nat \\
       --health http:/healthz --backend 10.0.0.11:8443 --backend 10.0.0.12:8443@50";
@@ -68,13 +75,14 @@ pub(super) fn default_socket() -> PathBuf {
     DEFAULT_SOCKET.into()
 }
 
-/// Ends the process with the exit status for wrong usage of `lb service set`.
-pub(super) fn nothing_to_set() -> ! {
+/// Ends the process with the exit status for wrong usage of `lb service set` or
+/// `lb backend set`, by `what`.
+pub(super) fn nothing_to_set(what: &str) -> ! {
     let mut command = Args::command();
     command.build();
     let set = command
-        .find_subcommand_mut("service")
-        .and_then(|service| service.find_subcommand_mut("set"))
+        .find_subcommand_mut(what)
+        .and_then(|what| what.find_subcommand_mut("set"))
         .expect("it is defined below");
     let message = "nothing to change; give at least one option";
     set.error(ErrorKind::MissingRequiredArgument, message)
@@ -86,6 +94,7 @@ pub(super) enum Command {
     Run(Box<Run>),
     Check(Check),
     Status(Status),
+    Flows(Flows),
     #[command(subcommand)]
     Service(Service),
     #[command(subcommand)]
@@ -279,6 +288,43 @@ pub(super) struct Status {
     pub(super) json: bool,
 }
 
+/// List the flows that the balancer remembers
+///
+/// In no order, and without those that come or go meanwhile. Options leave out flows of
+/// others.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lb flows web --client 198.51.100.0/24 --state established")]
+pub(super) struct Flows {
+    /// Only of this service
+    #[arg(value_name = "SERVICE")]
+    pub(super) service: Option<String>,
+
+    /// Only of this backend: 10.0.0.11:8443
+    #[arg(long, value_name = "ADDRESS", value_parser = typed(BackendAddress::from_str))]
+    pub(super) backend: Option<BackendAddress>,
+
+    /// Only of these clients
+    #[arg(long, value_name = "ADDRESS[/LENGTH]", value_parser = typed(parse_sources))]
+    pub(super) client: Option<AddressPrefix>,
+
+    /// Only in this state
+    #[arg(long, value_parser = word::<FlowState>())]
+    pub(super) state: Option<FlowState>,
+
+    /// At most so many
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = FlowFilter::DEFAULT_LIMIT,
+        value_parser = value_parser!(u32).range(1..=i64::from(FlowFilter::MAX_LIMIT))
+    )]
+    pub(super) limit: u32,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
 /// Add, change, remove and show services
 #[derive(Debug, Subcommand)]
 pub(super) enum Service {
@@ -394,6 +440,121 @@ pub(super) struct ServiceOptions {
     /// How new flows find a backend [default: maglev]
     #[arg(long, value_parser = word::<Scheduler>())]
     pub(super) scheduler: Option<Scheduler>,
+
+    /// What of a packet chooses its backend with `maglev` [default: 5-tuple]
+    #[arg(long, value_parser = setting_word::<Hash>(), help_heading = SELECTION)]
+    pub(super) hash: Option<Setting<Hash>>,
+
+    /// How long a client keeps its backend with the other schedulers [default: not at all]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = SELECTION
+    )]
+    pub(super) affinity: Option<Setting<Duration>>,
+
+    /// Slots of the ring, a prime number [default: 65537]
+    #[arg(
+        long,
+        value_name = "SLOTS",
+        value_parser = setting(parse_number),
+        help_heading = SELECTION
+    )]
+    pub(super) ring_size: Option<Setting<u32>>,
+
+    /// Which flows have an entry in the flow tables [default: those that need one; with udp all]
+    #[arg(long, value_parser = setting_word::<Track>(), help_heading = SELECTION)]
+    pub(super) track: Option<Setting<Track>>,
+
+    /// Backends of the tiers above, or share of them, with which a lower tier rests [default: 1]
+    #[arg(
+        long,
+        value_name = "COUNT|PERCENT%",
+        value_parser = setting(Quorum::from_str),
+        help_heading = SELECTION
+    )]
+    pub(super) quorum: Option<Setting<Quorum>>,
+
+    /// What happens while all backends are down [default: drop]
+    #[arg(long, value_parser = setting_word::<OnEmpty>(), help_heading = SELECTION)]
+    pub(super) on_empty: Option<Setting<OnEmpty>>,
+
+    /// How long a backend that comes back has less than its share [default: not at all]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = SELECTION
+    )]
+    pub(super) slow_start: Option<Setting<Duration>>,
+
+    /// How its share grows [default: linear]
+    #[arg(long, value_parser = setting_word::<SlowStartCurve>(), help_heading = SELECTION)]
+    pub(super) slow_start_curve: Option<Setting<SlowStartCurve>>,
+
+    /// Source whose packets are taken, others are not [default: all]; may be given again
+    #[arg(
+        long,
+        value_name = "ADDRESS[/LENGTH]",
+        value_parser = setting(parse_sources),
+        help_heading = GUARD
+    )]
+    pub(super) allow: Vec<Setting<AddressPrefix>>,
+
+    /// Source whose packets are dropped [default: none]; may be given again
+    #[arg(
+        long,
+        value_name = "ADDRESS[/LENGTH]",
+        value_parser = setting(parse_sources),
+        help_heading = GUARD
+    )]
+    pub(super) deny: Vec<Setting<AddressPrefix>>,
+
+    /// Flows that may begin from one source in a second, and at once [default: any number]
+    #[arg(
+        long,
+        value_name = "RATE[:BURST]",
+        value_parser = setting(RateLimit::from_str),
+        help_heading = GUARD
+    )]
+    pub(super) new_per_source: Option<Setting<RateLimit>>,
+
+    /// Flows that may begin in a second, and at once [default: any number]
+    #[arg(
+        long,
+        value_name = "RATE[:BURST]",
+        value_parser = setting(RateLimit::from_str),
+        help_heading = GUARD
+    )]
+    pub(super) new_per_service: Option<Setting<RateLimit>>,
+
+    /// Bytes of a connection ID of QUIC that name the backend [default: none do]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        value_parser = setting(parse_number),
+        help_heading = QUIC
+    )]
+    pub(super) quic_server_id_length: Option<Setting<u32>>,
+
+    /// Bytes before them [default: 1]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        value_parser = setting(parse_number),
+        help_heading = QUIC
+    )]
+    pub(super) quic_server_id_offset: Option<Setting<u32>>,
+
+    /// Configuration of connection IDs that is read, 0 to 6 [default: 0]; may be given again
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = setting(parse_number),
+        help_heading = QUIC
+    )]
+    pub(super) quic_config_rotation: Vec<Setting<u32>>,
 
     /// Source address of full NAT and of tunnels [default: as the kernel would towards
     /// the backend]
@@ -512,7 +673,7 @@ pub(super) struct ServiceOptions {
     pub(super) timeout_udp: Option<Setting<Duration>>,
 }
 
-/// Add, change, remove and list the backends of a service
+/// Add, change, drain, remove and list the backends of a service
 #[derive(Debug, Subcommand)]
 pub(super) enum Backend {
     /// Add a backend to a service
@@ -520,28 +681,52 @@ pub(super) enum Backend {
     Add {
         #[command(flatten)]
         backend: BackendName,
-        /// Share of new flows, from 0 to 65535; 0 for none
-        #[arg(
-            long,
-            default_value_t = BackendSpec::DEFAULT_WEIGHT,
-            allow_negative_numbers = true,
-            value_parser = weight()
-        )]
-        weight: u32,
+        #[command(flatten)]
+        options: BackendOptions,
         /// Print the new backend as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Give a backend another weight
+    /// Change what is given of a backend, and leave the rest
     ///
-    /// With weight 0 the flows that it has go on, and it gets no new ones.
+    /// With weight 0 the flows that it has go on, and it gets no new ones. The value
+    /// `default` takes back an option that was given before.
+    #[command(
+        override_usage = "lb backend set [OPTIONS] <SERVICE> <ADDRESS>",
+        after_help = "Example:\n  lb backend set web 10.0.0.11:8443 --weight 50"
+    )]
     Set {
         #[command(flatten)]
         backend: BackendName,
-        /// Share of new flows, from 0 to 65535; 0 for none
-        #[arg(long, allow_negative_numbers = true, value_parser = weight())]
-        weight: u32,
+        #[command(flatten)]
+        options: BackendOptions,
         /// Print the changed backend as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let no new flows go to a backend; those that it has go on
+    ///
+    /// `lb status` shows how many are left. Given again, it sets another deadline, which
+    /// counts from the beginning of the drain.
+    #[command(after_help = "Example:\n  lb backend drain web 10.0.0.11:8443 --deadline 5m")]
+    Drain {
+        #[command(flatten)]
+        backend: BackendName,
+        /// How long flows may go on [default: as long as they like]
+        #[arg(long, value_name = "DURATION", value_parser = typed(duration::parse))]
+        deadline: Option<Duration>,
+        /// What becomes of flows that are left at the deadline [default: keep]
+        #[arg(long, value_parser = word::<OnDeadline>(), requires = "deadline")]
+        then: Option<OnDeadline>,
+        /// Print the backend as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let new flows go to a backend again
+    Undrain {
+        #[command(flatten)]
+        backend: BackendName,
+        /// Print the backend as JSON
         #[arg(long)]
         json: bool,
     },
@@ -572,6 +757,31 @@ pub(super) struct BackendName {
     /// keep the client's
     #[arg(value_parser = typed(BackendAddress::from_str))]
     pub(super) address: BackendAddress,
+}
+
+/// What of a backend has a default.
+#[derive(Debug, clap::Args)]
+pub(super) struct BackendOptions {
+    /// Share of new flows, from 0 to 65535; 0 for none [default: 100]
+    #[arg(long, allow_negative_numbers = true, value_parser = weight())]
+    pub(super) weight: Option<u32>,
+
+    /// Tier: the lowest serves first, the others where it has too few [default: 0]
+    #[arg(
+        long,
+        value_name = "0-255",
+        allow_negative_numbers = true,
+        value_parser = value_parser!(u32).range(..=i64::from(BackendSpec::MAX_PRIORITY))
+    )]
+    pub(super) priority: Option<u32>,
+
+    /// Live flows from which on it gets no new ones [default: any number]
+    #[arg(long, value_name = "COUNT", value_parser = setting(parse_number))]
+    pub(super) max_connections: Option<Setting<u32>>,
+
+    /// Server ID in connection IDs of QUIC, in hex [default: none]; may be given again
+    #[arg(long = "server-id", value_name = "HEX", value_parser = setting(ServerId::from_str))]
+    pub(super) server_ids: Vec<Setting<ServerId>>,
 }
 
 /// The value of an option that can be taken back.
@@ -619,6 +829,15 @@ fn log_filter(text: &str) -> Result<EnvFilter, ParseError> {
     Ok(filter)
 }
 
+fn parse_number(text: &str) -> Result<u32, Reason> {
+    text.parse().map_err(|_| {
+        Reason::new(
+            format!("`{}` is no number", text.escape_debug()),
+            format!("write a whole number up to {}", u32::MAX),
+        )
+    })
+}
+
 fn parse_segment_size(text: &str) -> Result<u16, Reason> {
     text.parse().map_err(|_| {
         Reason::new(
@@ -644,8 +863,8 @@ fn parse_backend(text: &str) -> Result<BackendSpec, Reason> {
         )
     })?;
     Ok(BackendSpec {
-        address: address.parse()?,
         weight,
+        ..BackendSpec::new(address.parse()?)
     })
 }
 
@@ -677,6 +896,19 @@ fn setting<T: Clone + Send + Sync + 'static>(
             let hint = reason.hint.map(|hint| format!("; {hint}"));
             format!("{}{}", reason.message, hint.unwrap_or_default())
         })
+    })
+}
+
+/// Reads one of the words of `T`, or the word `default`.
+fn setting_word<T: Word + Clone + Send + Sync>() -> impl TypedValueParser<Value = Setting<T>> {
+    let words = T::ALL.iter().map(|word| word.as_str());
+    let words = words.chain(["default"]).map(PossibleValue::new);
+    PossibleValuesParser::new(words).map(|word| match word.as_str() {
+        "default" => Setting::Default,
+        word => Setting::Value(
+            word.parse()
+                .unwrap_or_else(|_| unreachable!("one of the possible values")),
+        ),
     })
 }
 

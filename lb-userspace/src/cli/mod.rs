@@ -6,6 +6,7 @@ mod backend;
 mod check;
 mod decap;
 mod detach;
+mod flows;
 mod human;
 mod output;
 mod run;
@@ -42,6 +43,7 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Command::Detach(command) => detach::detach(&command)?,
         Command::Decap(decap) => decap::decap(*decap, socket)?,
         Command::Status(status) => ask(status::status(&client(), &status))?,
+        Command::Flows(flows) => ask(flows::flows(&client(), flows))?,
         Command::Service(command) => ask(service::service(&client(), command))?,
         Command::Backend(command) => ask(backend::backend(&client(), command))?,
     }

@@ -1,7 +1,9 @@
 //! `lb service`.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
+use lb_common::ring::RING_SIZE;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -12,11 +14,11 @@ use super::{
 use crate::{
     api::{
         Client,
-        wire::{self, Backend, Service},
+        wire::{self, Backend, Rate, Service},
     },
     config::duration,
     state::{
-        HealthSpec, Reason,
+        HealthSpec, OnEmpty, Quorum, RateLimit, Reason, Scheduler,
         rules::{self, Field},
     },
 };
@@ -31,7 +33,7 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
         args::Service::Set(set) => {
             let patch = patch(&set.changes);
             if patch.is_empty() {
-                args::nothing_to_set();
+                args::nothing_to_set("service");
             }
             let changed = client.patch_service(&set.name, patch.into()).await;
             let changed = changed.map_err(name_the_option)?;
@@ -46,7 +48,7 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
             if json {
                 return output::print_json(&services);
             }
-            output::print(&list(&services))
+            output::print(&overview(&services))
         }
         args::Service::Show { name, json } => {
             let service = client.service(&name).await?;
@@ -124,6 +126,25 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
         "scheduler",
         options.scheduler.map(|word| word.as_str().into()),
     );
+    put("hash", text(options.hash.as_ref(), ToString::to_string));
+    let time = |time: &Duration| duration::format(*time);
+    put("affinity", text(options.affinity.as_ref(), time));
+    put("slow_start", text(options.slow_start.as_ref(), time));
+    put(
+        "slow_start_curve",
+        text(options.slow_start_curve.as_ref(), ToString::to_string),
+    );
+    put("ring_size", value(options.ring_size.as_ref()));
+    put("track", text(options.track.as_ref(), ToString::to_string));
+    put("quorum", value(options.quorum.as_ref()));
+    put(
+        "on_empty",
+        text(options.on_empty.as_ref(), ToString::to_string),
+    );
+    put("allow", list(&options.allow, ToString::to_string));
+    put("deny", list(&options.deny, ToString::to_string));
+    put("limits", limits(options));
+    put("quic", quic(options));
     put("source", text(options.source.as_ref(), ToString::to_string));
     put(
         "source_ports",
@@ -131,14 +152,8 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
             format!("{}-{}", ports.start(), ports.end())
         }),
     );
-    let number = |given: &Option<Setting<u16>>| {
-        given.as_ref().map(|given| match given {
-            Setting::Default => Value::Null,
-            Setting::Value(number) => (*number).into(),
-        })
-    };
-    put("gue_port", number(&options.gue_port));
-    put("max_segment_size", number(&options.max_segment_size));
+    put("gue_port", value(options.gue_port.as_ref()));
+    put("max_segment_size", value(options.max_segment_size.as_ref()));
     put(
         "other_ports",
         options.other_ports.map(|word| word.as_str().into()),
@@ -147,6 +162,51 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
     put("timeouts", table(timeouts(options)));
     put("health", health(options));
     document
+}
+
+fn limits(options: &ServiceOptions) -> Option<Value> {
+    let rate = |given: &Option<Setting<RateLimit>>| {
+        Some(match given.as_ref()? {
+            Setting::Default => Value::Null,
+            // A patch has to take back the burst that was given before.
+            Setting::Value(RateLimit { rate, burst }) => {
+                json!({"rate": rate, "burst": (burst != rate).then_some(burst)})
+            }
+        })
+    };
+    let given = [
+        ("new_per_source", rate(&options.new_per_source)),
+        ("new_per_service", rate(&options.new_per_service)),
+    ];
+    table(collect(given))
+}
+
+/// What is given of QUIC; all of it is taken back with the length.
+fn quic(options: &ServiceOptions) -> Option<Value> {
+    if options.quic_server_id_length == Some(Setting::Default) {
+        return Some(Value::Null);
+    }
+    let length = value(options.quic_server_id_length.as_ref());
+    let given = [
+        ("server_id_length", length),
+        (
+            "server_id_offset",
+            value(options.quic_server_id_offset.as_ref()),
+        ),
+        (
+            "config_rotation",
+            list(&options.quic_config_rotation, |n| *n),
+        ),
+    ];
+    table(collect(given))
+}
+
+/// The keys that have a value.
+pub(super) fn collect<const N: usize>(given: [(&str, Option<Value>); N]) -> Map<String, Value> {
+    let given = given.into_iter();
+    given
+        .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+        .collect()
 }
 
 fn timeouts(options: &ServiceOptions) -> Map<String, Value> {
@@ -177,19 +237,39 @@ fn health(options: &ServiceOptions) -> Option<Value> {
         }
     };
     put("host", text(options.health_host.as_ref(), Clone::clone));
-    put(
-        "port",
-        options.health_port.as_ref().map(|port| match port {
-            Setting::Default => Value::Null,
-            Setting::Value(port) => (*port).into(),
-        }),
-    );
-    let time = |time: &std::time::Duration| duration::format(*time);
+    put("port", value(options.health_port.as_ref()));
+    let time = |time: &Duration| duration::format(*time);
     put("interval", text(options.health_interval.as_ref(), time));
     put("timeout", text(options.health_timeout.as_ref(), time));
     put("rise", options.health_rise.map(Value::from));
     put("fall", options.health_fall.map(Value::from));
     table(document)
+}
+
+/// A given option as JSON; `null` where it is taken back.
+pub(super) fn value(given: Option<&Setting<impl Serialize>>) -> Option<Value> {
+    Some(match given? {
+        Setting::Default => Value::Null,
+        Setting::Value(value) => json!(value),
+    })
+}
+
+/// The values of an option that may be given again as JSON; `null` where all are taken
+/// back.
+pub(super) fn list<T, J: Serialize>(
+    given: &[Setting<T>],
+    format: impl Fn(&T) -> J,
+) -> Option<Value> {
+    let values = given.iter().filter_map(|given| match given {
+        Setting::Default => None,
+        Setting::Value(value) => Some(json!(format(value))),
+    });
+    let values: Vec<Value> = values.collect();
+    match (given, values.is_empty()) {
+        ([], _) => None,
+        (_, true) => Some(Value::Null),
+        (_, false) => Some(values.into()),
+    }
 }
 
 /// A given option as JSON text; `null` where it is taken back.
@@ -211,7 +291,7 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-fn remove_nulls(document: &mut Map<String, Value>) {
+pub(super) fn remove_nulls(document: &mut Map<String, Value>) {
     document.retain(|_, value| !value.is_null());
     for value in document.values_mut() {
         if let Value::Object(inner) = value {
@@ -220,7 +300,7 @@ fn remove_nulls(document: &mut Map<String, Value>) {
     }
 }
 
-fn list(services: &[Service]) -> String {
+fn overview(services: &[Service]) -> String {
     let columns = [
         Column::Text("NAME"),
         Column::Text("ADDRESS"),
@@ -268,6 +348,67 @@ fn timeout(health: &wire::Health) -> String {
     }
 }
 
+/// Lines about the choice of backends, as far as it is not the usual.
+fn selection(service: &Service, line: &mut impl FnMut(&str, &str)) {
+    if service.scheduler == Scheduler::Maglev.as_str() {
+        line("hash", &service.hash);
+    } else {
+        line("affinity", service.affinity.as_deref().unwrap_or("none"));
+    }
+    if service.ring_size != RING_SIZE {
+        line("ring size", &service.ring_size.to_string());
+    }
+    if let Some(track) = &service.track {
+        line("track", track);
+    }
+    if let Some(window) = &service.slow_start {
+        line(
+            "slow start",
+            &format!("{window}, {}", service.slow_start_curve),
+        );
+    }
+    if service.quorum != Quorum::default() {
+        line("quorum", &service.quorum.to_string());
+    }
+    if service.on_empty != OnEmpty::Drop.as_str() {
+        line("on empty", &service.on_empty);
+    }
+}
+
+/// Lines about sources, limits and QUIC, as far as there is something to say.
+fn guard(service: &Service, line: &mut impl FnMut(&str, &str)) {
+    for (key, list) in [("allow", &service.allow), ("deny", &service.deny)] {
+        if !list.is_empty() {
+            line(key, &list.join(", "));
+        }
+    }
+    let limits = &service.limits;
+    for (whose, limit) in [
+        ("a source", &limits.new_per_source),
+        ("all", &limits.new_per_service),
+    ] {
+        if let Some(Rate { rate, burst }) = limit {
+            let burst = burst.unwrap_or(*rate);
+            line(
+                "new flows",
+                &format!("from {whose} {rate} a second, {burst} at once"),
+            );
+        }
+    }
+    if let Some(quic) = &service.quic {
+        let rotation: Vec<_> = quic.config_rotation.iter().map(u8::to_string).collect();
+        line(
+            "QUIC",
+            &format!(
+                "server ID of {} bytes behind {}, configuration {}",
+                quic.server_id_length,
+                quic.server_id_offset,
+                rotation.join(", ")
+            ),
+        );
+    }
+}
+
 fn show(service: &Service) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
@@ -278,6 +419,7 @@ fn show(service: &Service) -> String {
     line("protocol", &service.protocol);
     line("mode", &service.mode);
     line("scheduler", &service.scheduler);
+    selection(service, &mut line);
     let source = service.source.as_deref().unwrap_or("chosen by the kernel");
     match service.mode.as_str() {
         "full-nat" => {
@@ -294,6 +436,7 @@ fn show(service: &Service) -> String {
     if let Some(size) = service.max_segment_size {
         line("segment size", &format!("at most {size} bytes"));
     }
+    guard(service, &mut line);
     line("other ports", &service.other_ports);
     let echo = if service.icmp_echo {
         "answered"

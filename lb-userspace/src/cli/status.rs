@@ -1,6 +1,6 @@
 //! `lb status`.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use super::{
     args,
@@ -9,7 +9,11 @@ use super::{
 };
 use crate::{
     api::Client,
-    state::{BackendStatus, DropStatus, ServiceStatus, Status, rules},
+    config::duration,
+    state::{
+        BackendStatus, DrainPhase, DrainStatus, DropStatus, OnDeadline, ServiceStatus, Status,
+        rules,
+    },
 };
 
 pub(super) async fn status(client: &Client, args: &args::Status) -> anyhow::Result<()> {
@@ -111,6 +115,9 @@ fn show_service(service: &ServiceStatus, text: &mut String) {
         if let Some(error) = &backend.next_hop.error {
             let _ = writeln!(text, "  {} is not used: {error}", backend.address);
         }
+        if let Some(drain) = &backend.drain {
+            let _ = writeln!(text, "  {} {}", backend.address, drain_in_words(drain));
+        }
         if let Some(error) = &backend.health.error {
             let _ = writeln!(
                 text,
@@ -132,6 +139,28 @@ fn show_service(service: &ServiceStatus, text: &mut String) {
             count(drop.packets)
         );
     }
+}
+
+fn drain_in_words(drain: &DrainStatus) -> String {
+    if drain.phase == DrainPhase::Drained {
+        return "is drained: no flow is left".to_owned();
+    }
+    let left = count(drain.flows_left);
+    let begin = count(drain.flows_at_start.max(drain.flows_left));
+    let end = match (drain.seconds_left, drain.on_deadline) {
+        (None, _) => "no deadline".to_owned(),
+        (Some(0), OnDeadline::Keep) => "the deadline has passed, they are kept".to_owned(),
+        (Some(0), OnDeadline::Reset) => "the deadline has passed, they are reset".to_owned(),
+        (Some(seconds), on_deadline) => {
+            let time = duration::format(Duration::from_secs(seconds));
+            let fate = match on_deadline {
+                OnDeadline::Keep => "kept",
+                OnDeadline::Reset => "reset",
+            };
+            format!("{time} to the deadline, then they are {fate}")
+        }
+    };
+    format!("drains: {left} of {begin} flows left, {end}")
 }
 
 fn row(backend: &BackendStatus) -> Vec<String> {

@@ -38,6 +38,24 @@ pub struct Outcome {
 /// Reads a configuration, and finds every mistake in it.
 #[must_use]
 pub fn read(source: &Source) -> Outcome {
+    read_with(source, |services, out| {
+        for service in services {
+            for found in rules::unsupported(&service.spec) {
+                let span = service.span(found.field);
+                out.push(Diagnostic::error(span, found.message, found.hint));
+            }
+        }
+    })
+}
+
+/// The same for the language of the file alone: that it can be written does not say that
+/// this version does it.
+#[must_use]
+pub fn parse(source: &Source) -> Outcome {
+    read_with(source, |_, _| {})
+}
+
+fn read_with(source: &Source, check: impl Fn(&[ReadService], &mut Diagnostics)) -> Outcome {
     let mut out = Diagnostics::default();
     let config = match source.invalid() {
         Some(span) => {
@@ -48,7 +66,7 @@ pub fn read(source: &Source) -> Outcome {
             ));
             None
         }
-        None => Some(read_text(source, &mut out)),
+        None => Some(read_text(source, &mut out, check)),
     };
     out.sort();
     Outcome {
@@ -57,9 +75,14 @@ pub fn read(source: &Source) -> Outcome {
     }
 }
 
-fn read_text(source: &Source, out: &mut Diagnostics) -> Config {
+fn read_text(
+    source: &Source,
+    out: &mut Diagnostics,
+    check: impl Fn(&[ReadService], &mut Diagnostics),
+) -> Config {
     let (root, errors) = DeTable::parse_recoverable(source.text());
-    let config = read_root(Table::new(root.get_ref(), root.span(), "the file"), out);
+    let table = Table::new(root.get_ref(), root.span(), "the file");
+    let config = read_root(table, out, check);
     if !errors.is_empty() {
         let errors = syntax_errors(source, root.get_ref(), &errors);
         keep_certain(source, &errors, out);
@@ -179,7 +202,11 @@ fn syntax_error(source: &Source, message: &str, span: Range<usize>) -> Diagnosti
     }
 }
 
-fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
+fn read_root(
+    mut root: Table<'_>,
+    out: &mut Diagnostics,
+    check: impl Fn(&[ReadService], &mut Diagnostics),
+) -> Config {
     let interfaces = root
         .required("interfaces", INTERFACES, out)
         .map(|value| read_interfaces(value, out))
@@ -210,6 +237,7 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         .collect();
     root.finish(out);
     check_together(&services, out);
+    check(&services, out);
     Config {
         interfaces,
         xdp_mode,
@@ -321,8 +349,22 @@ fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {
         .optional("flows")
         .and_then(|value| value.integer(Limits::MIN_FLOWS..=Limits::MAX_FLOWS, out))
         .unwrap_or(Limits::default().flows);
+    let embryonic = table
+        .optional("embryonic")
+        .and_then(|value| {
+            let number = value.integer(Limits::MIN_EMBRYONIC..=Limits::MAX_EMBRYONIC, out)?;
+            if !number.is_power_of_two() {
+                let (lower, upper) = (number.next_power_of_two() / 2, number.next_power_of_two());
+                out.push(value.error(Reason::new(
+                    format!("{number} is no power of two"),
+                    format!("the nearest are {lower} and {upper}"),
+                )));
+            }
+            Some(number)
+        })
+        .unwrap_or(Limits::default().embryonic);
     table.finish(out);
-    Limits { flows }
+    Limits { flows, embryonic }
 }
 
 /// What [`Desired`](crate::state::Desired) asks of services together.

@@ -15,7 +15,7 @@ mod source;
 use std::path::PathBuf;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
-pub use file::{Outcome, parse_interface, parse_pin_directory, parse_socket, read};
+pub use file::{Outcome, parse, parse_interface, parse_pin_directory, parse_socket, read};
 pub use source::Source;
 
 use crate::state::{Desired, ServiceSpec, words};
@@ -65,6 +65,9 @@ impl Config {
 pub struct Limits {
     /// Flows of each address family.
     pub flows: u32,
+    /// Flows of each address family that have not shown yet that they are real: a power
+    /// of two.
+    pub embryonic: u32,
 }
 
 impl Limits {
@@ -72,12 +75,19 @@ impl Limits {
     pub const MIN_FLOWS: u32 = 1_024;
     /// The largest number of flows: some 18 GiB of memory for IPv4, 24 for IPv6.
     pub const MAX_FLOWS: u32 = 67_108_864;
+    /// Places for embryonic flows unless the file says otherwise.
+    pub const DEFAULT_EMBRYONIC: u32 = 131_072;
+    /// The least number of places for embryonic flows.
+    pub const MIN_EMBRYONIC: u32 = 1_024;
+    /// The largest number of places for embryonic flows.
+    pub const MAX_EMBRYONIC: u32 = 16_777_216;
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: lb_common::flow::MAX_FLOWS,
+            embryonic: Self::DEFAULT_EMBRYONIC,
         }
     }
 }

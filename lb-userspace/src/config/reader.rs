@@ -110,6 +110,11 @@ impl<'a> Value<'a> {
         Diagnostic::error(self.span(), reason.message, reason.hint.unwrap_or_default())
     }
 
+    /// Whether it is a string.
+    pub(super) fn is_string(&self) -> bool {
+        matches!(self.value.get_ref(), DeValue::String(_))
+    }
+
     /// A string.
     pub(super) fn string(&self, hint: &str, out: &mut Diagnostics) -> Option<&'a str> {
         let DeValue::String(text) = self.value.get_ref() else {

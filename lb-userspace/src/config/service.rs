@@ -15,9 +15,11 @@ use super::{
 use crate::{
     address::PortRange,
     state::{
-        BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode,
-        OtherPorts, Probe, Protocol, Scheduler, ServiceAddress, ServiceSpec, Timeouts,
-        parse_port_range, parse_source,
+        BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
+        HealthSpec, Mode, NewFlowLimits, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum,
+        RateLimit, Scheduler, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts,
+        parse_port_range, parse_source, parse_sources,
+        quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
         rules::{self, Field},
     },
 };
@@ -29,7 +31,21 @@ const MODE: &str = "`mode = \"full-nat\"` works with any backend and hides the c
                     `mode = \"nat\"` keeps it, and needs backends that route replies through \
                     this host; `dsr`, `ipip` and `gue` need backends that have the service \
                     address";
-const SCHEDULER: &str = "`scheduler = \"maglev\"`";
+const SCHEDULER: &str = "`scheduler = \"maglev\"`, `\"round-robin\"`, `\"least-connections\"` or \
+                         `\"random\"`";
+const HASH: &str = "`hash = \"5-tuple\"`, `\"client\"` or `\"client-port\"`";
+const TRACK: &str = "`track = \"none\"` or `track = \"all\"`";
+const QUORUM: &str = "write a number of backends, `quorum = 2`, or a share, `quorum = \"50%\"`";
+const ON_DEADLINE: &str = "`on-deadline = \"keep\"` or `on-deadline = \"reset\"`";
+const CURVE: &str = "`slow-start-curve = \"linear\"` or `slow-start-curve = \"quadratic\"`";
+const SOURCES: &str = "list prefixes in quotes: `[\"198.51.100.0/24\", \"203.0.113.7\"]`";
+const RATE: &str = "say how many flows may begin in a second: `{ rate = 100, burst = 500 }`";
+const SERVER_ID_LENGTH: &str = "say how many bytes of a connection ID name the server: \
+                                `server-id-length = 4`";
+const ROTATION: &str = "list the configurations in use: `config-rotation = [0]`";
+const SERVER_ID: &str = "write it in hex: `server-id = \"c0ffee01\"`, or several: \
+                         `[\"c0ffee01\", \"c0ffee02\"]`";
+const ON_EMPTY: &str = "`on-empty = \"drop\"` or `on-empty = \"fail-open\"`";
 const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.0.1\"`";
 const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
 const OTHER_PORTS: &str = "`other-ports = \"pass\"` or `other-ports = \"drop\"`";
@@ -118,6 +134,7 @@ pub(super) fn read(mut table: Table<'_>, out: &mut Diagnostics) -> ReadService {
             service.spec.health = Some(read_health(&mut service, health_table, out));
         }
     }
+    guard(&mut service, &mut table, out);
     match table.optional("backend") {
         Some(backends) => read_backends(&mut service, backends, out),
         None => out.push(
@@ -135,25 +152,11 @@ pub(super) fn read(mut table: Table<'_>, out: &mut Diagnostics) -> ReadService {
 }
 
 fn placeholder() -> ServiceSpec {
-    ServiceSpec {
-        name: String::new(),
-        address: ServiceAddress {
-            prefix: nowhere().into(),
-            ports: PortRange::from(1),
-        },
-        protocol: Protocol::Tcp,
-        mode: Mode::FullNat,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: FULL_NAT_PORTS,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
-        health: None,
-        backends: Vec::new(),
-    }
+    let address = ServiceAddress {
+        prefix: nowhere().into(),
+        ports: PortRange::from(1),
+    };
+    ServiceSpec::new("", address, Mode::FullNat)
 }
 
 /// Stands for an address that could not be read.
@@ -178,6 +181,7 @@ fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
             let other = service.span(against);
             if other != span {
                 let label = match against {
+                    Field::BackendServerId(_) => "first here",
                     Field::BackendAddress(_) if !matches!(violation.field, Field::HealthPort) => {
                         "first here"
                     }
@@ -189,13 +193,22 @@ fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
         out.push(found);
     }
     let backends = &service.spec.backends;
-    if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
-        out.push(Diagnostic::warning(
+    if backends.is_empty() || backends.iter().any(BackendSpec::takes_flows) {
+        return;
+    }
+    out.push(if backends.iter().all(|backend| backend.weight == 0) {
+        Diagnostic::warning(
             service.span(Field::BackendWeight(0)),
             "every backend of the service has weight 0, so no new flow is taken",
             "give at least one backend a weight",
-        ));
-    }
+        )
+    } else {
+        Diagnostic::warning(
+            service.span(Field::Backends),
+            "every backend of the service is drained or has weight 0, so no new flow is taken",
+            "leave `drain` out of at least one backend that has a weight",
+        )
+    });
 }
 
 fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) {
@@ -216,11 +229,7 @@ fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnosti
     service.spec.mode = service.required(Field::Mode, mode, Mode::FullNat, |value| {
         value.parse(MODE, out, str::parse)
     });
-    let scheduler = table.optional("scheduler");
-    let default = Scheduler::Maglev;
-    service.spec.scheduler = service.optional(Field::Scheduler, scheduler, default, |value| {
-        value.parse(SCHEDULER, out, str::parse)
-    });
+    selection(service, table, out);
     let source = table.optional("source");
     service.spec.source = service.optional(Field::Source, source, None, |value| {
         value.parse(SOURCE, out, parse_source).map(Some)
@@ -247,6 +256,139 @@ fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnosti
     let echo = table.optional("icmp-echo");
     service.spec.icmp_echo =
         service.optional(Field::IcmpEcho, echo, true, |value| value.boolean(out));
+}
+
+/// How a flow finds its backend.
+fn selection(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) {
+    let scheduler = table.optional("scheduler");
+    let default = Scheduler::Maglev;
+    service.spec.scheduler = service.optional(Field::Scheduler, scheduler, default, |value| {
+        value.parse(SCHEDULER, out, str::parse)
+    });
+    let hash = table.optional("hash");
+    service.spec.hash = service.optional(Field::Hash, hash, Hash::FiveTuple, |value| {
+        value.parse(HASH, out, str::parse)
+    });
+    let affinity = table.optional("affinity");
+    service.spec.affinity = service.optional(Field::Affinity, affinity, None, |value| {
+        value.parse(DURATION, out, duration::parse).map(Some)
+    });
+    let size = table.optional("ring-size");
+    let default = service.spec.ring_size;
+    service.spec.ring_size = service.optional(Field::RingSize, size, default, |value| {
+        const RANGE: RangeInclusive<u32> = rules::MIN_RING..=rules::MAX_RING;
+        value.integer(RANGE, out)
+    });
+    let track = table.optional("track");
+    service.spec.track = service.optional(Field::Track, track, None, |value| {
+        value.parse(TRACK, out, str::parse).map(Some)
+    });
+    let quorum = table.optional("quorum");
+    let default = Quorum::default();
+    service.spec.quorum = service.optional(Field::Quorum, quorum, default, |value| {
+        if value.is_string() {
+            value.parse(QUORUM, out, str::parse)
+        } else {
+            value.integer(1..=u32::MAX, out).map(Quorum::Count)
+        }
+    });
+    let window = table.optional("slow-start");
+    service.spec.slow_start = service.optional(Field::SlowStart, window, None, |value| {
+        value.parse(DURATION, out, duration::parse).map(Some)
+    });
+    let curve = table.optional("slow-start-curve");
+    let default = SlowStartCurve::Linear;
+    service.spec.slow_start_curve =
+        service.optional(Field::SlowStartCurve, curve, default, |value| {
+            value.parse(CURVE, out, str::parse)
+        });
+    let on_empty = table.optional("on-empty");
+    service.spec.on_empty = service.optional(Field::OnEmpty, on_empty, OnEmpty::Drop, |value| {
+        value.parse(ON_EMPTY, out, str::parse)
+    });
+}
+
+/// Whom the service takes packets from, and how many flows; and what QUIC says.
+fn guard(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) {
+    for (field, key) in [(Field::Allow, "allow"), (Field::Deny, "deny")] {
+        let list = table.optional(key);
+        let list = service.optional(field, list, Vec::new(), |value| {
+            let elements = value.array(SOURCES, out)?;
+            let read = |value: &Value<'_>| value.parse(SOURCES, out, parse_sources);
+            let read: Vec<_> = elements.iter().map(read).collect();
+            read.into_iter().collect()
+        });
+        match field {
+            Field::Allow => service.spec.allow = list,
+            _ => service.spec.deny = list,
+        }
+    }
+    if let Some(limits) = table.optional("limits") {
+        service.spans.insert(Field::Limits, limits.span());
+        if let Some(mut limits) = limits.table("[service.limits]", out) {
+            let mut read = |field, key, header| {
+                let value = limits.optional(key);
+                service.optional(field, value, None, |value| {
+                    read_limit(value, header, out).map(Some)
+                })
+            };
+            let header = "[service.limits.new-per-source]";
+            let new_per_source = read(Field::NewPerSource, "new-per-source", header);
+            let header = "[service.limits.new-per-service]";
+            let new_per_service = read(Field::NewPerService, "new-per-service", header);
+            service.spec.limits = NewFlowLimits {
+                new_per_source,
+                new_per_service,
+            };
+            limits.finish(out);
+        }
+    }
+    if let Some(quic) = table.optional("quic") {
+        service.spans.insert(Field::Quic, quic.span());
+        service.spec.quic = quic
+            .table("[service.quic]", out)
+            .map(|table| read_quic(service, table, out));
+        if service.spec.quic.is_none() {
+            service.unread.insert(Field::Quic);
+        }
+    }
+}
+
+fn read_limit(value: Value<'_>, header: &'static str, out: &mut Diagnostics) -> Option<RateLimit> {
+    let mut table = value.table(header, out)?;
+    let rate = table
+        .required("rate", RATE, out)
+        .and_then(|value| value.integer(1..=u32::MAX, out));
+    let burst = match table.optional("burst") {
+        Some(value) => value.integer(1..=u32::MAX, out),
+        None => rate,
+    };
+    table.finish(out);
+    rate.zip(burst)
+        .map(|(rate, burst)| RateLimit { rate, burst })
+}
+
+fn read_quic(service: &mut ReadService, mut table: Table<'_>, out: &mut Diagnostics) -> QuicSpec {
+    let length = table.required("server-id-length", SERVER_ID_LENGTH, out);
+    let length = service.required(Field::ServerIdLength, length, 1, |value| {
+        value.integer(1..=MAX_SERVER_ID, out)
+    });
+    let mut quic = QuicSpec::new(length);
+    let offset = table.optional("server-id-offset");
+    let default = quic.server_id_offset;
+    quic.server_id_offset = service.optional(Field::ServerIdOffset, offset, default, |value| {
+        value.integer(1..=MAX_CONNECTION_ID - 1, out)
+    });
+    let rotation = table.optional("config-rotation");
+    let default = quic.config_rotation;
+    quic.config_rotation = service.optional(Field::ConfigRotation, rotation, default, |value| {
+        let elements = value.array(ROTATION, out)?;
+        let read = |value: &Value<'_>| value.integer(0..=MAX_ROTATION, out);
+        let read: Vec<_> = elements.iter().map(read).collect();
+        read.into_iter().collect()
+    });
+    table.finish(out);
+    quic
 }
 
 fn read_duration(
@@ -376,7 +518,63 @@ fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagn
             const RANGE: RangeInclusive<u32> = 0..=BackendSpec::MAX_WEIGHT;
             value.integer(RANGE, out)
         });
-        service.spec.backends.push(BackendSpec { address, weight });
+        let priority = table.optional("priority");
+        let field = Field::BackendPriority(index);
+        let priority = service.optional(field, priority, 0, |value| {
+            value.integer(0..=BackendSpec::MAX_PRIORITY, out)
+        });
+        let most = table.optional("max-connections");
+        let field = Field::BackendMaxConnections(index);
+        let max_connections = service.optional(field, most, None, |value| {
+            value.integer(1..=u32::MAX, out).map(Some)
+        });
+        let id = table.optional("server-id");
+        let field = Field::BackendServerId(index);
+        let server_ids = service.optional(field, id, Vec::new(), |value| {
+            if value.is_string() {
+                return value.parse(SERVER_ID, out, str::parse).map(|id| vec![id]);
+            }
+            let elements = value.array(SERVER_ID, out)?;
+            let read = |value: &Value<'_>| value.parse(SERVER_ID, out, str::parse);
+            let read: Vec<_> = elements.iter().map(read).collect();
+            read.into_iter().collect()
+        });
+        let drain = read_drain(service, index, &mut table, out);
+        service.spec.backends.push(BackendSpec {
+            server_ids,
+            drain,
+            weight,
+            priority,
+            max_connections,
+            ..BackendSpec::new(address)
+        });
         table.finish(out);
     }
+}
+
+fn read_drain(
+    service: &mut ReadService,
+    index: usize,
+    backend: &mut Table<'_>,
+    out: &mut Diagnostics,
+) -> Option<DrainSpec> {
+    let drain = backend.optional("drain")?;
+    let span = drain.span();
+    service.spans.insert(Field::BackendDrain(index), span);
+    let mut table = drain.table("[service.backend.drain]", out)?;
+    let deadline = table.optional("deadline");
+    let field = Field::BackendDeadline(index);
+    let deadline = service.optional(field, deadline, None, |value| {
+        value.parse(DURATION, out, duration::parse).map(Some)
+    });
+    let end = table.optional("on-deadline");
+    let field = Field::BackendOnDeadline(index);
+    let on_deadline = service.optional(field, end, DrainSpec::DEFAULT_END, |value| {
+        value.parse(ON_DEADLINE, out, str::parse)
+    });
+    table.finish(out);
+    Some(DrainSpec {
+        deadline,
+        on_deadline,
+    })
 }

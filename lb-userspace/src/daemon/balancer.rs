@@ -19,12 +19,15 @@ use super::{
 };
 use crate::{
     datapath::{self, AttachedMode, Outlet, XdpMode},
-    flows::Lifetimes,
+    drain::Drain,
+    flows::{Lifetimes, Query},
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Found, Reconciler, World},
+    slow_start::{self, Seen, Warmth},
     state::{
-        BackendAddress, BackendSpec, Change, Desired, HealthStatus, Refusal, ServiceSpec, Status,
+        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus, Reason,
+        Refusal, ServiceSpec, Status, rules,
     },
 };
 
@@ -108,6 +111,8 @@ pub(super) struct Balancer<P> {
     bonded: BTreeMap<u32, u32>,
     pub(super) reconciler: Reconciler,
     pub(super) ledger: Ledger,
+    drains: HashMap<Name, Drain>,
+    warmth: HashMap<Name, Warmth>,
     /// When the datapath is to be brought in line with the rest, if it is not.
     overdue: Option<Duration>,
     /// What the flow clock was when the daemon began.
@@ -143,11 +148,14 @@ impl<P: Plane> Balancer<P> {
             reconciler: Reconciler::adopt(found, &desired, now),
             desired,
             ledger,
+            drains: HashMap::new(),
+            warmth: HashMap::new(),
             overdue: Some(Duration::ZERO),
             awaited: BTreeSet::new(),
             begin: now,
         };
         balancer.health = balancer.expected_health(&Desired::default());
+        balancer.follow_drains(now);
         balancer.adopt_health();
         balancer
     }
@@ -216,12 +224,12 @@ impl<P: Plane> Balancer<P> {
     }
 
     /// What is.
-    pub(super) fn status(&self) -> Status {
+    pub(super) fn status(&self, now: Duration) -> Status {
         let reading = self.ledger.read(&self.plane).unwrap_or_else(|error| {
             tracing::error!(error = chain(&error), "the counters cannot be read");
             Default::default()
         });
-        status::status(self, &reading)
+        status::status(self, &reading, now)
     }
 
     /// Changes what is wanted, and brings the datapath there before it returns. Where
@@ -229,6 +237,12 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn change(&mut self, change: Change, now: Duration) -> Result<(), Refusal> {
         let mut desired = self.desired.clone();
         desired.apply(change)?;
+        for service in desired.services() {
+            if let Some(found) = rules::unsupported(service).into_iter().next() {
+                let message = format!("`{}`: {}", found.field, found.message);
+                return Err(Refusal::Invalid(Reason::new(message, found.hint)));
+            }
+        }
         let before = std::mem::replace(&mut self.desired, desired);
         let health = self.expected_health(&before);
         let health_before = std::mem::replace(&mut self.health, health);
@@ -241,7 +255,61 @@ impl<P: Plane> Balancer<P> {
         }
         let addresses = self.addresses();
         self.hops.retain(|address, _| addresses.contains(address));
+        self.follow_drains(now);
         Ok(())
+    }
+
+    /// Begins and ends drains as they are wanted.
+    fn follow_drains(&mut self, now: Duration) {
+        let mut before = std::mem::take(&mut self.drains);
+        for spec in self.desired.services() {
+            for backend in &spec.backends {
+                let Some(wanted) = backend.drain else {
+                    continue;
+                };
+                let name = (spec.name.clone(), backend.address);
+                let drain = match before.remove(&name) {
+                    Some(mut drain) => {
+                        drain.change(wanted);
+                        drain
+                    }
+                    None => Drain::new(wanted, now, self.live_flows(&name)),
+                };
+                self.drains.insert(name, drain);
+            }
+        }
+    }
+
+    /// Tells of drains that have come to an end.
+    fn watch_drains(&mut self, now: Duration) {
+        let mut drains = std::mem::take(&mut self.drains);
+        for (name, drain) in &mut drains {
+            let flows = self.live_flows(name);
+            let (service, backend) = name;
+            match drain.step(now, flows) {
+                Some(DrainPhase::Drained) => {
+                    tracing::info!(%service, %backend, "the backend is drained: no flow is left");
+                }
+                Some(DrainPhase::Over) => {
+                    tracing::warn!(%service, %backend, flows, "the deadline of the drain has passed");
+                }
+                Some(DrainPhase::Draining) | None => {}
+            }
+        }
+        self.drains = drains;
+    }
+
+    /// Live flows of a backend; 0 also where nobody knows.
+    fn live_flows(&self, (service, backend): &Name) -> u64 {
+        let name = (service.as_str().into(), *backend);
+        let id = self.reconciler.ids().backends.get(&name);
+        let figures = id.and_then(|id| self.ledger.backend(id, &self.plane).ok());
+        figures.map_or(0, |figures| status::active(&figures))
+    }
+
+    /// The drain of a backend.
+    pub(super) fn drain(&self, service: &str, backend: BackendAddress) -> Option<&Drain> {
+        self.drains.get(&(service.to_owned(), backend))
     }
 
     /// Takes news of interfaces and next hops.
@@ -450,6 +518,7 @@ impl<P: Plane> Balancer<P> {
         if let Err(error) = self.plane.swept(swept.began, &report, backends) {
             tracing::error!(error = chain(&error), "the counters cannot be read");
         }
+        self.watch_drains(swept.began);
         let released = self.reconciler.release(
             swept.began,
             |backend| report.named.contains(&backend),
@@ -482,6 +551,53 @@ impl<P: Plane> Balancer<P> {
             lifetimes,
             gone: ids.backends.at_rest().collect(),
         }
+    }
+
+    /// What is to be looked for where these flows are asked for.
+    pub(super) fn flows(&self, filter: &FlowFilter, now: Duration) -> Result<Query, Refusal> {
+        if let Some(reason) = rules::flow_limit(filter.limit) {
+            return Err(Refusal::Invalid(reason));
+        }
+        if let Some(name) = &filter.service {
+            let no_service = || Refusal::NotFound(rules::no_such_service(name));
+            let service = self.desired.service(name).ok_or_else(no_service)?;
+            let mut addresses = service.backends.iter().map(|backend| backend.address);
+            if let Some(address) = filter.backend
+                && !addresses.any(|known| known == address)
+            {
+                return Err(Refusal::NotFound(rules::no_such_backend(name, address)));
+            }
+        }
+        let ids = self.reconciler.ids();
+        let mut backends = HashMap::new();
+        for spec in self.desired.services() {
+            if filter
+                .service
+                .as_ref()
+                .is_some_and(|name| *name != spec.name)
+            {
+                continue;
+            }
+            let name: Arc<str> = spec.name.as_str().into();
+            for backend in &spec.backends {
+                if filter
+                    .backend
+                    .is_some_and(|address| address != backend.address)
+                {
+                    continue;
+                }
+                let id = ids.backends.get(&(Arc::clone(&name), backend.address));
+                let address = backend.address.to_string().into();
+                backends.extend(id.map(|id| (id, (Arc::clone(&name), address))));
+            }
+        }
+        Ok(Query {
+            now: self.ticks(now),
+            backends,
+            client: filter.client,
+            state: filter.state,
+            limit: filter.limit as usize,
+        })
     }
 
     /// Addresses that are still not resolved though they have had the time for it, each
@@ -551,12 +667,23 @@ impl<P: Plane> Balancer<P> {
     fn reconcile(&mut self, now: Duration) -> Result<(), reconcile::Error<datapath::Error>> {
         let all_attached = self.attach_what_is_back();
         let interfaces = self.outlets();
+        let next_step = self.follow_slow_starts(now);
+        let share = |spec: &ServiceSpec, backend: &BackendSpec| {
+            if spec.slow_start.is_none() {
+                return slow_start::WHOLE;
+            }
+            let warmth = self.warmth.get(&(spec.name.clone(), backend.address));
+            warmth.map_or(slow_start::WHOLE, |warmth| {
+                warmth.share(spec.slow_start(), now)
+            })
+        };
         let world = World {
             desired: &self.desired,
             is_up: &|spec, backend| {
                 let name = (spec.name.clone(), backend.address);
                 self.health.get(&name).is_some_and(|health| health.is_up)
             },
+            share: &share,
             next_hop: &|address| self.hops.get(&address),
             interfaces: &interfaces,
         };
@@ -567,8 +694,42 @@ impl<P: Plane> Balancer<P> {
         if steps != 0 {
             tracing::debug!(steps, "the datapath is as it should be");
         }
-        self.overdue = (!all_attached).then_some(now + RETRY);
+        let retry = (!all_attached).then_some(now + RETRY);
+        self.overdue = [retry, next_step].into_iter().flatten().min();
         Ok(())
+    }
+
+    /// Takes notice of backends that come and go, and says when the share of one grows
+    /// next. Those that a service begins with have nobody to come after.
+    fn follow_slow_starts(&mut self, now: Duration) -> Option<Duration> {
+        let mut before = std::mem::take(&mut self.warmth);
+        let known: BTreeSet<String> = before.keys().map(|(service, _)| service.clone()).collect();
+        let mut next: Option<Duration> = None;
+        for spec in self.desired.services() {
+            let new = if known.contains(&spec.name) {
+                Warmth::Cold
+            } else {
+                Warmth::Warm
+            };
+            for backend in &spec.backends {
+                let name = (spec.name.clone(), backend.address);
+                let seen = match self.health.get(&name) {
+                    _ if !backend.takes_flows() => Seen::Out,
+                    Some(health) if health.is_up => Seen::Serving,
+                    Some(health) if health.status != health::unknown() => Seen::Out,
+                    _ => Seen::Unknown,
+                };
+                let slow_start = spec.slow_start();
+                let warmth = before.remove(&name).unwrap_or(new);
+                let warmth = warmth.step(seen, slow_start, now);
+                next = [next, warmth.next(slow_start, now)]
+                    .into_iter()
+                    .flatten()
+                    .min();
+                self.warmth.insert(name, warmth);
+            }
+        }
+        next
     }
 
     /// The health of every wanted backend: as it is known, or as it is assumed until the

@@ -151,6 +151,16 @@ impl Ledger {
         Ok(())
     }
 
+    /// Reads the figures of one backend, without its drops.
+    pub(super) fn backend(&self, id: u32, meters: &impl Meters) -> datapath::Result<Figures> {
+        let account = self.accounts.get(&id).copied().unwrap_or_default();
+        Ok(Figures {
+            counters: meters.counters(id)?,
+            expired: account.expired,
+            drops: Drops::new(),
+        })
+    }
+
     /// Reads all figures.
     pub(super) fn read(&self, meters: &impl Meters) -> datapath::Result<Reading> {
         let mut reading = Reading {
@@ -159,11 +169,7 @@ impl Ledger {
             ..Reading::default()
         };
         for (id, account) in &self.accounts {
-            let figures = Figures {
-                counters: meters.counters(*id)?,
-                expired: account.expired,
-                drops: Drops::new(),
-            };
+            let figures = self.backend(*id, meters)?;
             let service = reading.services.entry(account.service).or_default();
             service.add(&figures);
             reading.backends.insert(*id, figures);

@@ -125,8 +125,14 @@ pub async fn run(
                 }
             }
             request = requests.recv(), if !balancer.is_awaiting(start.elapsed()) => match request {
-                Some(Request::Status(answer)) => drop(answer.send(balancer.status())),
+                Some(Request::Status(answer)) => drop(answer.send(balancer.status(start.elapsed()))),
                 Some(Request::Services(answer)) => drop(answer.send(balancer.services())),
+                Some(Request::Flows(filter, answer)) => {
+                    match balancer.flows(&filter, start.elapsed()) {
+                        Ok(query) => sweeping.list(query, answer),
+                        Err(refusal) => drop(answer.send(Err(refusal))),
+                    }
+                }
                 Some(Request::Change(change, answer)) => {
                     let result = balancer.change(change, start.elapsed());
                     if result.is_ok() {
@@ -147,8 +153,8 @@ fn load(config: &Config) -> datapath::Result<Datapath> {
     let pinned = Pinned::open(&config.pin_directory)?;
     let options = Options {
         max_flows: config.limits.flows,
+        max_embryonic: config.limits.embryonic,
         log: log_level(config.datapath_log),
-        ..Options::default()
     };
     let datapath = Datapath::load_pinned(&options, pinned)?;
     let (kept, wanted) = (datapath.flow_entries()?, options.entries());

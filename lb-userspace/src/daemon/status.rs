@@ -1,6 +1,6 @@
 //! What is, in the form that people and programs see.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use lb_common::{counters::Direction, drop_reason::DropReason};
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading) -> Status {
+pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading, now: Duration) -> Status {
     let drops = |reason: &DropReason| {
         let packets = reading.drops.get(&(*reason as u16));
         (
@@ -30,7 +30,7 @@ pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading) -> Sta
     let mut taken = TakenPorts::new(&balancer.desired);
     Status {
         services: services
-            .map(|spec| service(balancer, reading, spec, &mut taken))
+            .map(|spec| service(balancer, reading, spec, &mut taken, now))
             .collect(),
         drops: DropReason::ALL
             .iter()
@@ -59,6 +59,7 @@ fn service<P: Plane>(
     reading: &Reading,
     spec: &ServiceSpec,
     taken: &mut TakenPorts<'_>,
+    now: Duration,
 ) -> ServiceStatus {
     let name: Arc<str> = spec.name.as_str().into();
     let ids = balancer.reconciler.ids();
@@ -70,7 +71,8 @@ fn service<P: Plane>(
     let backends = spec.backends.iter().map(|backend| {
         let id = ids.backends.get(&(Arc::clone(&name), backend.address));
         let figures = id.and_then(|id| reading.backends.get(&id).cloned());
-        self::backend(balancer, spec, backend, &figures.unwrap_or_default(), taken)
+        let figures = figures.unwrap_or_default();
+        self::backend(balancer, spec, backend, &figures, taken, now)
     });
     ServiceStatus {
         name: spec.name.clone(),
@@ -96,11 +98,12 @@ fn backend<P: Plane>(
     backend: &BackendSpec,
     figures: &Figures,
     taken: &mut TakenPorts<'_>,
+    now: Duration,
 ) -> BackendStatus {
     let health = balancer.health_of(&spec.name, backend.address);
     let state = match health {
         Some(health) if !health.is_up => BackendState::Down,
-        _ if backend.weight == 0 => BackendState::Draining,
+        _ if !backend.takes_flows() => BackendState::Draining,
         _ => BackendState::Up,
     };
     let hop = balancer.hop(backend.address.ip);
@@ -128,6 +131,9 @@ fn backend<P: Plane>(
         state,
         health: health.map_or_else(crate::health::unknown, |health| health.status.clone()),
         next_hop,
+        drain: balancer
+            .drain(&spec.name, backend.address)
+            .map(|drain| drain.status(now, active(figures))),
         packets: figures.counters.packets,
         bytes: figures.counters.bytes,
         reply_packets: figures.counters.reply_packets,
@@ -145,7 +151,7 @@ fn ended(figures: &Figures) -> u64 {
 
 /// Per-CPU counters are not read in one moment: the end of a flow may be seen before its
 /// begin.
-fn active(figures: &Figures) -> u64 {
+pub(super) fn active(figures: &Figures) -> u64 {
     figures.counters.new_flows.saturating_sub(ended(figures))
 }
 

@@ -9,11 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use super::chain;
 use crate::{
     datapath::{self, FlowTables},
-    flows::{Lifetimes, Report, Sweeper},
+    flows::{Lifetimes, Query, Report, Sweeper},
+    state::{FlowList, Refusal},
 };
 
 /// The least time between the beginnings of two sweeps.
@@ -34,6 +36,13 @@ pub(super) struct Order {
     pub(super) gone: HashSet<u32>,
 }
 
+/// What the thread is to do.
+enum Task {
+    Sweep(Order),
+    /// Flows that are to be listed, and who wants them.
+    List(Query, oneshot::Sender<Result<FlowList, Refusal>>),
+}
+
 /// A sweep that has been done.
 #[derive(Debug)]
 pub(super) struct Swept {
@@ -43,9 +52,9 @@ pub(super) struct Swept {
     pub(super) result: datapath::Result<Report>,
 }
 
-/// The thread that sweeps. It ends when this is dropped.
+/// The thread that sweeps, and lists flows. It ends when this is dropped.
 pub(super) struct Sweeping {
-    orders: Option<orders::Sender<Order>>,
+    orders: Option<orders::Sender<Task>>,
     results: mpsc::Receiver<(Swept, Duration)>,
     thread: Option<JoinHandle<()>>,
     /// When the next sweep is due; `None` while one is under way.
@@ -55,11 +64,21 @@ pub(super) struct Sweeping {
 impl Sweeping {
     /// Starts the thread, which waits for orders.
     pub(super) fn start(tables: FlowTables) -> io::Result<Self> {
-        let (orders, received) = orders::channel::<Order>();
+        let (orders, received) = orders::channel::<Task>();
         let (sender, results) = mpsc::channel(1);
         let mut sweeper = Sweeper::new(tables);
         let sweep = move || {
-            for order in received {
+            for task in received {
+                let order = match task {
+                    Task::Sweep(order) => order,
+                    Task::List(query, answer) => {
+                        let list = sweeper.list(&query);
+                        let list = list.map_err(|error| Refusal::Failed(chain(&error)));
+                        // Whoever asked may have gone away.
+                        drop(answer.send(list));
+                        continue;
+                    }
+                };
                 let start = Instant::now();
                 let result = sweeper.sweep(order.tick, &order.lifetimes, &order.gone);
                 let swept = Swept {
@@ -89,7 +108,19 @@ impl Sweeping {
         self.due = None;
         // The thread only ends before this where it has panicked; then nothing is due
         // any more.
-        let _ended = self.orders.as_ref().map(|orders| orders.send(order));
+        let _ended = self
+            .orders
+            .as_ref()
+            .map(|orders| orders.send(Task::Sweep(order)));
+    }
+
+    /// Lists flows, when the sweep that may be under way has ended.
+    pub(super) fn list(&self, query: Query, answer: oneshot::Sender<Result<FlowList, Refusal>>) {
+        // Without the thread nobody answers, and whoever asked is told that.
+        let _ended = self
+            .orders
+            .as_ref()
+            .map(|orders| orders.send(Task::List(query, answer)));
     }
 
     /// The end of the sweep that is under way.

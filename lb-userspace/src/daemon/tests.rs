@@ -27,9 +27,9 @@ use crate::{
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{Found, Image, Op, Tables},
     state::{
-        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, GUE_PORT,
-        HealthSpec, HealthStatus, Mode, OtherPorts, Probe, Protocol, Refusal, Scheduler,
-        ServiceSpec, Status, Timeouts,
+        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
+        DrainSpec, FlowFilter, HealthSpec, HealthStatus, Mode, OnDeadline, OnEmpty, Probe, Refusal,
+        ServiceSpec, Status,
     },
 };
 
@@ -150,10 +150,7 @@ fn address(byte: u8) -> BackendAddress {
 }
 
 fn backend(byte: u8) -> BackendSpec {
-    BackendSpec {
-        address: address(byte),
-        weight: 100,
-    }
+    BackendSpec::new(address(byte))
 }
 
 fn tcp_check() -> HealthSpec {
@@ -169,20 +166,9 @@ fn tcp_check() -> HealthSpec {
 
 fn web(health: Option<HealthSpec>, backends: &[u8]) -> ServiceSpec {
     ServiceSpec {
-        name: "web".into(),
-        address: "192.0.2.10:80".parse().unwrap(),
-        protocol: Protocol::Tcp,
-        mode: Mode::FullNat,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: 1_024..=32_767,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
         health,
         backends: backends.iter().copied().map(backend).collect(),
+        ..ServiceSpec::new("web", "192.0.2.10:80".parse().unwrap(), Mode::FullNat)
     }
 }
 
@@ -269,7 +255,7 @@ fn ring(balancer: &Balancer<Memory>) -> Vec<u32> {
 }
 
 fn state(balancer: &Balancer<Memory>, index: usize) -> BackendState {
-    balancer.status().services[0].backends[index].state
+    balancer.status(at(0)).services[0].backends[index].state
 }
 
 /// A sweep that begins at `began` and finds entries of these backends.
@@ -311,7 +297,7 @@ fn remove(byte: u8) -> Change {
 fn a_checked_backend_serves_after_its_first_good_check() {
     let mut balancer = balancer(web(Some(tcp_check()), &[11, 12]));
     assert_eq!(ring(&balancer), [0_u32; 0]);
-    let status = &balancer.status().services[0].backends[0];
+    let status = &balancer.status(at(0)).services[0].backends[0];
     assert_eq!(status.state, BackendState::Down);
     assert_eq!(status.health, health::unknown());
     check(&mut balancer, 11, true);
@@ -344,7 +330,7 @@ fn a_restart_changes_nothing_until_it_is_known_better() {
     );
     // What was removed rests, and its figures are not lost.
     assert_eq!(second.sweep(at(0)).gone, [3].into());
-    assert_eq!(second.status().services[0].new_flows, 12);
+    assert_eq!(second.status(at(0)).services[0].new_flows, 12);
     // The flow clock goes on.
     second.tick(at(1));
     assert_eq!(second.plane.clock, 60);
@@ -426,7 +412,7 @@ fn a_backend_without_a_next_hop_waits() {
     resolve(&mut balancer, 12, lost);
     balancer.reconcile_if_needed(at(1));
     assert_eq!(ring(&balancer), [1]);
-    let status = balancer.status();
+    let status = balancer.status(at(0));
     assert_eq!(
         status.services[0].backends[1].next_hop.state,
         "no-neighbour"
@@ -468,6 +454,177 @@ fn weight_zero_drains() {
     assert_eq!(ring(&balancer), [2]);
     assert_eq!(state(&balancer, 0), BackendState::Draining);
     assert_eq!(balancer.plane.image.backends[&1].state, Entry::Up as u8);
+}
+
+fn drain(seconds: Option<u64>) -> Change {
+    Change::SetBackend {
+        service: "web".into(),
+        backend: BackendSpec {
+            drain: Some(DrainSpec {
+                deadline: seconds.map(at),
+                on_deadline: OnDeadline::Keep,
+            }),
+            ..backend(11)
+        },
+    }
+}
+
+#[test]
+fn a_drain_shows_what_is_left_until_it_is_taken_back() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    balancer.plane.counters.insert(1, new_flows(10));
+    balancer.change(drain(Some(60)), at(100)).unwrap();
+    assert_eq!(ring(&balancer), [2]);
+    assert_eq!(state(&balancer, 0), BackendState::Draining);
+    assert_eq!(balancer.plane.image.backends[&1].state, Entry::Up as u8);
+    sweep(&mut balancer, at(110), &[1], &[(1, 4)]);
+
+    let status = |balancer: &Balancer<Memory>, seconds| {
+        let status = balancer.status(at(seconds));
+        status.services[0].backends[0].drain.clone()
+    };
+    let drain_status = status(&balancer, 110).unwrap();
+    assert_eq!(drain_status.phase, DrainPhase::Draining);
+    assert_eq!(
+        (drain_status.flows_at_start, drain_status.flows_left),
+        (10, 6)
+    );
+    assert_eq!(drain_status.seconds_left, Some(50));
+    // Another deadline counts from the beginning, too.
+    balancer.change(drain(Some(30)), at(120)).unwrap();
+    let drain_status = status(&balancer, 120).unwrap();
+    assert_eq!(
+        (drain_status.flows_at_start, drain_status.seconds),
+        (10, 20)
+    );
+    assert_eq!(drain_status.seconds_left, Some(10));
+    assert_eq!(status(&balancer, 130).unwrap().phase, DrainPhase::Over);
+    sweep(&mut balancer, at(140), &[], &[(1, 6)]);
+    assert_eq!(status(&balancer, 140).unwrap().phase, DrainPhase::Drained);
+
+    let back = Change::SetBackend {
+        service: "web".into(),
+        backend: backend(11),
+    };
+    balancer.change(back, at(150)).unwrap();
+    assert_eq!(ring(&balancer), [1, 2]);
+    assert_eq!(status(&balancer, 150), None);
+}
+
+#[test]
+fn fail_open_leaves_drained_backends_alone() {
+    let mut spec = web(None, &[11]);
+    spec.on_empty = OnEmpty::FailOpen;
+    let mut balancer = balancer(spec);
+    balancer.change(drain(None), at(1)).unwrap();
+    assert_eq!(ring(&balancer), [0_u32; 0]);
+}
+
+/// Weights of the backends that get new flows.
+fn weights(balancer: &Balancer<Memory>) -> Vec<u32> {
+    let rings = &balancer.plane.image.rings;
+    let members = rings.values().flat_map(|ring| &ring.members);
+    members.map(|member| member.weight).collect()
+}
+
+#[test]
+fn a_backend_that_comes_back_starts_slowly() {
+    let mut spec = web(Some(tcp_check()), &[11, 12]);
+    spec.slow_start = Some(at(16));
+    let mut balancer = balancer(spec);
+    check(&mut balancer, 11, true);
+    check(&mut balancer, 12, true);
+    assert_eq!(
+        weights(&balancer),
+        [100, 100],
+        "both were there from the beginning"
+    );
+    check(&mut balancer, 11, false);
+    check(&mut balancer, 11, true);
+    assert_eq!(weights(&balancer), [1_600, 25_600]);
+    balancer.reconcile_if_needed(at(1));
+    assert_eq!(weights(&balancer), [3_200, 25_600]);
+    balancer.reconcile_if_needed(at(14));
+    assert_eq!(weights(&balancer), [24_000, 25_600]);
+    balancer.reconcile_if_needed(at(15));
+    assert_eq!(weights(&balancer), [100, 100]);
+}
+
+#[test]
+fn a_backend_that_is_added_or_taken_back_starts_slowly() {
+    let mut spec = web(None, &[11]);
+    spec.slow_start = Some(at(16));
+    let mut balancer = balancer(spec);
+    balancer.change(add(12), at(100)).unwrap();
+    assert_eq!(weights(&balancer), [25_600, 1_600]);
+    balancer.reconcile_if_needed(at(200));
+    assert_eq!(weights(&balancer), [100, 100]);
+    balancer.change(drain(None), at(300)).unwrap();
+    assert_eq!(weights(&balancer), [100]);
+    let back = Change::SetBackend {
+        service: "web".into(),
+        backend: backend(11),
+    };
+    balancer.change(back, at(400)).unwrap();
+    assert_eq!(weights(&balancer), [1_600, 25_600]);
+    balancer.change(remove(12), at(401)).unwrap();
+    assert_eq!(ring(&balancer), [1]);
+}
+
+#[test]
+fn flows_are_looked_for_by_the_ids_of_their_backends() {
+    let balancer = balancer(web(None, &[11, 12]));
+    let ids = |filter: FlowFilter| {
+        let query = balancer.flows(&filter, at(5))?;
+        assert_eq!(query.now, 50);
+        Ok::<_, Refusal>(query.backends.into_keys().collect::<BTreeSet<u32>>())
+    };
+    let of = |service: Option<&str>, byte: Option<u8>| FlowFilter {
+        service: service.map(Into::into),
+        backend: byte.map(address),
+        ..FlowFilter::default()
+    };
+    assert_eq!(ids(of(None, None)), Ok([1, 2].into()));
+    assert_eq!(ids(of(Some("web"), Some(12))), Ok([2].into()));
+    assert_eq!(ids(of(None, Some(13))), Ok([].into()));
+    for missing in [of(Some("mail"), None), of(Some("web"), Some(13))] {
+        assert!(matches!(ids(missing), Err(Refusal::NotFound(_))));
+    }
+    for limit in [0, FlowFilter::MAX_LIMIT + 1] {
+        let filter = FlowFilter {
+            limit,
+            ..FlowFilter::default()
+        };
+        assert!(matches!(ids(filter), Err(Refusal::Invalid(_))), "{limit}");
+    }
+}
+
+#[test]
+fn a_lower_tier_stands_in() {
+    let mut spec = web(Some(tcp_check()), &[11, 12, 13]);
+    spec.backends[2].priority = 1;
+    let mut balancer = balancer(spec);
+    for byte in [11, 12, 13] {
+        check(&mut balancer, byte, true);
+    }
+    assert_eq!(ring(&balancer), [1, 2]);
+    check(&mut balancer, 11, false);
+    assert_eq!(ring(&balancer), [2]);
+    check(&mut balancer, 12, false);
+    assert_eq!(ring(&balancer), [3]);
+}
+
+#[test]
+fn a_service_without_a_backend_may_fail_open() {
+    let mut spec = web(Some(tcp_check()), &[11, 12]);
+    spec.on_empty = OnEmpty::FailOpen;
+    let mut balancer = balancer(spec);
+    assert_eq!(ring(&balancer), [1, 2], "nothing is known of them");
+    check(&mut balancer, 11, true);
+    assert_eq!(ring(&balancer), [1]);
+    check(&mut balancer, 11, false);
+    assert_eq!(ring(&balancer), [1, 2]);
+    assert_eq!(state(&balancer, 0), BackendState::Down);
 }
 
 #[test]
@@ -540,18 +697,18 @@ fn a_service_keeps_the_figures_of_backends_that_it_lost() {
             (drops, all_drops),
         )
     };
-    assert_eq!(figures(&balancer.status()), ((120, 12, 12), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 12), (7, 7)));
     sweep(&mut balancer, at(1), &[1, 2], &[(1, 2)]);
-    assert_eq!(figures(&balancer.status()), ((120, 12, 10), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 10), (7, 7)));
 
     balancer.change(remove(11), at(2)).unwrap();
     assert_eq!(balancer.sweep(at(2)).gone, HashSet::from([1]));
-    assert_eq!(figures(&balancer.status()), ((120, 12, 10), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 10), (7, 7)));
     // The sweep takes its flows away; then the id rests no more.
     sweep(&mut balancer, at(3), &[1, 2], &[(1, 3)]);
-    assert_eq!(figures(&balancer.status()), ((120, 12, 7), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 7), (7, 7)));
     sweep(&mut balancer, at(4), &[2], &[]);
-    assert_eq!(figures(&balancer.status()), ((120, 12, 7), (7, 7)));
+    assert_eq!(figures(&balancer.status(at(0))), ((120, 12, 7), (7, 7)));
     assert_eq!(balancer.plane.counters.keys().collect::<Vec<_>>(), [&2]);
     assert_eq!(balancer.plane.drops.len(), 1);
 
@@ -560,7 +717,7 @@ fn a_service_keeps_the_figures_of_backends_that_it_lost() {
     resolve(&mut balancer, 13, hop(13));
     balancer.reconcile_if_needed(at(5));
     assert_eq!(ring(&balancer), [2, 1]);
-    let status = balancer.status();
+    let status = balancer.status(at(0));
     assert_eq!(status.services[0].backends[1].new_flows, 0);
     assert_eq!(figures(&status), ((120, 12, 7), (7, 7)));
 }
@@ -575,7 +732,7 @@ fn another_service_of_the_same_name_begins_at_zero() {
     balancer
         .change(Change::AddService(Box::new(web(None, &[11]))), at(2))
         .unwrap();
-    assert_eq!(balancer.status().services[0].new_flows, 0);
+    assert_eq!(balancer.status(at(0)).services[0].new_flows, 0);
 
     // Nor does one that has its id: not before all its flows are gone,
     let add = |name: &str, byte| {
@@ -593,7 +750,7 @@ fn another_service_of_the_same_name_begins_at_zero() {
     let services = &balancer.plane.image.services;
     let ids: Vec<u32> = services.values().map(|service| service.id).collect();
     assert_eq!(ids, [2, 3, 1], "web, a, b");
-    for service in balancer.status().services {
+    for service in balancer.status(at(0)).services {
         assert_eq!(service.new_flows, 0, "{}", service.name);
     }
 }
@@ -616,8 +773,11 @@ fn what_keeps_a_mode_from_using_a_next_hop_is_shown() {
     dsr.mode = Mode::Dsr;
     dsr.backends[0].address.port = BackendPort::Unnamed;
     let mut balancer = balancer(dsr);
-    let next_hop =
-        |balancer: &Balancer<Memory>| balancer.status().services[0].backends[0].next_hop.clone();
+    let next_hop = |balancer: &Balancer<Memory>| {
+        balancer.status(at(0)).services[0].backends[0]
+            .next_hop
+            .clone()
+    };
     assert_eq!(next_hop(&balancer).state, "resolved");
     assert_eq!(next_hop(&balancer).error, None);
 
@@ -658,7 +818,7 @@ fn what_keeps_a_mode_from_using_a_next_hop_is_shown() {
     balancer
         .change(Change::AddService(Box::new(every_port)), at(3))
         .unwrap();
-    let status = balancer.status();
+    let status = balancer.status(at(0));
     let web = status.services.iter().find(|service| service.name == "web");
     let next_hop = &web.unwrap().backends[0].next_hop;
     assert_eq!(next_hop.state, "service-ports");
@@ -693,7 +853,7 @@ fn an_interface_that_goes_takes_its_paths_along() {
     assert_eq!(ring(&balancer), [0_u32; 0]);
     assert_eq!(balancer.plane.image.backends[&1].path, LinkPath::default());
     assert_eq!(balancer.plane.detached, [ETH0]);
-    let interface = &balancer.status().interfaces[0];
+    let interface = &balancer.status(at(0)).interfaces[0];
     assert_eq!((&*interface.state, &*interface.mode), ("gone", "none"));
 }
 
@@ -715,12 +875,12 @@ fn an_interface_that_comes_back_is_attached_again() {
     balancer.reconcile_if_needed(at(1));
     balancer.neighbour(came(NEW + 1, "eth1"));
     balancer.reconcile_if_needed(at(2));
-    assert_eq!(balancer.status().interfaces[0].state, "gone");
+    assert_eq!(balancer.status(at(0)).interfaces[0].state, "gone");
 
     balancer.plane.refuses_to_attach = true;
     balancer.neighbour(came(NEW, "eth0"));
     balancer.reconcile_if_needed(at(3));
-    let interface = balancer.status().interfaces.remove(0);
+    let interface = balancer.status(at(0)).interfaces.remove(0);
     assert_eq!(interface.state, "not-attached");
     assert_eq!(interface.error.unwrap(), "no such interface: `eth0`");
     balancer.change(add(12), at(3)).unwrap();
@@ -729,7 +889,7 @@ fn an_interface_that_comes_back_is_attached_again() {
     balancer.plane.refuses_to_attach = false;
     balancer.reconcile_if_needed(at(4));
     assert_eq!(balancer.plane.attached, [NEW]);
-    let interface = &balancer.status().interfaces[0];
+    let interface = &balancer.status(at(0)).interfaces[0];
     assert_eq!(
         (&*interface.state, &*interface.mode),
         ("attached", "generic")
@@ -787,7 +947,7 @@ fn the_interfaces_of_an_attached_bond_lead_to_it() {
 #[test]
 fn every_reason_is_shown_also_what_never_happened() {
     let balancer = balancer(web(None, &[11]));
-    let status = balancer.status();
+    let status = balancer.status(at(0));
     assert_eq!(status.drops.len(), DropReason::ALL.len());
     assert!(status.drops.values().all(|packets| *packets == 0));
     assert_eq!(status.interfaces[0].name, "eth0");

@@ -81,7 +81,7 @@ impl Lifetimes {
 
 /// Ticks since a flow was last seen; 0 if that was after `now` was read. The clock wraps, so
 /// that an age of more than half its range is one from the future.
-fn age(last_seen: u32, now: u32) -> u32 {
+pub(super) fn age(last_seen: u32, now: u32) -> u32 {
     let age = now.wrapping_sub(last_seen);
     if age > u32::MAX / 2 { 0 } else { age }
 }

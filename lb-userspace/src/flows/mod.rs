@@ -5,7 +5,9 @@
 //! last spoke. A sweep, once a second or so, does the rest.
 
 mod expiry;
+mod listing;
 mod sweep;
 
 pub use expiry::Lifetimes;
+pub use listing::{Named, Query};
 pub use sweep::{Report, Sweeper};

@@ -11,10 +11,14 @@ use lb_common::{
     ports::PORT_WORDS,
 };
 
-use super::Lifetimes;
+use super::{
+    Lifetimes,
+    listing::{self, Query},
+};
 use crate::{
     datapath::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6, LiveFlows, Result, Stored},
     slots::SlotSet,
+    state::FlowList,
 };
 
 /// What a sweep found and did.
@@ -49,6 +53,15 @@ impl Sweeper {
             tables,
             suspects: Ports::new(),
         }
+    }
+
+    /// Lists flows.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read a table.
+    pub fn list(&mut self, query: &Query) -> Result<FlowList> {
+        listing::list(&mut self.tables, query)
     }
 
     /// Sweeps at tick `now`. `lifetimes` holds those of the backends in service, by id.

@@ -39,8 +39,14 @@ impl Ring {
     /// Who owns which slot, and over how many of them turns go.
     #[must_use]
     pub fn fill(&self) -> RoundRobin {
-        let owners = scheduler::ring(self.scheduler, &self.members, RingSize::DEFAULT);
-        RoundRobin { owners, turns: 1 }
+        let (members, size) = (&self.members, RingSize::DEFAULT);
+        match self.scheduler {
+            Scheduler::RoundRobin => scheduler::round_robin(members, size),
+            Scheduler::Maglev | Scheduler::LeastConnections | Scheduler::Random => RoundRobin {
+                owners: scheduler::ring(members, size),
+                turns: 1,
+            },
+        }
     }
 }
 

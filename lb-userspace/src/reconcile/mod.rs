@@ -37,8 +37,14 @@ use crate::{
     address::PortSet,
     datapath::{Frontend, Outlet, matches, words},
     neighbour::NextHop,
-    scheduler::Member,
-    state::{BackendSpec, Desired, Mode, OtherPorts, Protocol, ServiceSpec},
+    scheduler::{
+        Member,
+        tiers::{self, Availability, Candidate},
+    },
+    slow_start,
+    state::{
+        BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, Scheduler, ServiceSpec, Track,
+    },
 };
 
 /// All that the content of the tables follows from.
@@ -47,6 +53,8 @@ pub struct World<'a> {
     pub desired: &'a Desired,
     /// Whether a backend's health allows new flows.
     pub is_up: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
+    /// The part of its weight that a backend has at the moment, of [`slow_start::WHOLE`].
+    pub share: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> u32,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
     /// The interfaces that packets come in by, by index.
@@ -167,7 +175,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
     for spec in world.desired.services() {
         let name: Arc<str> = spec.name.as_str().into();
         let service = ids.services.get_or_new(&name)?;
-        let mut members = Vec::with_capacity(spec.backends.len());
+        let mut candidates = Vec::with_capacity(spec.backends.len());
         for backend_spec in &spec.backends {
             let backend_name = (Arc::clone(&name), backend_spec.address);
             let id = ids.backends.get_or_new(&backend_name)?;
@@ -186,14 +194,33 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 image.pools.insert(entry.port_pool, ports);
             }
             image.backends.insert(id, entry);
-            // A backend whose next hop is not resolved would take flows and drop them.
-            if is_up && entry.path.ifindex != 0 && backend_spec.weight != 0 {
-                members.push(Member {
+            candidates.push(Candidate {
+                member: Member {
                     address: backend_spec.address,
                     weight: backend_spec.weight,
                     id,
-                });
-            }
+                },
+                priority: backend_spec.priority,
+                // A backend whose next hop is not resolved would take flows and drop them.
+                availability: if entry.path.ifindex == 0 || !backend_spec.takes_flows() {
+                    Availability::Out
+                } else if is_up {
+                    Availability::Up
+                } else {
+                    Availability::Down
+                },
+            });
+        }
+        scale(world, spec, &mut candidates);
+        let members = tiers::members(&candidates, spec.quorum, spec.on_empty);
+        // Also one that is taken as up, though its check says otherwise.
+        for member in &members {
+            image.backends.entry(member.id).and_modify(|entry| {
+                entry.state = BackendState::Up as u8;
+                if spec.scheduler == Scheduler::LeastConnections {
+                    entry.weight = member.weight;
+                }
+            });
         }
         image.rings.insert(
             service,
@@ -206,7 +233,8 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         let entry = Service {
             id: service,
             mode: service::Mode::from(spec.mode) as u8,
-            ..Service::default()
+            scheduler: service::Scheduler::from(spec.scheduler) as u8,
+            flags: flags(spec),
         };
         let frontend = frontend(spec);
         services.push((frontend, entry));
@@ -246,6 +274,33 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         image.pools.insert(id, PortSet::default());
     }
     Ok(image)
+}
+
+/// Lowers the weights of backends in their slow start. Weights are whole numbers, so those
+/// of the others grow instead.
+fn scale(world: &World<'_>, spec: &ServiceSpec, candidates: &mut [Candidate]) {
+    let share = |backend| (world.share)(spec, backend);
+    if spec.backends.iter().all(|b| share(b) == slow_start::WHOLE) {
+        return;
+    }
+    for (candidate, backend) in candidates.iter_mut().zip(&spec.backends) {
+        candidate.member.weight *= share(backend);
+    }
+}
+
+/// The flags of a service.
+fn flags(spec: &ServiceSpec) -> u16 {
+    let is_tracked = spec.track() == Track::All && !spec.mode.translates();
+    let is_bounded = |backend: &BackendSpec| backend.max_connections.is_some();
+    [
+        (is_tracked, Service::TRACKED),
+        (spec.hash == Hash::Client, Service::BY_CLIENT),
+        (spec.hash == Hash::ClientPort, Service::BY_CLIENT_PORT),
+        (spec.backends.iter().any(is_bounded), Service::BOUNDED),
+    ]
+    .into_iter()
+    .filter(|(is_set, _)| *is_set)
+    .fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// What clients of a service send to.
@@ -292,6 +347,7 @@ fn backend(
         address: words(address.ip),
         source: source.map(|(source, _)| words(source)).unwrap_or_default(),
         max_segment_size: spec.max_segment_size.unwrap_or_default(),
+        max_flows: backend.max_connections.unwrap_or_default(),
         ..Backend::default()
     };
     if spec.mode.tunnels() {

@@ -14,7 +14,7 @@ use crate::{
     address::{AddressPrefix, PortRange, PortSet},
     datapath::Match,
     neighbour::NextHopState,
-    state::{BackendAddress, BackendPort, GUE_PORT, Protocol, Scheduler, ServiceAddress, Timeouts},
+    state::{BackendAddress, BackendPort, Protocol, ServiceAddress},
 };
 
 /// An interface that the balancer is attached to.
@@ -183,6 +183,7 @@ impl Inputs {
         let world = World {
             desired: &self.desired,
             is_up: &|_, backend| !self.down.contains(&last_byte(backend.address.ip)),
+            share: &|_, _| slow_start::WHOLE,
             next_hop: &|address| hops.get(&last_byte(address)),
             interfaces: &BTreeMap::from([(
                 ETH0,
@@ -227,33 +228,22 @@ fn last_byte(address: IpAddr) -> u8 {
 
 fn backend_spec(byte: u8, port: Option<u16>, weight: u32) -> BackendSpec {
     BackendSpec {
-        address: BackendAddress {
+        weight,
+        ..BackendSpec::new(BackendAddress {
             ip: [10, 0, 0, byte].into(),
             port: port.map_or(BackendPort::Unnamed, BackendPort::Number),
-        },
-        weight,
+        })
     }
 }
 
 fn service(number: u8, mode: Mode, port: Option<u16>, backends: Vec<BackendSpec>) -> ServiceSpec {
+    let address = ServiceAddress {
+        prefix: IpAddr::from([192, 0, 2, number]).into(),
+        ports: port.map_or(PortRange::ALL, PortRange::from),
+    };
     ServiceSpec {
-        name: format!("service-{number}"),
-        address: ServiceAddress {
-            prefix: IpAddr::from([192, 0, 2, number]).into(),
-            ports: port.map_or(PortRange::ALL, PortRange::from),
-        },
-        protocol: Protocol::Tcp,
-        mode,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: 1_024..=32_767,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
-        health: None,
         backends,
+        ..ServiceSpec::new(format!("service-{number}"), address, mode)
     }
 }
 
@@ -346,7 +336,15 @@ fn the_way_out_must_be_an_attached_interface() {
 fn tunnel(mode: Mode, backend: &str) -> ServiceSpec {
     let address = backend.parse().unwrap();
     let weight = 100;
-    service(10, mode, Some(443), vec![BackendSpec { address, weight }])
+    service(
+        10,
+        mode,
+        Some(443),
+        vec![BackendSpec {
+            weight,
+            ..BackendSpec::new(address)
+        }],
+    )
 }
 
 #[test]
@@ -472,6 +470,74 @@ fn other_ports_are_looked_for_only_where_somebody_wants_it() {
 }
 
 #[test]
+fn the_datapath_is_told_how_flows_find_their_backends() {
+    use crate::state::{Hash, Scheduler, Track};
+    let entry = |change: &dyn Fn(&mut ServiceSpec)| {
+        let backends = vec![backend_spec(11, None, 100), backend_spec(12, None, 50)];
+        let mut spec = service(10, Mode::Dsr, Some(80), backends);
+        change(&mut spec);
+        let image = image_of(&inputs([spec]));
+        let service = *image.services.values().next().unwrap();
+        let backends: Vec<(u32, u32)> = image
+            .backends
+            .values()
+            .map(|backend| (backend.weight, backend.max_flows))
+            .collect();
+        (service.scheduler, service.flags, backends)
+    };
+    let plain = vec![(0, 0), (0, 0)];
+    let hashed = service::Scheduler::Hash as u8;
+    assert_eq!(entry(&|_| {}), (hashed, 0, plain.clone()));
+    let tracked = Service::TRACKED;
+    for (scheduler, expected, backends) in [
+        (
+            Scheduler::RoundRobin,
+            service::Scheduler::RoundRobin,
+            &plain,
+        ),
+        (Scheduler::Random, service::Scheduler::Random, &plain),
+        (
+            Scheduler::LeastConnections,
+            service::Scheduler::LeastConnections,
+            &vec![(100, 0), (50, 0)],
+        ),
+    ] {
+        let expected = (expected as u8, tracked, backends.clone());
+        assert_eq!(entry(&|spec| spec.scheduler = scheduler), expected);
+    }
+    for (hash, flag) in [
+        (Hash::Client, Service::BY_CLIENT),
+        (Hash::ClientPort, Service::BY_CLIENT_PORT),
+    ] {
+        assert_eq!(
+            entry(&|spec| spec.hash = hash),
+            (hashed, flag, plain.clone())
+        );
+    }
+    let track = |track| entry(&|spec| spec.track = Some(track));
+    assert_eq!(track(Track::All), (hashed, tracked, plain.clone()));
+    let udp = |track: Option<Track>| {
+        entry(&|spec| {
+            spec.protocol = Protocol::Udp;
+            spec.track = track;
+        })
+    };
+    assert_eq!(udp(None), (hashed, tracked, plain.clone()));
+    assert_eq!(udp(Some(Track::None)), (hashed, 0, plain.clone()));
+    let bounded = entry(&|spec| spec.backends[1].max_connections = Some(7));
+    let flags = tracked | Service::BOUNDED;
+    assert_eq!(bounded, (hashed, flags, vec![(0, 0), (0, 7)]));
+    // Translated flows have entries anyway.
+    let nat = entry(&|spec| {
+        spec.mode = Mode::Nat;
+        for backend in &mut spec.backends {
+            backend.address.port = BackendPort::Number(80);
+        }
+    });
+    assert_eq!(nat, (hashed, 0, plain));
+}
+
+#[test]
 fn the_segment_size_goes_with_every_backend() {
     let backends = vec![backend_spec(11, Some(8_080), 100)];
     let mut spec = service(10, Mode::Nat, Some(80), backends);
@@ -558,8 +624,8 @@ fn a_backend_on_every_port_shares_the_ports_of_its_address() {
         ..backend_spec(11, Some(1), 1).address
     };
     let every = BackendSpec {
-        address: every,
         weight: 1,
+        ..BackendSpec::new(every)
     };
     let both = vec![
         backend_spec(11, Some(8_080), 1),

@@ -2,13 +2,14 @@
 
 mod maglev;
 mod size;
+pub mod tiers;
 mod turns;
 
 pub use self::{
     size::{InvalidRingSize, RingSize},
     turns::RoundRobin,
 };
-use crate::state::{BackendAddress, Scheduler};
+use crate::state::BackendAddress;
 
 /// A backend as a scheduler sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,10 +27,8 @@ pub struct Member {
 /// depends on nothing else, not on the order of `members` either, so that two balancers
 /// with the same configuration send a flow to the same backend.
 #[must_use]
-pub fn ring(scheduler: Scheduler, members: &[Member], size: RingSize) -> Vec<u32> {
-    match scheduler {
-        Scheduler::Maglev => maglev::ring(members, size),
-    }
+pub fn ring(members: &[Member], size: RingSize) -> Vec<u32> {
+    maglev::ring(members, size)
 }
 
 /// The ring of a service whose new flows take its slots one after the other. Of the order

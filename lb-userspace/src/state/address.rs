@@ -173,7 +173,7 @@ fn without_port(text: &str) -> Option<Reason> {
 
 /// Reads `192.0.2.0/24`. `correct` writes what should have stood in the place of a prefix
 /// that goes on behind its length.
-fn parse_prefix(
+pub(super) fn parse_prefix(
     text: &str,
     forms: &str,
     correct: impl FnOnce(AddressPrefix) -> String,

@@ -4,7 +4,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{BackendAddress, BackendSpec, Reason, ServiceSpec, Status};
+use super::{BackendAddress, BackendSpec, FlowFilter, FlowList, Reason, ServiceSpec, Status};
 
 /// A change to the desired state. It is checked whole and done whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +65,8 @@ pub enum Request {
     Status(oneshot::Sender<Status>),
     /// What is wanted, by name.
     Services(oneshot::Sender<Vec<ServiceSpec>>),
+    /// Flows that there are.
+    Flows(FlowFilter, oneshot::Sender<Result<FlowList, Refusal>>),
     /// A change to what is wanted. The answer comes when the datapath has it.
     Change(Change, oneshot::Sender<Result<(), Refusal>>),
 }
@@ -109,6 +111,16 @@ impl Control {
     /// [`Refusal::ShuttingDown`] when the daemon no longer answers.
     pub async fn services(&self) -> Result<Vec<ServiceSpec>, Refusal> {
         self.ask(Request::Services).await
+    }
+
+    /// Flows that there are.
+    ///
+    /// # Errors
+    ///
+    /// The [`Refusal`] says what of the filter is not there, or why the tables cannot be
+    /// read.
+    pub async fn flows(&self, filter: FlowFilter) -> Result<FlowList, Refusal> {
+        self.ask(|answer| Request::Flows(filter, answer)).await?
     }
 
     /// Makes a change and waits until the datapath has it.

@@ -4,7 +4,10 @@
 mod address;
 mod control;
 mod desired;
+mod flows;
+mod guard;
 mod model;
+pub mod quic;
 mod reason;
 pub mod rules;
 mod status;
@@ -13,14 +16,18 @@ mod words;
 pub use address::{BackendAddress, BackendPort, ServiceAddress, parse_port, parse_source};
 pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
+pub use flows::{FlowFilter, FlowList, FlowState, FlowStatus};
+pub use guard::{NewFlowLimits, RateLimit, parse_sources};
 pub use model::{
-    BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, OtherPorts, Probe, Protocol,
-    Scheduler, ServiceSpec, Timeouts, parse_port_range,
+    BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,
+    OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceSpec, SlowStartCurve, SlowStartSpec,
+    Timeouts, Track, parse_port_range,
 };
+pub use quic::{QuicSpec, ServerId};
 pub use reason::Reason;
 pub use status::{
-    BackendState, BackendStatus, DropStatus, HealthStatus, InterfaceStatus, NextHopStatus,
-    ServiceStatus, Status,
+    BackendState, BackendStatus, DrainPhase, DrainStatus, DropStatus, HealthStatus,
+    InterfaceStatus, NextHopStatus, ServiceStatus, Status,
 };
 pub use words::Word;
 pub(crate) use words::words;

@@ -11,11 +11,13 @@ use std::{
     time::Duration,
 };
 
-use lb_common::CLOCK_TICK_MS;
+use lb_common::{CLOCK_TICK_MS, ring::RING_SIZE};
 
 use super::{
-    BackendAddress, BackendPort, BackendSpec, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, Probe,
-    Protocol, Reason, ServiceAddress, ServiceSpec,
+    BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT,
+    Hash, HealthSpec, Mode, OnDeadline, Probe, Protocol, Quorum, Reason, Scheduler, ServiceAddress,
+    ServiceSpec, SlowStartCurve, Track,
+    quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
 };
 use crate::address::{AddressPrefix, PortRange};
 
@@ -33,6 +35,18 @@ pub const MIN_HEALTH_INTERVAL: Duration = Duration::from_millis(100);
 pub const MAX_SOURCE_BITS: u8 = 16;
 /// The least maximum segment size: what every host takes (RFC 9293, section 3.7.1).
 pub const MIN_SEGMENT_SIZE: u16 = 536;
+/// The longest that a drain may take.
+pub const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The shortest slow start: each of its steps is a ring to be built.
+pub const MIN_SLOW_START: Duration = Duration::from_secs(1);
+/// The longest slow start.
+pub const MAX_SLOW_START: Duration = Duration::from_secs(24 * 3600);
+/// Prefixes of both lists of sources of a service together.
+pub const MAX_SOURCES: usize = 16_384;
+/// Fewest slots of a ring.
+pub const MIN_RING: u32 = 251;
+/// Most slots of a ring: the largest prime of 24 bits.
+pub const MAX_RING: u32 = 16_777_213;
 /// The most time between two health checks of a backend.
 pub const MAX_HEALTH_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
@@ -49,6 +63,23 @@ pub enum Field {
     Protocol,
     Mode,
     Scheduler,
+    Hash,
+    Affinity,
+    RingSize,
+    Track,
+    Quorum,
+    OnEmpty,
+    SlowStart,
+    SlowStartCurve,
+    Allow,
+    Deny,
+    Limits,
+    NewPerSource,
+    NewPerService,
+    Quic,
+    ServerIdOffset,
+    ServerIdLength,
+    ConfigRotation,
     Source,
     SourcePorts,
     GuePort,
@@ -73,6 +104,12 @@ pub enum Field {
     Backend(usize),
     BackendAddress(usize),
     BackendWeight(usize),
+    BackendPriority(usize),
+    BackendMaxConnections(usize),
+    BackendServerId(usize),
+    BackendDrain(usize),
+    BackendDeadline(usize),
+    BackendOnDeadline(usize),
 }
 
 impl Field {
@@ -89,7 +126,17 @@ impl Field {
             | Self::HealthTimeout
             | Self::HealthRise
             | Self::HealthFall => Self::Health,
-            Self::BackendAddress(index) | Self::BackendWeight(index) => Self::Backend(index),
+            Self::BackendAddress(index)
+            | Self::BackendWeight(index)
+            | Self::BackendPriority(index)
+            | Self::BackendMaxConnections(index)
+            | Self::BackendServerId(index)
+            | Self::BackendDrain(index) => Self::Backend(index),
+            Self::NewPerSource | Self::NewPerService => Self::Limits,
+            Self::ServerIdOffset | Self::ServerIdLength | Self::ConfigRotation => Self::Quic,
+            Self::BackendDeadline(index) | Self::BackendOnDeadline(index) => {
+                Self::BackendDrain(index)
+            }
             _ => Self::Service,
         }
     }
@@ -104,6 +151,23 @@ impl fmt::Display for Field {
             Self::Protocol => "protocol",
             Self::Mode => "mode",
             Self::Scheduler => "scheduler",
+            Self::Hash => "hash",
+            Self::Affinity => "affinity",
+            Self::RingSize => "ring_size",
+            Self::Track => "track",
+            Self::Quorum => "quorum",
+            Self::OnEmpty => "on_empty",
+            Self::SlowStart => "slow_start",
+            Self::SlowStartCurve => "slow_start_curve",
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Limits => "limits",
+            Self::NewPerSource => "limits.new_per_source",
+            Self::NewPerService => "limits.new_per_service",
+            Self::Quic => "quic",
+            Self::ServerIdOffset => "quic.server_id_offset",
+            Self::ServerIdLength => "quic.server_id_length",
+            Self::ConfigRotation => "quic.config_rotation",
             Self::Source => "source",
             Self::SourcePorts => "source_ports",
             Self::GuePort => "gue_port",
@@ -128,6 +192,16 @@ impl fmt::Display for Field {
             Self::Backend(index) => return write!(f, "backends[{index}]"),
             Self::BackendAddress(index) => return write!(f, "backends[{index}].address"),
             Self::BackendWeight(index) => return write!(f, "backends[{index}].weight"),
+            Self::BackendPriority(index) => return write!(f, "backends[{index}].priority"),
+            Self::BackendMaxConnections(index) => {
+                return write!(f, "backends[{index}].max_connections");
+            }
+            Self::BackendServerId(index) => return write!(f, "backends[{index}].server_ids"),
+            Self::BackendDrain(index) => return write!(f, "backends[{index}].drain"),
+            Self::BackendDeadline(index) => return write!(f, "backends[{index}].drain.deadline"),
+            Self::BackendOnDeadline(index) => {
+                return write!(f, "backends[{index}].drain.on_deadline");
+            }
         })
     }
 }
@@ -179,6 +253,10 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
     let mut found = Vec::new();
     found.extend(name(&service.name));
     found.extend(service_address(service.address.prefix));
+    selection(service, &mut found);
+    sources(service, &mut found);
+    limits(service, &mut found);
+    quic(service, &mut found);
     source(service, &mut found);
     source_ports(service, &mut found);
     gue_port(service, &mut found);
@@ -190,6 +268,39 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
     }
     backends(service, &mut found);
     found
+}
+
+/// What the service asks of the datapath that this version of it does not do. It would be
+/// taken without effect otherwise.
+#[must_use]
+pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
+    let limits = &service.limits;
+    let of_service = [
+        (service.affinity.is_some(), Field::Affinity),
+        (service.ring_size != RING_SIZE, Field::RingSize),
+        (!service.allow.is_empty(), Field::Allow),
+        (!service.deny.is_empty(), Field::Deny),
+        (limits.new_per_source.is_some(), Field::NewPerSource),
+        (limits.new_per_service.is_some(), Field::NewPerService),
+        (service.quic.is_some(), Field::Quic),
+    ];
+    let of_backends = (0..).zip(&service.backends).map(|(index, backend)| {
+        let drain = backend.drain.as_ref();
+        let resets = drain.is_some_and(|drain| drain.on_deadline == OnDeadline::Reset);
+        (resets, Field::BackendOnDeadline(index))
+    });
+    of_service
+        .into_iter()
+        .chain(of_backends)
+        .filter(|(is_wanted, _)| *is_wanted)
+        .map(|(_, field)| {
+            Violation::new(
+                field,
+                "this version of lb cannot do this yet",
+                "leave it out; a later version will do what it says",
+            )
+        })
+        .collect()
 }
 
 fn name(name: &str) -> Option<Violation> {
@@ -258,6 +369,278 @@ fn unusable(ip: IpAddr) -> Option<&'static str> {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
         _ => None,
     }
+}
+
+/// How a flow finds its backend.
+fn selection(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let is_maglev = service.scheduler == Scheduler::Maglev;
+    if !is_maglev && service.hash != Hash::FiveTuple {
+        found.push(
+            Violation::new(
+                Field::Hash,
+                format!("scheduler `{}` hashes nothing", service.scheduler),
+                "leave it out, or use scheduler `maglev`; `affinity` keeps a client at its backend",
+            )
+            .against(Field::Scheduler),
+        );
+    }
+    if let Some(affinity) = service.affinity {
+        if is_maglev {
+            found.push(
+                Violation::new(
+                    Field::Affinity,
+                    "scheduler `maglev` remembers no client",
+                    "use `hash = \"client\"`, which sends a client to one backend, or another \
+                     scheduler",
+                )
+                .against(Field::Scheduler),
+            );
+        }
+        found.extend(flow_time(
+            Field::Affinity,
+            "a client cannot be remembered for",
+            affinity,
+        ));
+    }
+    match service.slow_start {
+        Some(window) if !(MIN_SLOW_START..=MAX_SLOW_START).contains(&window) => {
+            found.push(Violation::new(
+                Field::SlowStart,
+                format!(
+                    "a slow start cannot take {}",
+                    humantime::format_duration(window)
+                ),
+                "use a time from 1s to 1day, or leave it out",
+            ));
+        }
+        None if service.slow_start_curve != SlowStartCurve::Linear => {
+            found.push(
+                Violation::new(
+                    Field::SlowStartCurve,
+                    "there is no slow start that could have a curve",
+                    "say how long it takes, too: `slow-start = \"30s\"`",
+                )
+                .against(Field::SlowStart),
+            );
+        }
+        _ => {}
+    }
+    found.extend(ring_size(service.ring_size));
+    found.extend(untracked(service));
+    let (word, quorum) = match service.quorum {
+        Quorum::Count(count) => (count.to_string(), (1..=u32::MAX).contains(&count)),
+        Quorum::Percent(percent) => (format!("{percent}%"), (1..=100).contains(&percent)),
+    };
+    if !quorum {
+        found.push(Violation::new(
+            Field::Quorum,
+            format!("{word} is no quorum"),
+            "use a number of backends, at least 1, or a share from 1% to 100%",
+        ));
+    }
+}
+
+/// The lists of sources.
+fn sources(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let address = service.address.prefix;
+    let count = service.allow.len() + service.deny.len();
+    if count > MAX_SOURCES {
+        let field = if service.deny.is_empty() {
+            Field::Allow
+        } else {
+            Field::Deny
+        };
+        found.push(Violation::new(
+            field,
+            format!("{count} prefixes are more than a service has room for"),
+            format!("use at most {MAX_SOURCES}: several may be parts of a shorter one"),
+        ));
+        return;
+    }
+    let mut seen = HashMap::new();
+    for (field, list) in [(Field::Allow, &service.allow), (Field::Deny, &service.deny)] {
+        for prefix in list {
+            let (mine, wanted) = (family(prefix.address()), family(address.address()));
+            if mine != wanted {
+                found.push(
+                    Violation::new(
+                        field,
+                        format!("`{prefix}` is {mine}, but the service's address `{address}` is {wanted}"),
+                        format!("leave it out: clients of this service have {wanted} addresses"),
+                    )
+                    .against(Field::Address),
+                );
+            }
+            match seen.insert(*prefix, field) {
+                Some(before) if before == field => found.push(Violation::new(
+                    field,
+                    format!("`{prefix}` is there twice"),
+                    "name it once",
+                )),
+                Some(_) => found.push(
+                    Violation::new(
+                        field,
+                        format!("`{prefix}` is both allowed and denied"),
+                        "take it out of one of the lists; the longest prefix decides",
+                    )
+                    .against(Field::Allow),
+                ),
+                None => {}
+            }
+        }
+    }
+}
+
+fn limits(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let limits = &service.limits;
+    for (field, limit) in [
+        (Field::NewPerSource, limits.new_per_source),
+        (Field::NewPerService, limits.new_per_service),
+    ] {
+        if limit.is_some_and(|limit| limit.rate == 0 || limit.burst == 0) {
+            found.push(Violation::new(
+                field,
+                "with a limit of 0 no flow ever begins",
+                "use a rate and a burst of at least 1, or leave it out",
+            ));
+        }
+    }
+}
+
+/// Connection IDs of QUIC.
+fn quic(service: &ServiceSpec, found: &mut Vec<Violation>) {
+    let Some(quic) = &service.quic else {
+        let named = |backend: &BackendSpec| !backend.server_ids.is_empty();
+        found.extend(service.backends.iter().position(named).map(|index| {
+            Violation::new(
+                Field::BackendServerId(index),
+                "a backend has a server ID, but the service does not say where to find it",
+                "say how long it is in connection IDs: `quic = { server-id-length = 4 }`",
+            )
+            .against(Field::Quic)
+        }));
+        return;
+    };
+    if service.protocol != Protocol::Udp {
+        let message = "QUIC is spoken over UDP alone";
+        let hint = "leave it out, or use `protocol = \"udp\"`";
+        found.push(Violation::new(Field::Quic, message, hint).against(Field::Protocol));
+    }
+    let (offset, length) = (quic.server_id_offset, quic.server_id_length);
+    if !(1..=MAX_SERVER_ID).contains(&length) {
+        found.push(Violation::new(
+            Field::ServerIdLength,
+            format!("a server ID cannot have {length} bytes"),
+            format!("use a length from 1 to {MAX_SERVER_ID}"),
+        ));
+        return;
+    }
+    if offset == 0 || offset > MAX_CONNECTION_ID - length {
+        found.push(Violation::new(
+            Field::ServerIdOffset,
+            format!("no connection ID has {length} bytes of server ID behind {offset} others"),
+            format!(
+                "use an offset from 1 to {}: the first octet comes before, and a connection ID \
+                 has {MAX_CONNECTION_ID} bytes at most",
+                MAX_CONNECTION_ID - length
+            ),
+        ));
+    }
+    let rotation = &quic.config_rotation;
+    if rotation.is_empty()
+        || !rotation.is_sorted_by(|a, b| a < b)
+        || rotation.iter().any(|number| *number > MAX_ROTATION)
+    {
+        found.push(Violation::new(
+            Field::ConfigRotation,
+            "these are no configurations of connection IDs",
+            format!(
+                "list numbers from 0 to {MAX_ROTATION} in rising order: `[0]`, or `[0, 1]` \
+                     while servers change from one to the next"
+            ),
+        ));
+    }
+    let mut owners = HashMap::new();
+    for (index, backend) in service.backends.iter().enumerate() {
+        let field = Field::BackendServerId(index);
+        for id in &backend.server_ids {
+            if id.bytes().len() != usize::from(length) {
+                let has = id.bytes().len();
+                found.push(
+                    Violation::new(
+                        field,
+                        format!(
+                            "server ID `{id}` has {has} bytes, but those of the service {length}"
+                        ),
+                        format!("write {} hex digits", usize::from(length) * 2),
+                    )
+                    .against(Field::ServerIdLength),
+                );
+            }
+            if let Some(owner) = owners.insert(*id, index) {
+                found.push(
+                    Violation::new(
+                        field,
+                        format!("server ID `{id}` is there twice"),
+                        "give each backend one of its own",
+                    )
+                    .against(Field::BackendServerId(owner)),
+                );
+            }
+        }
+    }
+}
+
+/// Flows are to do without entries, and cannot.
+fn untracked(service: &ServiceSpec) -> Option<Violation> {
+    if service.track != Some(Track::None) || !service.needs_entries() {
+        return None;
+    }
+    let limited = |backend: &BackendSpec| backend.max_connections.is_some();
+    let (message, against) = if service.mode.translates() {
+        let message = format!("in mode `{}` every flow has an entry", service.mode);
+        (message, Field::Mode)
+    } else if service.scheduler != Scheduler::Maglev {
+        let message = format!(
+            "with scheduler `{}` every flow has an entry",
+            service.scheduler
+        );
+        (message, Field::Scheduler)
+    } else {
+        let index = service.backends.iter().position(limited)?;
+        let message = "without entries nobody counts the connections of a backend".to_owned();
+        (message, Field::BackendMaxConnections(index))
+    };
+    let hint = "leave it out, or use `all`";
+    Some(Violation::new(Field::Track, message, hint).against(against))
+}
+
+fn ring_size(size: u32) -> Option<Violation> {
+    if !(MIN_RING..=MAX_RING).contains(&size) {
+        return Some(Violation::new(
+            Field::RingSize,
+            format!("a ring cannot have {size} slots"),
+            format!("use a prime number from {MIN_RING} to {MAX_RING}"),
+        ));
+    }
+    if is_prime(size) {
+        return None;
+    }
+    // Both bounds are primes.
+    let lower = (MIN_RING..size).rev().find(|n| is_prime(*n))?;
+    let upper = (size..=MAX_RING).find(|n| is_prime(*n))?;
+    Some(Violation::new(
+        Field::RingSize,
+        format!("{size} is no prime number"),
+        format!("the nearest are {lower} and {upper}"),
+    ))
+}
+
+/// Whether a number is prime.
+#[must_use]
+pub fn is_prime(number: u32) -> bool {
+    let mut divisors = (2..).take_while(|divisor| divisor * divisor <= number);
+    number >= 2 && divisors.all(|divisor| !number.is_multiple_of(divisor))
 }
 
 const fn family(ip: IpAddr) -> &'static str {
@@ -414,7 +797,6 @@ fn max_segment_size(service: &ServiceSpec) -> Option<Violation> {
 }
 
 fn timeouts(service: &ServiceSpec, found: &mut Vec<Violation>) {
-    let tick = Duration::from_millis(CLOCK_TICK_MS.into());
     let times = &service.timeouts;
     for (field, timeout) in [
         (Field::Unreplied, times.unreplied),
@@ -422,26 +804,29 @@ fn timeouts(service: &ServiceSpec, found: &mut Vec<Violation>) {
         (Field::TcpClosing, times.tcp_closing),
         (Field::Udp, times.udp),
     ] {
-        if timeout < tick || timeout > MAX_FLOW_TIMEOUT {
-            found.push(Violation::new(
-                field,
-                format!(
-                    "a flow cannot time out after {}",
-                    humantime::format_duration(timeout)
-                ),
-                "use a time from 100ms to 30days",
-            ));
-        } else if !timeout.as_nanos().is_multiple_of(tick.as_nanos()) {
-            found.push(Violation::new(
-                field,
-                format!(
-                    "{} is no multiple of {CLOCK_TICK_MS} ms, the tick of the flow clock",
-                    humantime::format_duration(timeout)
-                ),
-                "round it to tenths of a second",
-            ));
-        }
+        found.extend(flow_time(field, "a flow cannot time out after", timeout));
     }
+}
+
+/// A time that the datapath counts in ticks of its clock; `what` is said of one that is too
+/// long or too short.
+fn flow_time(field: Field, what: &str, time: Duration) -> Option<Violation> {
+    let tick = Duration::from_millis(CLOCK_TICK_MS.into());
+    let shown = humantime::format_duration(time);
+    if time < tick || time > MAX_FLOW_TIMEOUT {
+        return Some(Violation::new(
+            field,
+            format!("{what} {shown}"),
+            "use a time from 100ms to 30days",
+        ));
+    }
+    (!time.as_nanos().is_multiple_of(tick.as_nanos())).then(|| {
+        Violation::new(
+            field,
+            format!("{shown} is no multiple of {CLOCK_TICK_MS} ms, the tick of the flow clock"),
+            "round it to tenths of a second",
+        )
+    })
 }
 
 fn health(health: &HealthSpec, found: &mut Vec<Violation>) {
@@ -612,6 +997,50 @@ fn backend_alone(
             ),
         ));
     }
+    backend_selection(index, backend, found);
+    if let Some(drain) = &backend.drain {
+        backend_drain(index, drain, found);
+    }
+}
+
+/// What a backend has for the choice among backends, besides its weight.
+fn backend_selection(index: usize, backend: &BackendSpec, found: &mut Vec<Violation>) {
+    if backend.priority > BackendSpec::MAX_PRIORITY {
+        found.push(Violation::new(
+            Field::BackendPriority(index),
+            format!("the priority {} is too large", backend.priority),
+            format!(
+                "a priority is a number from 0 to {}; the lowest is served first",
+                BackendSpec::MAX_PRIORITY
+            ),
+        ));
+    }
+    if backend.max_connections == Some(0) {
+        found.push(Violation::new(
+            Field::BackendMaxConnections(index),
+            "a backend that may have no connection never serves",
+            "use a number of at least 1; for no new flows set the weight to 0",
+        ));
+    }
+}
+
+fn backend_drain(index: usize, drain: &DrainSpec, found: &mut Vec<Violation>) {
+    match drain.deadline {
+        Some(deadline) if deadline > MAX_DRAIN => found.push(Violation::new(
+            Field::BackendDeadline(index),
+            format!(
+                "a drain cannot take {}",
+                humantime::format_duration(deadline)
+            ),
+            "use a time up to 30days, or leave it out for no deadline",
+        )),
+        None if drain.on_deadline == OnDeadline::Reset => found.push(Violation::new(
+            Field::BackendOnDeadline(index),
+            "flows are to be reset at a deadline that never comes",
+            "say when: `deadline = \"60s\"`",
+        )),
+        _ => {}
+    }
 }
 
 fn backend_port(service: &ServiceSpec, field: Field, address: BackendAddress) -> Option<Violation> {
@@ -769,6 +1198,21 @@ pub fn too_many_backends() -> Reason {
         format!("there is room for {MAX_BACKENDS} backends, of all services together"),
         "remove backends that are not used",
     )
+}
+
+/// More flows are asked for than are listed, or none.
+#[must_use]
+pub fn flow_limit(limit: u32) -> Option<Reason> {
+    let range = 1..=FlowFilter::MAX_LIMIT;
+    (!range.contains(&limit)).then(|| {
+        Reason::new(
+            format!("{limit} flows cannot be listed"),
+            format!(
+                "ask for 1 to {} at a time, of one service, backend or client",
+                FlowFilter::MAX_LIMIT
+            ),
+        )
+    })
 }
 
 /// There is no service of this name.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, Protocol, Scheduler, words::words};
+use super::{Mode, OnDeadline, Protocol, Scheduler, words::words};
 
 /// The state of the whole balancer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,9 @@ pub struct BackendStatus {
     pub health: HealthStatus,
     /// How its packets leave.
     pub next_hop: NextHopStatus,
+    /// Its drain, while it is under way or over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainStatus>,
     /// Packets forwarded to it.
     pub packets: u64,
     /// Their bytes, from the IP header on.
@@ -85,13 +88,43 @@ pub struct BackendStatus {
 }
 
 words! {
+    /// How far the drain of a backend is.
+    DrainPhase, "phase of a drain", "`draining`, `drained` or `over`" {
+        /// Flows are left, and time.
+        Draining = "draining",
+        /// No flow is left.
+        Drained = "drained",
+        /// The deadline has passed, and flows are left.
+        Over = "over",
+    }
+}
+
+/// The drain of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// How far it is.
+    pub phase: DrainPhase,
+    /// Live flows when it began.
+    pub flows_at_start: u64,
+    /// Live flows now.
+    pub flows_left: u64,
+    /// Seconds since it began.
+    pub seconds: u64,
+    /// Seconds to the deadline; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// What becomes of flows that are left then.
+    pub on_deadline: OnDeadline,
+}
+
+words! {
     /// Whether a backend takes flows.
     BackendState, "state", "`up`, `down`, `draining` or `disabled`" {
         /// It takes new flows (if its weight is not 0).
         Up = "up",
         /// Its health check took it out.
         Down = "down",
-        /// Its weight is 0: the flows that it has go on, no new ones come.
+        /// It is drained, or its weight is 0: the flows that it has go on, no new ones come.
         Draining = "draining",
         /// Taken out by hand.
         Disabled = "disabled",

@@ -29,10 +29,7 @@ fn web() -> Service {
 }
 
 fn backend(address: &str, weight: u32) -> Backend {
-    Backend {
-        address: address.into(),
-        weight,
-    }
+    wire::read(json!({"address": address, "weight": weight})).unwrap()
 }
 
 fn message<T: std::fmt::Debug>(answer: Result<T, Reason>) -> String {
@@ -112,6 +109,106 @@ async fn a_backend_lives_its_life() {
         ),
         "there is no service `no/such web`"
     );
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn a_patch_of_a_backend_leaves_the_rest() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    let patch = |patch: Value| {
+        let client = client.clone();
+        async move { client.patch_backend("web", "10.0.0.11:8443", patch).await }
+    };
+    let patched = patch(json!({"priority": 2, "max_connections": 10})).await;
+    let patched = patched.unwrap();
+    assert_eq!((patched.weight, patched.priority), (100, 2));
+    let patched = patch(json!({"weight": 5})).await.unwrap();
+    assert_eq!(patched.max_connections, Some(10));
+    let patched = patch(json!({"max_connections": null})).await.unwrap();
+    assert_eq!((patched.priority, patched.max_connections), (2, None));
+    assert_eq!(
+        message(patch(json!({"address": "10.0.0.12:8443"})).await),
+        "address: the body says \"10.0.0.12:8443\", but the path `10.0.0.11:8443`"
+    );
+    assert_eq!(
+        message(patch(json!({"priority": 256})).await),
+        "the priority 256 is too large"
+    );
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_is_begun_and_taken_back() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    let address = "10.0.0.11:8443";
+    let drain = |drain: Value| {
+        let client = client.clone();
+        let drain: wire::Drain = wire::read(drain).unwrap();
+        async move { client.drain_backend("web", address, &drain).await }
+    };
+    let drained = drain(json!({})).await.unwrap();
+    assert_eq!(
+        json!(drained)["drain"],
+        json!({"on_deadline": "keep"}),
+        "{drained:?}"
+    );
+    let wanted = json!({"deadline": "1m", "on_deadline": "reset"});
+    drain(wanted.clone()).await.unwrap();
+    // Whoever changes something else does not undrain it.
+    let patch = json!({"icmp_echo": false});
+    let service = client.patch_service("web", patch).await.unwrap();
+    assert_eq!(json!(service.backends[0])["drain"], wanted);
+    let patch = json!({"weight": 5});
+    let backend = client.patch_backend("web", address, patch).await.unwrap();
+    assert_eq!(json!(backend)["drain"], wanted);
+
+    let back = client.undrain_backend("web", address).await.unwrap();
+    assert_eq!((back.drain, back.weight), (None, 5));
+    assert!(client.undrain_backend("web", address).await.is_ok());
+    for (wrong, expected) in [
+        (
+            json!({"on_deadline": "reset"}),
+            "flows are to be reset at a deadline that never comes",
+        ),
+        (
+            json!({"deadline": "soon"}),
+            "deadline: `soon` is no duration",
+        ),
+    ] {
+        assert_eq!(message(drain(wrong).await), expected);
+    }
+    assert_eq!(
+        message(client.undrain_backend("web", "10.0.0.99:1").await),
+        "service `web` has no backend `10.0.0.99:1`"
+    );
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn a_quorum_is_a_number_or_a_share() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    client.add_service(&web()).await.unwrap();
+    for quorum in [json!(2), json!("50%")] {
+        let patch = json!({"quorum": quorum});
+        let patched = client.patch_service("web", patch).await.unwrap();
+        assert_eq!(json!(patched)["quorum"], quorum);
+    }
+    for (quorum, expected) in [
+        (json!(0), "0 is no quorum"),
+        (
+            json!("half"),
+            "quorum: this is string \"half\", but must be a number of backends, or a share of \
+             them like \"50%\"",
+        ),
+    ] {
+        let patch = json!({"quorum": quorum});
+        assert_eq!(message(client.patch_service("web", patch).await), expected);
+    }
     balancer.stop().await;
 }
 
@@ -337,6 +434,66 @@ async fn every_failure_has_a_status_and_a_message() {
             r#"{"weight": 1}"#,
             404,
             "service `web` has no backend `10.0.0.12:8443`",
+        ),
+        (
+            "GET /v1/flows?state=open",
+            "",
+            400,
+            "state: state of a flow `open` is not known",
+        ),
+        (
+            "GET /v1/flows?client=%zz",
+            "",
+            400,
+            "client: `%zz` is no IP address",
+        ),
+        (
+            "GET /v1/flows?limit=-1",
+            "",
+            400,
+            "limit: `-1` is no number",
+        ),
+        (
+            "GET /v1/flows?colour=red",
+            "",
+            400,
+            "unknown key `colour` in the query",
+        ),
+        (
+            "GET /v1/flows?service=x%2Fy",
+            "",
+            404,
+            "there is no service `x/y`",
+        ),
+        (
+            "PUT /v1/services/web/backends/10.0.0.11:8443/drain",
+            r#"{"deadline": "1m", "on_deadline": "kill"}"#,
+            400,
+            "on_deadline: end of a drain `kill` is not known",
+        ),
+        (
+            "PATCH /v1/services/web",
+            r#"{"limits": {"new_per_source": {"burst": 5}}}"#,
+            400,
+            "limits.new_per_source: `rate` is missing",
+        ),
+        (
+            "PATCH /v1/services/web",
+            r#"{"deny": ["198.51.100.1/24"]}"#,
+            400,
+            "deny: `198.51.100.1/24` is no prefix: it has bits behind the first 24",
+        ),
+        (
+            "PATCH /v1/services/web",
+            r#"{"quic": {"server_id_length": 256}}"#,
+            400,
+            "quic.server_id_length: this is integer `256`, but must be a whole number from 0 to 255",
+        ),
+        (
+            "POST /v1/services/web/backends",
+            r#"{"address": "10.0.0.9:1", "server_ids": ["xyz"]}"#,
+            400,
+            "server_ids: `xyz` is no server ID",
         ),
         (
             "DELETE /v1/services/web/backends/nonsense",

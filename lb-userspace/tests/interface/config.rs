@@ -13,8 +13,10 @@ use lb_userspace::{
     address::AddressPrefix,
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
-        BackendSpec, Desired, FULL_NAT_PORTS, GUE_PORT, HealthSpec, Mode, OtherPorts, Probe,
-        Protocol, Scheduler, ServiceSpec, Timeouts, Word as _,
+        BackendSpec, Desired, DrainSpec, GUE_PORT, Hash, HealthSpec, Mode, NewFlowLimits,
+        OnDeadline, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Scheduler,
+        ServerId, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts, Track, Word as _,
+        parse_sources,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -26,8 +28,33 @@ const INTERFACES: &str = "interfaces = ['eth0']\n";
 
 fn read(text: &[u8]) -> (Source, Outcome) {
     let source = Source::new("lb.toml", text);
-    let outcome = config::read(&source);
+    let outcome = config::parse(&source);
     (source, outcome)
+}
+
+/// What the datapath does not do yet is refused, not taken in silence.
+#[test]
+fn what_is_not_done_yet_is_refused() {
+    let source = Source::new("lb.toml", EVERY_KEY.as_bytes());
+    let outcome = config::read(&source);
+    assert!(outcome.config.is_none());
+    let complaints = outcome.diagnostics.render(&source, false);
+    let refused: Vec<&str> = complaints
+        .lines()
+        .filter_map(|line| line.split_once("| ")?.1.split_once(" = "))
+        .map(|(key, _)| key.trim())
+        .collect();
+    let expected = [
+        "ring-size",
+        "allow",
+        "deny",
+        "new-per-source",
+        "new-per-service",
+        "on-deadline",
+        "affinity",
+        "quic",
+    ];
+    assert_eq!(refused, expected, "{complaints}");
 }
 
 /// The configuration that `text` says without a word of warning.
@@ -40,9 +67,17 @@ fn right(text: &str) -> Config {
 
 fn backend(address: &str, weight: u32) -> BackendSpec {
     BackendSpec {
-        address: address.parse().unwrap(),
         weight,
+        ..BackendSpec::new(address.parse().unwrap())
     }
+}
+
+fn sources(text: &str) -> AddressPrefix {
+    parse_sources(text).unwrap()
+}
+
+fn address(text: &str) -> ServiceAddress {
+    text.parse().unwrap()
 }
 
 #[test]
@@ -52,7 +87,10 @@ fn nearly_everything_has_a_default() {
         xdp_mode: XdpMode::Auto,
         socket: PathBuf::from("/run/lb/lb.sock"),
         pin_directory: PathBuf::from("/sys/fs/bpf/lb"),
-        limits: Limits { flows: 1_048_576 },
+        limits: Limits {
+            flows: 1_048_576,
+            embryonic: 131_072,
+        },
         datapath_log: DatapathLog::Off,
         services: Vec::new(),
     };
@@ -62,14 +100,24 @@ fn nearly_everything_has_a_default() {
 #[test]
 fn every_key_is_taken_as_written() {
     let web = ServiceSpec {
-        name: "web".into(),
-        address: "192.0.2.10:443".parse().unwrap(),
-        protocol: Protocol::Tcp,
-        mode: Mode::FullNat,
-        scheduler: Scheduler::Maglev,
+        ring_size: 4093,
+        track: Some(Track::All),
+        quorum: Quorum::Percent(50),
+        on_empty: OnEmpty::FailOpen,
+        allow: vec![sources("198.51.100.0/24")],
+        deny: vec![sources("198.51.100.7"), sources("198.51.100.128/25")],
+        limits: NewFlowLimits {
+            new_per_source: Some(RateLimit {
+                rate: 10,
+                burst: 100,
+            }),
+            new_per_service: Some(RateLimit::new(1000)),
+        },
+        slow_start: Some(Duration::from_secs(30)),
+        slow_start_curve: SlowStartCurve::Quadratic,
+        hash: Hash::ClientPort,
         source: Some(IpAddr::from([10, 0, 0, 1]).into()),
         source_ports: 2000..=2999,
-        gue_port: GUE_PORT,
         max_segment_size: Some(1400),
         other_ports: OtherPorts::Drop,
         icmp_echo: false,
@@ -91,23 +139,26 @@ fn every_key_is_taken_as_written() {
             port: Some(8080),
         }),
         backends: vec![
-            backend("10.0.0.11:8443", 0),
-            backend("10.0.0.12:8443", 65_535),
+            BackendSpec {
+                drain: Some(DrainSpec {
+                    deadline: Some(Duration::from_secs(300)),
+                    on_deadline: OnDeadline::Reset,
+                }),
+                ..backend("10.0.0.11:8443", 0)
+            },
+            BackendSpec {
+                priority: 1,
+                max_connections: Some(1000),
+                ..backend("10.0.0.12:8443", 65_535)
+            },
         ],
+        ..ServiceSpec::new("web", address("192.0.2.10:443"), Mode::FullNat)
     };
     let dns = ServiceSpec {
-        name: "dns".into(),
-        address: "[2001:db8::10]:*".parse().unwrap(),
         protocol: Protocol::Udp,
-        mode: Mode::Nat,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: FULL_NAT_PORTS,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
+        scheduler: Scheduler::LeastConnections,
+        affinity: Some(Duration::from_secs(600)),
+        quorum: Quorum::Count(2),
         health: Some(HealthSpec {
             probe: Probe::Tcp,
             interval: Duration::from_millis(500),
@@ -117,30 +168,38 @@ fn every_key_is_taken_as_written() {
             fall: 3,
             port: Some(53),
         }),
-        backends: vec![backend("[2001:db8::11]:*", 100)],
+        quic: Some(QuicSpec {
+            server_id_offset: 2,
+            server_id_length: 3,
+            config_rotation: vec![1, 2],
+        }),
+        backends: vec![
+            BackendSpec {
+                server_ids: vec!["c0ffee".parse().unwrap(), "c0ffef".parse().unwrap()],
+                ..backend("[2001:db8::11]:*", 100)
+            },
+            BackendSpec {
+                server_ids: vec!["000000".parse().unwrap()],
+                ..backend("[2001:db8::12]:*", 100)
+            },
+        ],
+        ..ServiceSpec::new("dns", address("[2001:db8::10]:*"), Mode::Nat)
     };
     let tunnel = ServiceSpec {
-        name: "tunnel".into(),
-        address: "[2001:db8:1::/64]:8000-8099".parse().unwrap(),
-        protocol: Protocol::Tcp,
-        mode: Mode::Gue,
-        scheduler: Scheduler::Maglev,
         source: Some(AddressPrefix::new([10, 9, 0, 0].into(), 24)),
-        source_ports: FULL_NAT_PORTS,
         gue_port: 6081,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
-        health: None,
         backends: vec![backend("10.0.0.21", 100), backend("[2001:db8::21]", 100)],
+        ..ServiceSpec::new("tunnel", address("[2001:db8:1::/64]:8000-8099"), Mode::Gue)
     };
     let expected = Config {
         interfaces: vec!["eth0".into(), "eth1.100".into()],
         xdp_mode: XdpMode::Native,
         socket: PathBuf::from("/run/lb/other.sock"),
         pin_directory: PathBuf::from("/sys/fs/bpf/other"),
-        limits: Limits { flows: 65_536 },
+        limits: Limits {
+            flows: 65_536,
+            embryonic: 4_096,
+        },
         datapath_log: DatapathLog::Off,
         services: vec![web, dns, tunnel],
     };
@@ -184,7 +243,7 @@ fn the_documented_defaults_are_the_defaults() {
         .strip_prefix("toml\n")
         .unwrap();
     let documented = right(block);
-    let keys: Vec<_> = block
+    let keys: Vec<_> = page
         .lines()
         .filter_map(|line| Some(line.split_once(" =")?.0))
         .collect();
@@ -195,6 +254,17 @@ fn the_documented_defaults_are_the_defaults() {
     }
     // Without what has no default, or whose default is not a value.
     let without = [
+        "[service.backend.drain]",
+        "deadline =",
+        "on-deadline =",
+        "track =",
+        "slow-start =",
+        "allow =",
+        "deny =",
+        "[service.limits]",
+        "new-per-source =",
+        "new-per-service =",
+        "max-connections =",
         "source =",
         "max-segment-size =",
         "host =",
@@ -206,6 +276,11 @@ fn the_documented_defaults_are_the_defaults() {
     let bare: String = block
         .lines()
         .filter(|line| line.starts_with('[') || kept.iter().any(|key| line.starts_with(key)))
+        .filter(|line| {
+            !["[service.backend.drain]", "[service.limits]"]
+                .iter()
+                .any(|header| line.starts_with(header))
+        })
         .fold(INTERFACES.to_owned(), |text, line| text + line + "\n");
     let shown: String = block
         .lines()
@@ -272,6 +347,44 @@ fn write_service(service: &ServiceSpec) -> String {
         service.other_ports,
         service.icmp_echo,
     );
+    let _ = writeln!(
+        text,
+        "scheduler = '{}'\nhash = '{}'\nring-size = {}\nquorum = '{}'\non-empty = '{}'",
+        service.scheduler, service.hash, service.ring_size, service.quorum, service.on_empty
+    );
+    let list = |key, list: &[AddressPrefix]| {
+        let quoted: Vec<_> = list.iter().map(|prefix| format!("'{prefix}'")).collect();
+        format!("{key} = [{}]\n", quoted.join(", "))
+    };
+    text.push_str(&list("allow", &service.allow));
+    text.push_str(&list("deny", &service.deny));
+    for (key, limit) in [
+        ("new-per-source", service.limits.new_per_source),
+        ("new-per-service", service.limits.new_per_service),
+    ] {
+        if let Some(RateLimit { rate, burst }) = limit {
+            let _ = writeln!(text, "limits.{key} = {{ rate = {rate}, burst = {burst} }}");
+        }
+    }
+    if let Some(quic) = &service.quic {
+        let _ = writeln!(
+            text,
+            "quic = {{ server-id-offset = {}, server-id-length = {}, config-rotation = {:?} }}",
+            quic.server_id_offset, quic.server_id_length, quic.config_rotation
+        );
+    }
+    if let Some(affinity) = service.affinity {
+        let _ = writeln!(text, "affinity = '{}'", config::duration::format(affinity));
+    }
+    if let Some(window) = service.slow_start {
+        let window = config::duration::format(window);
+        let _ = writeln!(text, "slow-start = '{window}'");
+    }
+    let curve = service.slow_start_curve;
+    let _ = writeln!(text, "slow-start-curve = '{curve}'");
+    if let Some(track) = service.track {
+        let _ = writeln!(text, "track = '{track}'");
+    }
     if let Some(size) = service.max_segment_size {
         let _ = writeln!(text, "max-segment-size = {size}");
     }
@@ -290,9 +403,26 @@ fn write_service(service: &ServiceSpec) -> String {
     for backend in &service.backends {
         let _ = writeln!(
             text,
-            "[[service.backend]]\naddress = '{}'\nweight = {}",
-            backend.address, backend.weight
+            "[[service.backend]]\naddress = '{}'\nweight = {}\npriority = {}",
+            backend.address, backend.weight, backend.priority
         );
+        if let Some(most) = backend.max_connections {
+            let _ = writeln!(text, "max-connections = {most}");
+        }
+        if !backend.server_ids.is_empty() {
+            let ids: Vec<_> = backend.server_ids.iter().map(ServerId::to_string).collect();
+            let _ = writeln!(text, "server-id = {ids:?}");
+        }
+        if let Some(drain) = backend.drain {
+            let _ = writeln!(
+                text,
+                "[service.backend.drain]\non-deadline = '{}'",
+                drain.on_deadline
+            );
+            if let Some(deadline) = drain.deadline {
+                let _ = writeln!(text, "deadline = '{}'", config::duration::format(deadline));
+            }
+        }
     }
     text
 }
@@ -318,8 +448,23 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
         "10.0.0.2",
         "[2001:db8::2]:80",
     ];
-    let backend = (select(backends), select(vec![0, 1, 65_535, 65_536]))
-        .prop_map(|(address, weight)| backend(address, weight));
+    let backend = (
+        select(backends),
+        select(vec![0, 1, 65_535, 65_536]),
+        select(vec![0, 0, 0, 255, 256]),
+        prop::option::weighted(0.2, select(vec![0, 1, 100])),
+        prop::option::weighted(0.2, any_drain()),
+        vec(select(vec!["00", "01", "0001"]), 0..2),
+    )
+        .prop_map(
+            |(address, weight, priority, max_connections, drain, ids)| BackendSpec {
+                server_ids: ids.iter().map(|id| id.parse().unwrap()).collect(),
+                priority,
+                max_connections,
+                drain,
+                ..backend(address, weight)
+            },
+        );
     let sources = vec![
         AddressPrefix::from(IpAddr::from([10, 0, 0, 9])),
         AddressPrefix::new([10, 0, 0, 0].into(), 24),
@@ -346,25 +491,146 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
             select(OtherPorts::ALL),
             any::<bool>(),
         ),
+        (any_selection(), prop::option::weighted(0.4, any_guard())),
         prop::option::weighted(0.3, health),
         vec(backend, 0..3),
     )
         .prop_map(
-            |(name, address, mode, source, (first, last), options, health, backends)| ServiceSpec {
-                name: name.into(),
-                address: address.parse().unwrap(),
-                protocol: Protocol::Tcp,
-                mode,
-                scheduler: Scheduler::Maglev,
-                source,
-                source_ports: first..=last,
-                gue_port: options.0,
-                max_segment_size: options.1,
-                other_ports: options.2,
-                icmp_echo: options.3,
-                timeouts: Timeouts::default(),
-                health,
-                backends,
+            |(name, address, mode, source, (first, last), options, selection, health, backends)| {
+                ServiceSpec {
+                    source,
+                    source_ports: first..=last,
+                    gue_port: options.0,
+                    max_segment_size: options.1,
+                    other_ports: options.2,
+                    icmp_echo: options.3,
+                    health,
+                    backends,
+                    name: name.into(),
+                    address: address.parse().unwrap(),
+                    mode,
+                    ..guarded(selection)
+                }
+            },
+        )
+}
+
+/// A service with the guard of another, if there is one.
+fn guarded((service, guard): (ServiceSpec, Option<ServiceSpec>)) -> ServiceSpec {
+    let Some(guard) = guard else {
+        return service;
+    };
+    ServiceSpec {
+        protocol: guard.protocol,
+        allow: guard.allow,
+        deny: guard.deny,
+        limits: guard.limits,
+        quic: guard.quic,
+        ..service
+    }
+}
+
+/// Whom a service takes packets from, and what QUIC says.
+fn any_guard() -> impl Strategy<Value = ServiceSpec> {
+    let prefixes = || {
+        let prefixes = vec![
+            "0.0.0.0/0",
+            "198.51.100.7",
+            "198.51.100.0/24",
+            "2001:db8::/32",
+        ];
+        vec(select(prefixes).prop_map(sources), 0..3)
+    };
+    let limit = || {
+        let rates = (select(vec![0, 1]), select(vec![1, 5]));
+        prop::option::weighted(
+            0.3,
+            rates.prop_map(|(rate, burst)| RateLimit { rate, burst }),
+        )
+    };
+    let rotations = vec![vec![0], vec![0, 6], vec![], vec![1, 0], vec![7]];
+    let quic = (select(vec![1, 19, 20]), 0..3_u8, select(rotations)).prop_map(
+        |(server_id_offset, server_id_length, config_rotation)| QuicSpec {
+            server_id_offset,
+            server_id_length,
+            config_rotation,
+        },
+    );
+    (
+        select(Protocol::ALL),
+        prefixes(),
+        prefixes(),
+        (limit(), limit()),
+        prop::option::weighted(0.5, quic),
+    )
+        .prop_map(|(protocol, allow, deny, limits, quic)| ServiceSpec {
+            protocol,
+            allow,
+            deny,
+            limits: NewFlowLimits {
+                new_per_source: limits.0,
+                new_per_service: limits.1,
+            },
+            quic,
+            ..ServiceSpec::new("", address("192.0.2.1:80"), Mode::Nat)
+        })
+}
+
+fn any_drain() -> impl Strategy<Value = DrainSpec> {
+    let days = |days: u64| Duration::from_secs(days * 24 * 3600);
+    let deadline = prop::option::of(select(vec![days(0), days(30), days(31)]));
+    (deadline, select(OnDeadline::ALL)).prop_map(|(deadline, on_deadline)| DrainSpec {
+        deadline,
+        on_deadline,
+    })
+}
+
+/// A service that has nothing but how it chooses among backends.
+fn any_selection() -> impl Strategy<Value = ServiceSpec> {
+    let second = Duration::from_secs(1);
+    let day = Duration::from_secs(24 * 3600);
+    (
+        select(vec![
+            Scheduler::Maglev,
+            Scheduler::Maglev,
+            Scheduler::Random,
+        ]),
+        select(vec![Hash::FiveTuple, Hash::FiveTuple, Hash::Client]),
+        prop::option::weighted(0.2, select(vec![Duration::ZERO, second, 31 * day])),
+        select(vec![65_537, 65_537, 251, 250, 252]),
+        prop::option::weighted(0.3, select(Track::ALL)),
+        select(vec![
+            Quorum::Count(1),
+            Quorum::Count(0),
+            Quorum::Percent(50),
+            Quorum::Percent(101),
+        ]),
+        select(OnEmpty::ALL),
+        prop::option::weighted(0.3, select(vec![Duration::ZERO, second])),
+        select(SlowStartCurve::ALL),
+    )
+        .prop_map(
+            |(
+                scheduler,
+                hash,
+                affinity,
+                ring_size,
+                track,
+                quorum,
+                on_empty,
+                slow_start,
+                slow_start_curve,
+            )| ServiceSpec {
+                slow_start,
+                slow_start_curve,
+                scheduler,
+                hash,
+                affinity,
+                ring_size,
+                track,
+                quorum,
+                on_empty,
+                ..ServiceSpec::new("", address("192.0.2.1:80"), Mode::Nat)
             },
         )
 }

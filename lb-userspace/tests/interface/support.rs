@@ -1,10 +1,13 @@
 //! A balancer without a datapath: the real API in front of the real desired state.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use lb_userspace::{
     api::{self, Client, Socket},
-    state::{Control, Desired, Request, Status},
+    state::{Control, Desired, FlowFilter, FlowList, FlowStatus, Refusal, Request, Status, rules},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -72,9 +75,38 @@ async fn answer(mut requests: mpsc::Receiver<Request>, status: Status) {
             Request::Services(answer) => {
                 drop(answer.send(desired.services().cloned().collect()));
             }
+            Request::Flows(filter, answer) => drop(answer.send(flows(&filter))),
             Request::Change(change, answer) => drop(answer.send(desired.apply(change))),
         }
     }
+}
+
+/// Two flows, as far as the filter lets them through.
+fn flows(filter: &FlowFilter) -> Result<FlowList, Refusal> {
+    if let Some(name) = filter.service.as_deref()
+        && !["web", "dns"].contains(&name)
+    {
+        return Err(Refusal::NotFound(rules::no_such_service(name)));
+    }
+    let all: FlowList = serde_json::from_str(include_str!("cli/flows.json")).unwrap();
+    let wanted = |flow: &FlowStatus| {
+        let client: SocketAddr = flow.client.parse().unwrap();
+        filter
+            .service
+            .as_ref()
+            .is_none_or(|name| *name == flow.service)
+            && filter
+                .backend
+                .is_none_or(|address| address.to_string() == flow.backend)
+            && filter
+                .client
+                .is_none_or(|prefix| prefix.contains(client.ip()))
+            && filter.state.is_none_or(|state| state == flow.state)
+    };
+    let mut flows: Vec<_> = all.flows.into_iter().filter(wanted).collect();
+    let truncated = flows.len() > filter.limit as usize;
+    flows.truncate(filter.limit as usize);
+    Ok(FlowList { flows, truncated })
 }
 
 /// Sends one request as it is, and reads all of the answer.

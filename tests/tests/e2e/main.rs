@@ -10,6 +10,7 @@ mod next_hops;
 mod path_mtu;
 mod programs;
 mod restarts;
+mod schedulers;
 mod traffic;
 mod udp;
 

@@ -3,36 +3,23 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::state::{
-    FULL_NAT_PORTS, GUE_PORT, Mode, OtherPorts, Protocol, Scheduler, Timeouts, rules::same_address,
-};
+use crate::state::{Mode, Protocol, rules::same_address};
 
 fn service(name: &str, address: &str, protocol: Protocol, backends: &[&str]) -> ServiceSpec {
     ServiceSpec {
-        name: name.into(),
-        address: address.parse().unwrap(),
         protocol,
-        mode: Mode::FullNat,
-        scheduler: Scheduler::Maglev,
-        source: None,
-        source_ports: FULL_NAT_PORTS,
-        gue_port: GUE_PORT,
-        max_segment_size: None,
-        other_ports: OtherPorts::Pass,
-        icmp_echo: true,
-        timeouts: Timeouts::default(),
-        health: None,
         backends: backends
             .iter()
             .map(|address| backend(address, 100))
             .collect(),
+        ..ServiceSpec::new(name, address.parse().unwrap(), Mode::FullNat)
     }
 }
 
 fn backend(address: &str, weight: u32) -> BackendSpec {
     BackendSpec {
-        address: address.parse().unwrap(),
         weight,
+        ..BackendSpec::new(address.parse().unwrap())
     }
 }
 
