@@ -13,10 +13,10 @@ use lb_userspace::{
     address::AddressPrefix,
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
-        BackendSpec, Desired, DrainSpec, GUE_PORT, Hash, HealthSpec, Mode, NewFlowLimits,
-        OnDeadline, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Scheduler,
-        ServerId, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts, Track, Word as _,
-        parse_sources,
+        BackendSpec, Desired, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode,
+        NewFlowLimits, OnDeadline, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum,
+        RateLimit, Scheduler, ServerId, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts,
+        Track, Word as _, parse_sources,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
