@@ -206,7 +206,10 @@ impl Datapath {
 
     fn load_into(options: &Options, pinned: Option<Pinned>) -> Result<Self> {
         let entries = options.entries();
-        error::check_memory(entries)?;
+        // Tables that are there have their memory already.
+        if !pinned.as_ref().is_some_and(Pinned::has_maps) {
+            error::check_memory(entries)?;
+        }
         let failed = |error| error::loading(error, Some(entries));
         let log = options.log as u8;
         let mut loader = EbpfLoader::new();

@@ -87,13 +87,7 @@ impl Pinned {
     ///
     /// Where it is on no BPF file system, or another process uses it.
     pub fn open(directory: &Path) -> Result<Self> {
-        let failed = |action| {
-            move |source| Error::Pinned {
-                action,
-                path: directory.to_owned(),
-                source,
-            }
-        };
+        let failed = |action| move |source| refused(action, directory, source);
         if directory.starts_with(BPFFS) {
             mount_if_missing().map_err(failed("mounting the BPF file system for"))?;
         }
@@ -157,6 +151,11 @@ impl Pinned {
             }
         }
         Ok(())
+    }
+
+    /// Whether there are maps of our layout.
+    pub(super) fn has_maps(&self) -> bool {
+        self.map_paths().all(|(_, path)| path.exists())
     }
 
     /// The maps, with the places where they are, or are to be.
@@ -263,12 +262,22 @@ impl Pinned {
     }
 
     fn failed(&self, action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_owned();
-        move |source| Error::Pinned {
-            action,
-            path,
+        move |source| refused(action, path, source)
+    }
+}
+
+/// What it means that the kernel refuses to do something on a path.
+fn refused(action: &'static str, path: &Path, source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => Error::Privileges {
+            action: "keeping the datapath on the BPF file system",
             source,
-        }
+        },
+        _ => Error::Pinned {
+            action,
+            path: path.to_owned(),
+            source,
+        },
     }
 }
 

@@ -250,6 +250,13 @@ impl Violation {
 /// Every rule that the service breaks by itself, apart from other services.
 #[must_use]
 pub fn check(service: &ServiceSpec) -> Vec<Violation> {
+    check_written(service, |_| false)
+}
+
+/// The same where it is known what is written down. What the mode has no use for is wrong
+/// then also if it says no more than the default.
+#[must_use]
+pub fn check_written(service: &ServiceSpec, is_written: impl Fn(Field) -> bool) -> Vec<Violation> {
     let mut found = Vec::new();
     found.extend(name(&service.name));
     found.extend(service_address(service.address.prefix));
@@ -258,8 +265,8 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
     limits(service, &mut found);
     quic(service, &mut found);
     source(service, &mut found);
-    source_ports(service, &mut found);
-    gue_port(service, &mut found);
+    source_ports(service, is_written(Field::SourcePorts), &mut found);
+    gue_port(service, is_written(Field::GuePort), &mut found);
     found.extend(max_segment_size(service));
     timeouts(service, &mut found);
     if let Some(spec) = &service.health {
@@ -716,9 +723,9 @@ fn source(service: &ServiceSpec, found: &mut Vec<Violation>) {
     }
 }
 
-fn source_ports(service: &ServiceSpec, found: &mut Vec<Violation>) {
+fn source_ports(service: &ServiceSpec, is_written: bool, found: &mut Vec<Violation>) {
     let ports = &service.source_ports;
-    if *ports != FULL_NAT_PORTS {
+    if is_written || *ports != FULL_NAT_PORTS {
         match service.mode {
             Mode::FullNat => {}
             Mode::Nat | Mode::Dsr => found.push(keeps_source(Field::SourcePorts, service.mode)),
@@ -760,14 +767,14 @@ fn keeps_source(field: Field, mode: Mode) -> Violation {
     .against(Field::Mode)
 }
 
-fn gue_port(service: &ServiceSpec, found: &mut Vec<Violation>) {
+fn gue_port(service: &ServiceSpec, is_written: bool, found: &mut Vec<Violation>) {
     if service.gue_port == 0 {
         found.push(Violation::new(
             Field::GuePort,
             "0 is no port",
             "a port is a number from 1 to 65535",
         ));
-    } else if service.gue_port != GUE_PORT && service.mode != Mode::Gue {
+    } else if (is_written || service.gue_port != GUE_PORT) && service.mode != Mode::Gue {
         found.push(
             Violation::new(
                 Field::GuePort,
