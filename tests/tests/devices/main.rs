@@ -9,7 +9,7 @@ mod site;
 use anyhow::{Result, ensure};
 use lb_lab::{End, Link};
 
-use crate::site::{INNER_MTU, Open, Site, Uplink, join_bond, received};
+use crate::site::{INNER_MTU, Open, Site, Uplink, received};
 
 /// More packets than come without clients: neighbours and LACP.
 const MANY: u64 = 1_000;
@@ -93,31 +93,26 @@ fn a_bond_goes_over_to_its_other_interface() -> Result<()> {
     site.stop()
 }
 
+/// Flows use both interfaces, so that what comes in by one leaves by the other.
 #[test]
 fn interfaces_join_a_bond_and_leave_it() -> Result<()> {
-    let site = Site::new("bond-members", Uplink::Bond("active-backup"))?;
+    let site = Site::new("bond-members", Uplink::Bond("balance-xor"))?;
     let (lb, switch) = (&site.topology.lb, &site.topology.switch);
     let open = site.connect()?;
-    // One that was not there when the balancer began, in place of both that were.
+    // One that was not there when the balancer began, in place of one that was.
     Link::between(
         End::of(lb, "eth2"),
-        End::of(switch, "lb3").port_of("inner").takes_xdp_frames(),
+        End::of(switch, "lb3").takes_xdp_frames(),
     )
     .mtu(INNER_MTU)
     .up()?;
-    join_bond(lb, "eth2")?;
-    for interface in ["eth0", "eth1"] {
-        lb.ip(&format!("link set dev {interface} nomaster"))?;
-    }
-    site.wait_for_active("eth2")?;
+    site.exchange(["eth2", "lb3"], ["eth0", "lb1"])?;
     open.into_iter().try_for_each(Open::finish)?;
     site.carry()?;
 
     // One that was there, and comes back.
     let open = site.connect()?;
-    join_bond(lb, "eth0")?;
-    lb.ip("link set dev eth2 nomaster")?;
-    site.wait_for_active("eth0")?;
+    site.exchange(["eth0", "lb1"], ["eth1", "lb2"])?;
     open.into_iter().try_for_each(Open::finish)?;
     site.carry()?;
     site.stop()

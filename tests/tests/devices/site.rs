@@ -210,6 +210,8 @@ impl Site {
     }
 
     fn carry_tcp(&self, server: SocketAddr) -> Result<()> {
+        // Where nothing comes through, one that waits is enough.
+        http::get(server, "/", PATIENCE)?;
         let load = Load {
             threads: 2,
             timeout: PATIENCE,
@@ -248,14 +250,39 @@ impl Site {
             );
             thread::sleep(POLL);
         }
-        // The balancer is told of interfaces by netlink. TCP repeats itself until it knows.
+        self.settle().with_context(|| format!("by {interface}"))
+    }
+
+    /// Takes a link into the bonds of the balancer and the switch, in place of another one.
+    pub(crate) fn exchange(&self, comes: [&str; 2], goes: [&str; 2]) -> Result<()> {
+        let hosts = [&self.topology.lb, &self.topology.switch];
+        for (host, [comes, goes]) in hosts
+            .into_iter()
+            .zip([[comes[0], goes[0]], [comes[1], goes[1]]])
+        {
+            join_bond(host, comes)?;
+            host.ip(&format!("link set dev {goes} nomaster"))?;
+        }
+        for (host, interface) in hosts.into_iter().zip(comes) {
+            let deadline = Instant::now() + PATIENCE;
+            while !is_used_by_bond(host, interface)? {
+                ensure!(
+                    Instant::now() < deadline,
+                    "the bond does not use {interface}"
+                );
+                thread::sleep(POLL);
+            }
+        }
+        self.settle()
+    }
+
+    /// Returns when the balancer has heard of changes, which netlink tells it after they
+    /// happened: TCP repeats itself until then.
+    fn settle(&self) -> Result<()> {
         let vip = Vip::all().next().context("there are services")?;
-        let get = || http::get(vip.at(port::HTTP), "/", PATIENCE);
         self.topology
             .client
-            .enter(get)
-            .with_context(|| format!("by {interface}"))?;
-        Ok(())
+            .enter(|| self.carry_tcp(vip.at(port::HTTP)))
     }
 
     fn active_interface(&self) -> Result<String> {
@@ -291,6 +318,14 @@ impl Open {
         self.upload.finish()?;
         Ok(())
     }
+}
+
+/// Whether the bond that an interface belongs to has found its link up.
+fn is_used_by_bond(host: &Host, interface: &str) -> Result<bool> {
+    let json = host.ip(&format!("-json -details link show dev {interface}"))?;
+    let links: serde_json::Value = serde_json::from_str(&json)?;
+    let state = &links[0]["linkinfo"]["info_slave_data"];
+    Ok(state["mii_status"] == "UP" && state["state"] == "ACTIVE")
 }
 
 /// Packets that came in by an interface.
@@ -496,7 +531,7 @@ fn bond(lb: &Host, switch: &Host, mode: &str, mtu: u32) -> Result<()> {
 }
 
 /// Makes an interface one of `bond0`.
-pub(crate) fn join_bond(host: &Host, interface: &str) -> Result<()> {
+fn join_bond(host: &Host, interface: &str) -> Result<()> {
     ip(
         host,
         &format!("link set dev {interface} down\nlink set dev {interface} master bond0"),
