@@ -72,6 +72,8 @@ pub mod map_name {
     pub const EMBRYONIC_V4: &str = "EMBRYONIC_V4";
     /// Queue of [`FlowKey6`](crate::flow::FlowKey6): flows that are not confirmed.
     pub const EMBRYONIC_V6: &str = "EMBRYONIC_V6";
+    /// Numbers of flows that have entered the queues of IPv4 and IPv6, `u64`s.
+    pub const ENTERED: &str = "ENTERED";
     /// Backend id to [`Backend`](crate::backend::Backend).
     pub const BACKENDS: &str = "BACKENDS";
     /// Port pool id to its [`PortPool`](crate::ports::PortPool), an array of one.

@@ -48,6 +48,9 @@ pub(crate) struct Soak {
     /// Changes of the simulation's backends.
     #[arg(long, default_value_t = 200)]
     changes: u64,
+    /// Connections that are held while backends change and the daemon is killed.
+    #[arg(long, default_value_t = 2_000)]
+    connections: u64,
     /// The seed of all that is random, to repeat a run; another one each time if none.
     #[arg(long)]
     seed: Option<u64>,
@@ -57,9 +60,10 @@ pub(crate) struct Soak {
 /// does not hide what is found in the next.
 pub(crate) fn soak(soak: &Soak) -> Result<()> {
     require_root("the test loads BPF programs and makes network namespaces")?;
-    let test = |name: &str, variables: &[(&str, Option<u64>)]| {
+    let test = |name: &str, filter: &str, variables: &[(&str, Option<u64>)]| {
         let mut test = cargo();
         test.args(["test", "--release", "--package", "lb-tests", "--test", name]);
+        test.args(["--", filter]);
         for (variable, value) in variables {
             if let Some(value) = value {
                 test.env(variable, value.to_string());
@@ -69,6 +73,7 @@ pub(crate) fn soak(soak: &Soak) -> Result<()> {
     };
     let model = test(
         "model",
+        "",
         &[
             ("LB_MODEL_PACKETS", Some(soak.packets)),
             ("LB_MODEL_SEED", soak.seed),
@@ -76,13 +81,19 @@ pub(crate) fn soak(soak: &Soak) -> Result<()> {
     );
     let simulation = test(
         "simulation",
+        "",
         &[
             ("LB_SIMULATION_FLOWS", Some(soak.flows)),
             ("LB_SIMULATION_CHANGES", Some(soak.changes)),
             ("LB_SIMULATION_SEED", soak.seed),
         ],
     );
-    model.and(simulation)
+    let restarts = test(
+        "e2e",
+        "restarts",
+        &[("LB_CONNECTIONS", Some(soak.connections))],
+    );
+    model.and(simulation).and(restarts)
 }
 
 /// Checks format, lints and documentation; every warning is an error. What is
@@ -93,7 +104,15 @@ pub(crate) fn lint() -> Result<()> {
             execute(cargo().args(["fmt", "--all", "--check"]))
         }),
         step("clippy", || {
-            execute(cargo().args(["clippy", "--all-targets", "--", "--deny", "warnings"]))
+            execute(cargo().args(["clippy", "--all-targets", "--", "--deny", "warnings"]))?;
+            // It runs in the virtual machine alone, and is not one of the others.
+            let devices = ["--package", "lb-tests", "--test", "devices"];
+            execute(
+                cargo()
+                    .arg("clippy")
+                    .args(devices)
+                    .args(["--", "--deny", "warnings"]),
+            )
         }),
         step("clippy of the eBPF programs", lint_ebpf),
         step("documentation", || {

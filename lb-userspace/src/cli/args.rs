@@ -99,13 +99,16 @@ pub(super) enum Command {
     Service(Service),
     #[command(subcommand)]
     Backend(Backend),
+    Detach(Detach),
     Decap(Box<Decap>),
 }
 
 /// Run the balancer in the foreground
 ///
-/// Reads the configuration, attaches to the interfaces and forwards packets until
-/// SIGINT or SIGTERM; then it detaches. Needs root.
+/// Reads the configuration, attaches to the interfaces and manages the forwarding of
+/// packets until SIGINT or SIGTERM. The kernel forwards packets on then, without health
+/// checks, and the next `lb run` goes on from there, with all connections; `lb detach`
+/// ends that. Needs root.
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
     /// Configuration file, in TOML
@@ -240,6 +243,22 @@ pub(super) struct DecapRun {
         value_parser = |text: &str| EnvFilter::try_new(text)
     )]
     pub(super) log: EnvFilter,
+}
+
+/// Take the balancer out of the kernel
+///
+/// Packets are not forwarded any more, and what is known of connections is lost. `lb run`
+/// must have ended. Needs root.
+#[derive(Debug, clap::Args)]
+pub(super) struct Detach {
+    /// Where the datapath is kept: `pin-directory` of the configuration
+    #[arg(
+        long,
+        value_name = "DIRECTORY",
+        default_value = config::DEFAULT_PIN_DIRECTORY,
+        value_parser = typed(config::parse_pin_directory)
+    )]
+    pub(super) pin_directory: PathBuf,
 }
 
 /// Find every mistake in a configuration file

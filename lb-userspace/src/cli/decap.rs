@@ -78,7 +78,12 @@ fn show(status: &Status) -> String {
     let rows = status.vips.iter().map(|vip| {
         vec![
             vip.address.clone(),
-            if vip.local { "yes" } else { "no" }.to_owned(),
+            match (vip.local, vip.partly_local) {
+                (true, _) => "yes",
+                (false, true) => "part",
+                (false, false) => "no",
+            }
+            .to_owned(),
             count(vip.packets),
             bytes(vip.bytes),
         ]
@@ -125,10 +130,20 @@ mod tests {
 
     #[test]
     fn the_status_is_a_table_and_what_it_rests_on() {
+        let vip = |address: &str, local: bool, partly_local: bool, packets: u64, bytes: u64| {
+            serde_json::json!({
+                "address": address,
+                "local": local,
+                "partly_local": partly_local,
+                "packets": packets,
+                "bytes": bytes,
+            })
+        };
         let status = serde_json::json!({
             "vips": [
-                {"address": "192.0.2.10", "local": true, "packets": 123_456, "bytes": 2048},
-                {"address": "2001:db8:2::/64", "local": false, "packets": 0, "bytes": 0},
+                vip("192.0.2.10", true, false, 123_456, 2048),
+                vip("203.0.113.0/24", false, true, 0, 0),
+                vip("2001:db8:2::/64", false, false, 0, 0),
             ],
             "passed": {"fragment": 0, "not-vip": 3},
             "drops": {"tunnel-ecn": 0, "tunnel-header": 1, "tunnel-source": 100_000},
@@ -142,6 +157,7 @@ mod tests {
             "\
 VIP              LOCAL  PACKETS     BYTES
 192.0.2.10       yes       123k  2.00 KiB
+203.0.113.0/24   part         0       0 B
 2001:db8:2::/64  no           0       0 B
 
 interfaces  eth0 (native)

@@ -5,6 +5,7 @@ mod args;
 mod backend;
 mod check;
 mod decap;
+mod detach;
 mod flows;
 mod human;
 mod output;
@@ -39,6 +40,7 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(run) => run::run(*run, socket)?,
         Command::Check(check) => return check::check(&check),
+        Command::Detach(command) => detach::detach(&command)?,
         Command::Decap(decap) => decap::decap(*decap, socket)?,
         Command::Status(status) => ask(status::status(&client(), &status))?,
         Command::Flows(flows) => ask(flows::flows(&client(), flows))?,

@@ -10,7 +10,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, DEFAULT_SOCKET, DatapathLog, Limits, Source, XdpMode,
+    Config, DEFAULT_PIN_DIRECTORY, DEFAULT_SOCKET, DatapathLog, Limits, Source, XdpMode,
     diagnostic::{Diagnostic, Diagnostics, Doubt, Severity},
     reader::{Table, Value},
     service::{self, ReadService},
@@ -22,6 +22,8 @@ use crate::state::{
 
 const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`";
 const XDP_MODE: &str = "`xdp-mode = \"auto\"`, `\"native\"` or `\"generic\"`";
+const PIN_DIRECTORY: &str =
+    "write an absolute path in quotes: `pin-directory = \"/sys/fs/bpf/lb\"`";
 const SOCKET: &str = "write an absolute path in quotes: `socket = \"/run/lb/lb.sock\"`";
 
 /// What a file says, and what is wrong with it.
@@ -36,6 +38,24 @@ pub struct Outcome {
 /// Reads a configuration, and finds every mistake in it.
 #[must_use]
 pub fn read(source: &Source) -> Outcome {
+    read_with(source, |services, out| {
+        for service in services {
+            for found in rules::unsupported(&service.spec) {
+                let span = service.span(found.field);
+                out.push(Diagnostic::error(span, found.message, found.hint));
+            }
+        }
+    })
+}
+
+/// The same for the language of the file alone: that it can be written does not say that
+/// this version does it.
+#[must_use]
+pub fn parse(source: &Source) -> Outcome {
+    read_with(source, |_, _| {})
+}
+
+fn read_with(source: &Source, check: impl Fn(&[ReadService], &mut Diagnostics)) -> Outcome {
     let mut out = Diagnostics::default();
     let config = match source.invalid() {
         Some(span) => {
@@ -46,7 +66,7 @@ pub fn read(source: &Source) -> Outcome {
             ));
             None
         }
-        None => Some(read_text(source, &mut out)),
+        None => Some(read_text(source, &mut out, check)),
     };
     out.sort();
     Outcome {
@@ -55,9 +75,14 @@ pub fn read(source: &Source) -> Outcome {
     }
 }
 
-fn read_text(source: &Source, out: &mut Diagnostics) -> Config {
+fn read_text(
+    source: &Source,
+    out: &mut Diagnostics,
+    check: impl Fn(&[ReadService], &mut Diagnostics),
+) -> Config {
     let (root, errors) = DeTable::parse_recoverable(source.text());
-    let config = read_root(Table::new(root.get_ref(), root.span(), "the file"), out);
+    let table = Table::new(root.get_ref(), root.span(), "the file");
+    let config = read_root(table, out, check);
     if !errors.is_empty() {
         let errors = syntax_errors(source, root.get_ref(), &errors);
         keep_certain(source, &errors, out);
@@ -177,7 +202,11 @@ fn syntax_error(source: &Source, message: &str, span: Range<usize>) -> Diagnosti
     }
 }
 
-fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
+fn read_root(
+    mut root: Table<'_>,
+    out: &mut Diagnostics,
+    check: impl Fn(&[ReadService], &mut Diagnostics),
+) -> Config {
     let interfaces = root
         .required("interfaces", INTERFACES, out)
         .map(|value| read_interfaces(value, out))
@@ -190,6 +219,10 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         .optional("socket")
         .and_then(|value| value.parse(SOCKET, out, parse_socket))
         .unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let pin_directory = root
+        .optional("pin-directory")
+        .and_then(|value| value.parse(PIN_DIRECTORY, out, parse_pin_directory))
+        .unwrap_or_else(|| DEFAULT_PIN_DIRECTORY.into());
     let limits = root
         .optional("limits")
         .and_then(|value| value.table("[limits]", out))
@@ -204,10 +237,12 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         .collect();
     root.finish(out);
     check_together(&services, out);
+    check(&services, out);
     Config {
         interfaces,
         xdp_mode,
         socket,
+        pin_directory,
         limits,
         datapath_log: DatapathLog::Off,
         services: services.into_iter().map(|service| service.spec).collect(),
@@ -278,6 +313,32 @@ pub fn parse_socket(path: &str) -> Result<PathBuf, Reason> {
         return Err(Reason::new(
             format!("`{}` cannot be the path of a socket", path.escape_debug()),
             format!("use a path of at most {MAX} bytes"),
+        ));
+    }
+    Ok(path.into())
+}
+
+/// Reads the path of a directory on a BPF file system.
+///
+/// # Errors
+///
+/// When it is not absolute, or one that the kernel does not take there: names with a dot in
+/// them are its own.
+pub fn parse_pin_directory(path: &str) -> Result<PathBuf, Reason> {
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err(Reason::new(
+            format!("the path `{}` is not absolute", path.escape_debug()),
+            format!("begin it with `/`, as in `{DEFAULT_PIN_DIRECTORY}`"),
+        ));
+    }
+    let name = path.trim_end_matches('/').rsplit('/').next();
+    if name.is_none_or(|name| name.is_empty() || name.contains('.')) {
+        return Err(Reason::new(
+            format!(
+                "no directory on a BPF file system can be called `{}`",
+                path.escape_debug()
+            ),
+            "names with a `.` in them are the kernel's own",
         ));
     }
     Ok(path.into())

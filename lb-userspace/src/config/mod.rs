@@ -15,7 +15,7 @@ mod source;
 use std::path::PathBuf;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
-pub use file::{Outcome, parse_interface, parse_socket, read};
+pub use file::{Outcome, parse, parse_interface, parse_pin_directory, parse_socket, read};
 pub use source::Source;
 
 use crate::state::{Desired, ServiceSpec, words};
@@ -23,6 +23,8 @@ use crate::state::{Desired, ServiceSpec, words};
 /// Where the API listens unless the configuration or the command line says
 /// otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
+/// Where the datapath is kept unless the file says otherwise.
+pub const DEFAULT_PIN_DIRECTORY: &str = "/sys/fs/bpf/lb";
 
 /// A configuration without a mistake in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Config {
     pub xdp_mode: XdpMode,
     /// Where the API listens.
     pub socket: PathBuf,
+    /// Where the datapath is kept while no daemon runs: a directory on a BPF file system.
+    pub pin_directory: PathBuf,
     /// How much the datapath has room for.
     pub limits: Limits,
     /// What the datapath logs. Not in the file: it costs every packet, so it is

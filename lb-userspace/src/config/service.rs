@@ -165,7 +165,8 @@ const fn nowhere() -> IpAddr {
 }
 
 fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
-    for violation in rules::check(&service.spec) {
+    let is_written = |field| service.spans.contains_key(&field);
+    for violation in rules::check_written(&service.spec, is_written) {
         let mode = violation.by_mode.then_some(Field::Mode);
         let concerns = [Some(violation.field), violation.against, mode];
         if !concerns

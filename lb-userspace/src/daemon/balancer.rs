@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::CLOCK_TICK_MS;
+use lb_common::{CLOCK_TICK_MS, backend::BackendState};
 
 use super::{
     chain,
@@ -23,10 +23,10 @@ use crate::{
     flows::{Lifetimes, Query},
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
-    reconcile::{self, Reconciler, World},
+    reconcile::{self, Found, Reconciler, World},
     slow_start::{self, Seen, Warmth},
     state::{
-        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
+        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus, Reason,
         Refusal, ServiceSpec, Status, rules,
     },
 };
@@ -34,6 +34,8 @@ use crate::{
 /// How long the kernel takes to give a neighbour up that does not answer: three requests,
 /// a second apart (`mcast_solicit`, `retrans_time_ms`).
 const RESOLUTION: Duration = Duration::from_secs(3);
+/// How long the kernel's first news of next hops may take on a busy host.
+const FIRST_NEWS: Duration = Duration::from_secs(30);
 /// How long after the datapath refused something it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -113,29 +115,81 @@ pub(super) struct Balancer<P> {
     warmth: HashMap<Name, Warmth>,
     /// When the datapath is to be brought in line with the rest, if it is not.
     overdue: Option<Duration>,
+    /// What the flow clock was when the daemon began.
+    epoch: u32,
+    /// Addresses that the datapath has the way to from a daemon before this one, while
+    /// this one does not know it yet.
+    awaited: BTreeSet<IpAddr>,
+    /// When the daemon began to wait for these.
+    begin: Duration,
 }
 
 impl<P: Plane> Balancer<P> {
-    /// A balancer whose datapath holds nothing yet.
-    pub(super) fn new(plane: P, attached: Vec<Attached>, desired: Desired) -> Self {
+    /// A balancer that begins at `now` and whose datapath holds what was `found`.
+    pub(super) fn new(
+        plane: P,
+        attached: Vec<Attached>,
+        desired: Desired,
+        found: Found,
+        now: Duration,
+    ) -> Self {
+        let mut ledger = Ledger::default();
+        ledger.open(&found.image);
+        ledger.adopt(&found.removed);
         let mut balancer = Self {
+            epoch: plane.clock(),
             plane,
             attached,
-            desired,
             health: HashMap::new(),
             hops: HashMap::new(),
             fresh: HashMap::new(),
             interfaces: BTreeMap::new(),
             bonded: BTreeMap::new(),
-            reconciler: Reconciler::default(),
-            ledger: Ledger::default(),
+            reconciler: Reconciler::adopt(found, &desired, now),
+            desired,
+            ledger,
             drains: HashMap::new(),
             warmth: HashMap::new(),
             overdue: Some(Duration::ZERO),
+            awaited: BTreeSet::new(),
+            begin: now,
         };
         balancer.health = balancer.expected_health(&Desired::default());
-        balancer.follow_drains(Duration::ZERO);
+        balancer.follow_drains(now);
+        balancer.adopt_health();
         balancer
+    }
+
+    /// Backends that the datapath has are up as long as they were, and until a check says
+    /// something else; the way to them is awaited.
+    fn adopt_health(&mut self) {
+        let ids = self.reconciler.ids();
+        let image = self.reconciler.image();
+        for ((service, address), health) in &mut self.health {
+            let id = ids.backends.get(&(service.as_str().into(), *address));
+            let Some(entry) = id.and_then(|id| image.backends.get(&id)) else {
+                continue;
+            };
+            health.is_up |= entry.state == BackendState::Up as u8;
+            if entry.path.ifindex != 0 {
+                self.awaited.insert(address.ip);
+            }
+        }
+    }
+
+    /// Whether the ways that the datapath has are still better than what is known of them:
+    /// at the start, until the kernel has said something about all of them, and has had the
+    /// time to look for neighbours.
+    pub(super) fn is_awaiting(&self, now: Duration) -> bool {
+        let limit = match self
+            .awaited
+            .iter()
+            .all(|address| self.hops.contains_key(address))
+        {
+            true => RESOLUTION,
+            false => FIRST_NEWS,
+        };
+        !self.awaited.is_empty() && now < self.begin + limit
     }
 
     /// The addresses whose next hops are wanted.
@@ -183,6 +237,12 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn change(&mut self, change: Change, now: Duration) -> Result<(), Refusal> {
         let mut desired = self.desired.clone();
         desired.apply(change)?;
+        for service in desired.services() {
+            if let Some(found) = rules::unsupported(service).into_iter().next() {
+                let message = format!("`{}`: {}", found.field, found.message);
+                return Err(Refusal::Invalid(Reason::new(message, found.hint)));
+            }
+        }
         let before = std::mem::replace(&mut self.desired, desired);
         let health = self.expected_health(&before);
         let health_before = std::mem::replace(&mut self.health, health);
@@ -376,6 +436,10 @@ impl<P: Plane> Balancer<P> {
     }
 
     fn next_hop(&mut self, address: IpAddr, hop: NextHop) {
+        // A neighbour that has not answered yet may still do.
+        if hop.state != NextHopState::NoNeighbour {
+            self.awaited.remove(&address);
+        }
         let old = self.hops.get(&address);
         if old == Some(&hop) {
             return;
@@ -485,9 +549,9 @@ impl<P: Plane> Balancer<P> {
         }
         Order {
             now,
-            tick: tick(now),
+            tick: self.ticks(now),
             lifetimes,
-            gone: ids.backends.resting().map(|(_, id)| id).collect(),
+            gone: ids.backends.at_rest().collect(),
         }
     }
 
@@ -530,7 +594,7 @@ impl<P: Plane> Balancer<P> {
             }
         }
         Ok(Query {
-            now: tick(now),
+            now: self.ticks(now),
             backends,
             client: filter.client,
             state: filter.state,
@@ -551,6 +615,14 @@ impl<P: Plane> Balancer<P> {
             .collect()
     }
 
+    /// The flow clock at a time. It goes on from where it stood, so that no flow grows old
+    /// while no daemon runs.
+    fn ticks(&self, now: Duration) -> u32 {
+        // It wraps after 13 years, and whoever compares ticks knows that.
+        let ticks = (now.as_millis() / u128::from(CLOCK_TICK_MS)) as u32;
+        self.epoch.wrapping_add(ticks)
+    }
+
     /// Moves the flow clock on.
     pub(super) fn tick(&mut self, now: Duration) {
         for backend in self.unresolved(now) {
@@ -558,7 +630,7 @@ impl<P: Plane> Balancer<P> {
             let hint = neighbour::remedy(why);
             tracing::warn!(%backend, why, hint, "there is no way to the backend");
         }
-        if let Err(error) = self.plane.set_clock(tick(now)) {
+        if let Err(error) = self.plane.set_clock(self.ticks(now)) {
             tracing::error!(error = chain(&error), "the flow clock stands still");
         }
         let ids = &self.reconciler.ids().services;
@@ -582,7 +654,8 @@ impl<P: Plane> Balancer<P> {
     /// Brings the datapath in line with the rest, if it is not, and tries again later
     /// where it refuses.
     pub(super) fn reconcile_if_needed(&mut self, now: Duration) {
-        if self.overdue.is_some_and(|since| since <= now)
+        if !self.is_awaiting(now)
+            && self.overdue.is_some_and(|since| since <= now)
             && let Err(error) = self.reconcile(now)
         {
             tracing::error!(
@@ -712,10 +785,4 @@ impl<P: Plane> Balancer<P> {
         let mut attached = self.attached.iter().filter_map(Attached::ifindex);
         attached.any(|index| index == ifindex)
     }
-}
-
-/// The flow clock at a time.
-fn tick(now: Duration) -> u32 {
-    // It wraps after 13 years, and whoever compares ticks knows that.
-    (now.as_millis() / u128::from(CLOCK_TICK_MS)) as u32
 }

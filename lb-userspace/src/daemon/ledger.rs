@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use lb_common::counters::{Counters, DropKey};
+use lb_common::{
+    backend::Backend,
+    counters::{Counters, DropKey},
+};
 
 use crate::{
     datapath,
@@ -19,8 +22,8 @@ pub(super) trait Meters {
     fn live_flows(&self, backend: u32) -> u32;
     /// Dropped packets.
     fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>>;
-    /// Sets the counters of a backend to zero.
-    fn clear_counters(&mut self, backend: u32) -> datapath::Result<()>;
+    /// Forgets a backend: its counters are zero.
+    fn forget_backend(&mut self, id: u32) -> datapath::Result<()>;
     /// Forgets dropped packets.
     fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()>;
 }
@@ -87,6 +90,14 @@ impl Ledger {
         }
     }
 
+    /// Takes notice of backends that were removed before the daemon began, and that belonged
+    /// to these services.
+    pub(super) fn adopt(&mut self, removed: &BTreeMap<u32, Backend>) {
+        for (id, backend) in removed {
+            self.accounts.entry(*id).or_default().service = backend.service;
+        }
+    }
+
     /// Whether any backend of a service still has an account.
     pub(super) fn counts_for(&self, service: u32) -> bool {
         self.accounts
@@ -127,7 +138,7 @@ impl Ledger {
                 .entry(account.service)
                 .or_default()
                 .add(&figures);
-            meters.clear_counters(*id)?;
+            meters.forget_backend(*id)?;
         }
         for (key, packets) in drops {
             let of_backend = key.backend != 0 && released.backends.contains(&key.backend);

@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{
     config::{Config, DatapathLog, XdpMode},
-    datapath::{self, Datapath, LogLevel, Options, ProgramLog},
+    datapath::{self, Datapath, LogLevel, Options, Pinned, ProgramLog},
     health::Checks,
     neighbour::{self, Interface, Neighbours},
     state::{Reason, Request},
@@ -49,7 +49,8 @@ use crate::{
 const EVENTS: usize = 1_024;
 
 /// Runs the balancer that `config` describes, and answers requests, until `shutdown`
-/// comes. Nothing stays behind in the kernel.
+/// comes. The datapath goes on forwarding then, and the next call goes on with it; what it
+/// was when this one began, it is until all of that has been read.
 ///
 /// # Errors
 ///
@@ -67,12 +68,7 @@ pub async fn run(
         .map(|name| index_of(&interfaces, name))
         .collect::<Result<_, _>>()
         .map_err(explained)?;
-    let mut datapath = Datapath::load(&Options {
-        max_flows: config.limits.flows,
-        max_embryonic: config.limits.embryonic,
-        log: log_level(config.datapath_log),
-    })
-    .map_err(explained)?;
+    let mut datapath = load(&config).map_err(explained)?;
     if config.datapath_log != DatapathLog::Off
         && let Some(log) = datapath.take_log()
     {
@@ -87,21 +83,9 @@ pub async fn run(
     let mut checks =
         Checks::new(result_sender).context("starting the thread that checks backends")?;
 
-    let mut attached = Vec::new();
-    for (name, ifindex) in config.interfaces.iter().zip(indices) {
-        let wanted = xdp_mode(config.xdp_mode);
-        let mode = datapath
-            .attach_at(name, ifindex, wanted)
-            .map_err(explained)?;
-        tracing::info!(interface = %name, mode = mode.as_str(), "attached");
-        attached.push(Attached {
-            name: name.clone(),
-            wanted,
-            state: Attachment::On { ifindex, mode },
-        });
-    }
-    let plane = Wired::new(datapath, start);
-    let mut balancer = Balancer::new(plane, attached, config.desired());
+    let attached = attach(&mut datapath, &config, &indices).map_err(explained)?;
+    let (plane, found) = Wired::new(datapath, start).map_err(explained)?;
+    let mut balancer = Balancer::new(plane, attached, config.desired(), found, start.elapsed());
     for interface in interfaces {
         balancer.neighbour(neighbour::Event::Interface(interface));
     }
@@ -114,7 +98,10 @@ pub async fn run(
     loop {
         balancer.reconcile_if_needed(start.elapsed());
         tokio::select! {
-            () = &mut shutdown => return Ok(()),
+            () = &mut shutdown => {
+                tracing::info!("packets are forwarded on; `lb detach` ends that");
+                return Ok(());
+            }
             Some(event) = hops.recv() => {
                 balancer.neighbour(event);
                 // What came meanwhile is brought to the datapath together.
@@ -132,11 +119,12 @@ pub async fn run(
             _ = clock.tick() => {
                 let now = start.elapsed();
                 balancer.tick(now);
-                if sweeping.is_due(now) {
+                // Before, no port is known to be reserved.
+                if sweeping.is_due(now) && !balancer.is_awaiting(now) {
                     sweeping.order(balancer.sweep(now));
                 }
             }
-            request = requests.recv() => match request {
+            request = requests.recv(), if !balancer.is_awaiting(start.elapsed()) => match request {
                 Some(Request::Status(answer)) => drop(answer.send(balancer.status(start.elapsed()))),
                 Some(Request::Services(answer)) => drop(answer.send(balancer.services())),
                 Some(Request::Flows(filter, answer)) => {
@@ -158,6 +146,58 @@ pub async fn run(
             },
         }
     }
+}
+
+/// The datapath, with what a daemon before this one has left.
+fn load(config: &Config) -> datapath::Result<Datapath> {
+    let pinned = Pinned::open(&config.pin_directory)?;
+    let options = Options {
+        max_flows: config.limits.flows,
+        max_embryonic: config.limits.embryonic,
+        log: log_level(config.datapath_log),
+    };
+    let datapath = Datapath::load_pinned(&options, pinned)?;
+    let (kept, wanted) = (datapath.flow_entries()?, options.entries());
+    if kept != wanted {
+        tracing::warn!(
+            kept,
+            wanted,
+            "the flow tables keep the size that they have; `lb detach` before the start makes \
+             others, without the flows"
+        );
+    }
+    Ok(datapath)
+}
+
+/// Attaches the program to the interfaces of `config`, which have these indices, and
+/// detaches it from others. Where that fails, it is attached where it was before.
+fn attach(
+    datapath: &mut Datapath,
+    config: &Config,
+    indices: &[u32],
+) -> datapath::Result<Vec<Attached>> {
+    let before = datapath.pinned_links()?;
+    let wanted = xdp_mode(config.xdp_mode);
+    let mut attached = Vec::new();
+    for (name, ifindex) in config.interfaces.iter().zip(indices.iter().copied()) {
+        let mode = match datapath.attach_at(name, ifindex, wanted) {
+            Ok(mode) => mode,
+            Err(error) => {
+                for new in indices.iter().filter(|ifindex| !before.contains(ifindex)) {
+                    datapath.detach(*new)?;
+                }
+                return Err(error);
+            }
+        };
+        tracing::info!(interface = %name, mode = mode.as_str(), "attached");
+        attached.push(Attached {
+            name: name.clone(),
+            wanted,
+            state: Attachment::On { ifindex, mode },
+        });
+    }
+    datapath.detach_others()?;
+    Ok(attached)
 }
 
 /// The index of the interface of this name.

@@ -2,23 +2,24 @@
 //! rings that are among them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use lb_common::{
     Runtime,
-    backend::Backend,
+    backend::{Backend, BackendState},
     counters::{Counters, DropKey},
     ring::RING_SIZE,
     service::ServiceOptions,
 };
 
-use super::ledger::Meters;
+use super::{chain, ledger::Meters};
 use crate::{
+    address::PortSet,
     datapath::{self, AttachedMode, Datapath, XdpMode},
     flows::Report,
-    reconcile::{Op, Ring, Rings, Tables, Written},
+    reconcile::{Found, Image, Op, Ring, Rings, Tables, Written},
 };
 
 /// What the daemon needs of the datapath while it runs.
@@ -28,6 +29,8 @@ pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
     -> datapath::Result<AttachedMode>;
     /// Detaches the program from the interface of this index, if it is there.
     fn detach(&mut self, ifindex: u32);
+    /// The flow clock.
+    fn clock(&self) -> u32;
     /// Writes the flow clock.
     fn set_clock(&mut self, tick: u32) -> datapath::Result<()>;
     /// Whether a port of this pool is in use.
@@ -60,14 +63,52 @@ pub(super) struct Wired {
 }
 
 impl Wired {
-    /// A datapath without rings.
-    pub(super) fn new(datapath: Datapath, start: Instant) -> Self {
-        Self {
+    /// A datapath, with what is in its tables.
+    pub(super) fn new(mut datapath: Datapath, start: Instant) -> datapath::Result<(Self, Found)> {
+        let is_removed =
+            |_: &u32, backend: &mut Backend| backend.state == BackendState::Absent as u8;
+        let mut backends = datapath.backends()?;
+        let removed: BTreeMap<u32, Backend> = backends.extract_if(.., is_removed).collect();
+        let services = datapath.services()?;
+        let mut rings = Rings::default();
+        let mut found_rings = BTreeSet::new();
+        for service in services.values() {
+            if found_rings.contains(&service.id()) {
+                continue;
+            }
+            if let Some(ring) = datapath.ring(service.id())? {
+                let is_there = |id: u32| backends.contains_key(&id);
+                rings.adopt(service, &ring, is_there, start.elapsed());
+                found_rings.insert(service.id());
+            }
+        }
+        let pools: BTreeSet<u32> = backends
+            .values()
+            .chain(removed.values())
+            .map(|backend| backend.port_pool)
+            .filter(|pool| *pool != 0)
+            .collect();
+        let pools = datapath.adopt_port_pools(pools)?;
+        let image = Image {
+            interfaces: datapath.interfaces()?,
+            flags: datapath.runtime().flags,
+            pools: pools
+                .into_iter()
+                .map(|id| (id, PortSet::default()))
+                .collect(),
+            backends,
+            rings: BTreeMap::new(),
+            found_rings,
+            services,
+            vips: datapath.vips()?,
+        };
+        let wired = Self {
             datapath,
-            rings: Rings::default(),
+            rings,
             start,
             untracked: BTreeMap::new(),
-        }
+        };
+        Ok((wired, Found { image, removed }))
     }
 
     fn write(&mut self, rings: &[Written]) -> datapath::Result<()> {
@@ -126,7 +167,7 @@ impl Tables for Wired {
             Op::SetBackend(id, backend) => self.datapath.set_backend(*id, *backend),
             Op::RemoveBackend(id) => {
                 self.rings.backend_removed(*id);
-                self.datapath.set_backend(*id, Backend::default())
+                self.datapath.remove_backend(*id)
             }
             Op::SetRings(rings) => self.set_rings(rings),
             Op::RemoveRings(services) => {
@@ -156,9 +197,9 @@ impl Meters for Wired {
         self.datapath.drops()
     }
 
-    fn clear_counters(&mut self, backend: u32) -> datapath::Result<()> {
-        self.untracked.remove(&backend);
-        self.datapath.clear_counters(backend)
+    fn forget_backend(&mut self, id: u32) -> datapath::Result<()> {
+        self.untracked.remove(&id);
+        self.datapath.forget_backend(id)
     }
 
     fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()> {
@@ -177,7 +218,17 @@ impl Plane for Wired {
     }
 
     fn detach(&mut self, ifindex: u32) {
-        self.datapath.detach(ifindex);
+        if let Err(error) = self.datapath.detach(ifindex) {
+            tracing::error!(
+                error = chain(&error),
+                ifindex,
+                "the program cannot be detached"
+            );
+        }
+    }
+
+    fn clock(&self) -> u32 {
+        self.datapath.runtime().clock
     }
 
     fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {

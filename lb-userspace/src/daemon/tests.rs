@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{
     addr::LinkPath,
-    backend::BackendState as Entry,
+    backend::{Backend, BackendState as Entry},
     counters::{Counters, Direction, DropKey},
     drop_reason::DropReason,
 };
@@ -25,7 +25,7 @@ use crate::{
     flows::Report,
     health,
     neighbour::{self, Interface, NextHop, NextHopState},
-    reconcile::{Image, Op, Tables},
+    reconcile::{Found, Image, Op, Tables},
     state::{
         BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
         DrainSpec, FlowFilter, HealthSpec, HealthStatus, Mode, OnDeadline, OnEmpty, Probe, Refusal,
@@ -39,6 +39,9 @@ const ETH0: u32 = 2;
 #[derive(Default)]
 struct Memory {
     image: Image,
+    /// Backends that were removed.
+    removed: BTreeMap<u32, Backend>,
+    clock: u32,
     counters: HashMap<u32, Counters>,
     live: HashMap<u32, u32>,
     drops: BTreeMap<DropKey, u64>,
@@ -62,6 +65,9 @@ impl Tables for Memory {
                 source: io::Error::other("out of order"),
             });
         }
+        if let Op::RemoveBackend(id) = op {
+            self.removed.insert(*id, self.image.backends[id]);
+        }
         let Ok(()) = self.image.apply(op);
         Ok(())
     }
@@ -80,8 +86,9 @@ impl Meters for Memory {
         Ok(self.drops.clone())
     }
 
-    fn clear_counters(&mut self, backend: u32) -> datapath::Result<()> {
-        self.counters.remove(&backend);
+    fn forget_backend(&mut self, id: u32) -> datapath::Result<()> {
+        self.counters.remove(&id);
+        self.removed.remove(&id);
         Ok(())
     }
 
@@ -109,7 +116,12 @@ impl Plane for Memory {
         self.detached.push(ifindex);
     }
 
-    fn set_clock(&mut self, _tick: u32) -> datapath::Result<()> {
+    fn clock(&self) -> u32 {
+        self.clock
+    }
+
+    fn set_clock(&mut self, tick: u32) -> datapath::Result<()> {
+        self.clock = tick;
         Ok(())
     }
 
@@ -125,7 +137,7 @@ impl Plane for Memory {
         &mut self,
         _began: Duration,
         _report: &Report,
-        _backends: &BTreeMap<u32, lb_common::backend::Backend>,
+        _backends: &BTreeMap<u32, Backend>,
     ) -> datapath::Result<()> {
         Ok(())
     }
@@ -179,6 +191,16 @@ fn hop(byte: u8) -> NextHop {
 
 /// A balancer of one service on eth0, whose next hops are all known.
 fn balancer(spec: ServiceSpec) -> Balancer<Memory> {
+    let mut balancer = started(spec, Memory::default());
+    for byte in 1..=20 {
+        resolve(&mut balancer, byte, hop(byte));
+    }
+    balancer.reconcile_if_needed(at(0));
+    balancer
+}
+
+/// A balancer of one service on eth0 that has just been started with these tables.
+fn started(spec: ServiceSpec, mut memory: Memory) -> Balancer<Memory> {
     let attached = Attached {
         name: "eth0".into(),
         wanted: XdpMode::Auto,
@@ -188,7 +210,14 @@ fn balancer(spec: ServiceSpec) -> Balancer<Memory> {
         },
     };
     let desired = Desired::new([spec]).unwrap();
-    let mut balancer = Balancer::new(Memory::default(), vec![attached], desired);
+    let image = &mut memory.image;
+    image.found_rings.extend(image.rings.keys());
+    image.rings.clear();
+    let found = Found {
+        image: image.clone(),
+        removed: memory.removed.clone(),
+    };
+    let mut balancer = Balancer::new(memory, vec![attached], desired, found, at(0));
     balancer.neighbour(neighbour::Event::Interface(Interface {
         ifindex: ETH0,
         name: "eth0".into(),
@@ -197,10 +226,6 @@ fn balancer(spec: ServiceSpec) -> Balancer<Memory> {
         up: true,
         bond: None,
     }));
-    for byte in 1..=20 {
-        resolve(&mut balancer, byte, hop(byte));
-    }
-    balancer.reconcile_if_needed(at(0));
     balancer
 }
 
@@ -286,6 +311,55 @@ fn a_checked_backend_serves_after_its_first_good_check() {
     assert_eq!(ring(&balancer), [0_u32; 0]);
     assert_eq!(balancer.plane.image.backends[&1].state, Entry::Down as u8);
     assert_eq!(balancer.targets().len(), 2);
+}
+
+#[test]
+fn a_restart_changes_nothing_until_it_is_known_better() {
+    let spec = || web(Some(tcp_check()), &[11, 12, 13]);
+    let mut first = balancer(spec());
+    check(&mut first, 11, true);
+    check(&mut first, 12, true);
+    first.change(remove(13), at(1)).unwrap();
+    first.tick(at(5));
+    let mut memory = first.plane;
+    memory.counters.insert(1, new_flows(5));
+    memory.counters.insert(3, new_flows(7));
+    let before = memory.image.backends.clone();
+
+    let mut second = started(web(Some(tcp_check()), &[11, 12]), memory);
+    assert!(second.is_awaiting(at(0)));
+    second.reconcile_if_needed(at(29));
+    assert_eq!(
+        second.plane.image.backends, before,
+        "the ways are still good"
+    );
+    // What was removed rests, and its figures are not lost.
+    assert_eq!(second.sweep(at(0)).gone, [3].into());
+    assert_eq!(second.status(at(0)).services[0].new_flows, 12);
+    // The flow clock goes on.
+    second.tick(at(1));
+    assert_eq!(second.plane.clock, 60);
+    // One way is known; the other neighbour has not answered.
+    resolve(&mut second, 11, hop(11));
+    let unresolved = NextHop {
+        state: NextHopState::NoNeighbour,
+        path: None,
+        ..hop(12)
+    };
+    resolve(&mut second, 12, unresolved);
+    assert!(second.is_awaiting(at(1)));
+    second.reconcile_if_needed(at(1));
+    assert_eq!(second.plane.image.backends, before);
+    // In the end it is out.
+    second.reconcile_if_needed(at(3));
+    assert_eq!(ring(&second), [1]);
+    assert_eq!(second.plane.image.backends[&1], before[&1]);
+    resolve(&mut second, 12, hop(12));
+    second.reconcile_if_needed(at(3));
+    assert_eq!(ring(&second), [1, 2], "both were up");
+    assert_eq!(second.plane.image.backends, before);
+    second.change(add(14), at(4)).unwrap();
+    assert!(second.plane.image.backends.contains_key(&4), "3 rests");
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::io;
 
 use aya::programs::{
     Xdp,
-    links::{FdLink, LinkType},
+    links::{FdLink, LinkType, PinnedLink},
     loaded_links, loaded_programs,
-    xdp::XdpMode as Flags,
+    xdp::{XdpLink, XdpMode as Flags},
 };
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
@@ -16,7 +16,10 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::net::if_::if_nametoindex;
 
-use super::error::{Error, Result, errno};
+use super::{
+    error::{Error, Result, errno},
+    pinned::Pinned,
+};
 
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,10 +61,10 @@ impl AttachedMode {
 }
 
 /// An interface that the program is attached to; detached when this is dropped, or when
-/// the process ends in any way.
+/// the process ends in any way, unless its link is pinned.
 pub(super) struct Attachment {
     pub(super) ifindex: u32,
-    _link: FdLink,
+    link: FdLink,
 }
 
 /// Index of the interface of this name.
@@ -71,18 +74,87 @@ pub(super) fn index_of(name: &str) -> Result<u32> {
     })
 }
 
-/// Attaches `program` to the interface `name`.
+/// Attaches `program` to the interface `name`, and pins the link if there is a place for
+/// it. Where one is pinned already, its program is replaced: each packet meets the old or
+/// the new one.
 pub(super) fn attach(
     program: &mut Xdp,
     name: &str,
     ifindex: u32,
     mode: XdpMode,
+    pinned: Option<&Pinned>,
 ) -> Result<(Attachment, AttachedMode)> {
-    if let Some(program_id) = attached_program(ifindex).map_err(|source| Error::Query {
+    if let Some(pinned) = pinned
+        && let Some(attached) = replace(program, name, ifindex, mode, pinned)?
+    {
+        return Ok(attached);
+    }
+    let (attachment, mode) = attach_new(program, name, ifindex, mode)?;
+    let Some(pinned) = pinned else {
+        return Ok((attachment, mode));
+    };
+    let path = pinned.link(ifindex);
+    let link = attachment.link.pin(&path).map_err(|error| Error::Attach {
         interface: name.to_owned(),
-        source,
-    })? {
-        return Err(occupied(name, program_id));
+        mode,
+        source: error.into(),
+    })?;
+    let attachment = Attachment {
+        ifindex,
+        link: link.into(),
+    };
+    Ok((attachment, mode))
+}
+
+/// Replaces the program of the link that is pinned for an interface. `None` where there is
+/// none, or one that does not fit: that is taken away.
+fn replace(
+    program: &mut Xdp,
+    name: &str,
+    ifindex: u32,
+    wanted: XdpMode,
+    pinned: &Pinned,
+) -> Result<Option<(Attachment, AttachedMode)>> {
+    let Ok(link) = PinnedLink::from_pin(pinned.link(ifindex)) else {
+        return Ok(None);
+    };
+    let attached = attached(ifindex).map_err(query(name))?;
+    let fits = attached.filter(|attached| match wanted {
+        XdpMode::Auto => true,
+        XdpMode::Native => attached.mode == AttachedMode::Native,
+        XdpMode::Generic => attached.mode == AttachedMode::Generic,
+    });
+    let Some(attached) = fits else {
+        pinned.remove_link(ifindex)?;
+        return Ok(None);
+    };
+    let update = || -> std::result::Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
+        let id = program.attach_to_link(XdpLink::try_from(FdLink::from(link))?)?;
+        Ok(FdLink::try_from(program.take_link(id)?)?)
+    };
+    match update() {
+        Ok(link) => {
+            let attachment = Attachment { ifindex, link };
+            Ok(Some((attachment, attached.mode)))
+        }
+        // The interface that it was for is gone, and another has its index.
+        Err(error) => {
+            tracing::debug!(interface = name, reason = %Chain(&*error), "not the interface's link");
+            pinned.remove_link(ifindex)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Attaches `program` to the interface `name`, where no other program may be.
+fn attach_new(
+    program: &mut Xdp,
+    name: &str,
+    ifindex: u32,
+    mode: XdpMode,
+) -> Result<(Attachment, AttachedMode)> {
+    if let Some(attached) = attached(ifindex).map_err(query(name))? {
+        return Err(occupied(name, attached.program_id));
     }
     let attached = match mode {
         XdpMode::Native => AttachedMode::Native,
@@ -134,10 +206,7 @@ fn attach_as(
     // would leave the program behind when the daemon is killed.
     let link = FdLink::try_from(link)
         .map_err(|_| refused("the kernel refused a BPF link to the interface".into()))?;
-    Ok(Attachment {
-        ifindex,
-        _link: link,
-    })
+    Ok(Attachment { ifindex, link })
 }
 
 fn occupied(interface: &str, program_id: u32) -> Error {
@@ -162,8 +231,22 @@ fn occupied(interface: &str, program_id: u32) -> Error {
     }
 }
 
-/// The id of the XDP program that is attached to an interface, in whatever mode.
-fn attached_program(ifindex: u32) -> io::Result<Option<u32>> {
+/// An XDP program that is attached to an interface.
+#[derive(Clone, Copy)]
+struct Attached {
+    program_id: u32,
+    mode: AttachedMode,
+}
+
+fn query(interface: &str) -> impl FnOnce(io::Error) -> Error {
+    |source| Error::Query {
+        interface: interface.to_owned(),
+        source,
+    }
+}
+
+/// The XDP program that is attached to an interface.
+fn attached(ifindex: u32) -> io::Result<Option<Attached>> {
     let mut request = LinkMessage::default();
     request.header.index = ifindex;
     let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetLink(request));
@@ -181,7 +264,7 @@ fn attached_program(ifindex: u32) -> io::Result<Option<u32>> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     match answer.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-            Ok(link.attributes.iter().find_map(program_id))
+            Ok(link.attributes.iter().find_map(attached_program))
         }
         NetlinkPayload::Error(error) => Err(error.to_io()),
         other => Err(io::Error::new(
@@ -191,21 +274,33 @@ fn attached_program(ifindex: u32) -> io::Result<Option<u32>> {
     }
 }
 
-fn program_id(attribute: &LinkAttribute) -> Option<u32> {
+/// The id of the program that is attached to an interface.
+#[cfg(test)]
+pub(super) fn attached_program_of(ifindex: u32) -> Option<u32> {
+    attached(ifindex)
+        .unwrap()
+        .map(|attached| attached.program_id)
+}
+
+fn attached_program(attribute: &LinkAttribute) -> Option<Attached> {
     let LinkAttribute::Xdp(attributes) = attribute else {
         return None;
     };
-    attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::ProgId(id)
-        | LinkXdp::DrvProgId(id)
-        | LinkXdp::SkbProgId(id)
-        | LinkXdp::HwProgId(id)
-            if *id != 0 =>
-        {
-            Some(*id)
+    let mut program_id = None;
+    let mut mode = AttachedMode::Native;
+    for attribute in attributes {
+        match attribute {
+            LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) if *id != 0 => {
+                program_id = Some(*id);
+            }
+            LinkXdp::SkbProgId(id) if *id != 0 => {
+                program_id = Some(*id);
+                mode = AttachedMode::Generic;
+            }
+            _ => {}
         }
-        _ => None,
-    })
+    }
+    program_id.map(|program_id| Attached { program_id, mode })
 }
 
 /// An error and its causes on one line.

@@ -1,19 +1,22 @@
-//! Operations of bpf(2) that aya has no method for: batches of map entries, and the
-//! removal of an element that tells what it was.
+//! Operations of bpf(2) that aya has no method for: batches of map entries, the removal
+//! of an element that tells what it was, and the detachment of a link.
 
 #![expect(unsafe_code, reason = "calls bpf(2) with pointers to buffers")]
 
 use std::{
+    ffi::CStr,
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 // From `enum bpf_cmd` of linux/bpf.h.
+const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// `ENOTSUPP` of linux/errno.h, which libc does not know: the kernel has no batches for
 /// this kind of map.
@@ -42,13 +45,27 @@ struct BatchAttributes {
     flags: u64,
 }
 
-/// Calls bpf(2).
+/// The part of `union bpf_attr` that opens what is pinned.
+#[repr(C)]
+struct ObjectAttributes {
+    path: u64,
+    reserved: u32,
+    file_flags: u32,
+}
+
+/// The part of `union bpf_attr` that the detachment of a link reads.
+#[repr(C)]
+struct DetachAttributes {
+    link_fd: u32,
+}
+
+/// Calls bpf(2). Returns the file descriptor that it opens, if it does.
 ///
 /// # Safety
 ///
 /// The addresses in `attributes` must be those of memory that is as large as `command`
 /// reads or writes, and that nothing else uses meanwhile.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<()> {
+unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<RawFd> {
     // SAFETY: `attributes` is valid for its size, and the caller answers for what it
     // points to.
     let result = unsafe {
@@ -62,7 +79,26 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    Ok(result as RawFd)
+}
+
+/// Detaches the program of the link that is pinned at `path`, at once: the kernel does so
+/// later where a link just goes. It is fine where its interface is gone.
+pub(super) fn detach(path: &CStr) -> io::Result<()> {
+    let mut attributes = ObjectAttributes {
+        path: path.as_ptr().expose_provenance() as u64,
+        reserved: 0,
+        file_flags: 0,
+    };
+    // SAFETY: the kernel reads the path up to its end.
+    let link = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: the kernel has just opened it for the caller alone.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let mut attributes = DetachAttributes {
+        link_fd: link.as_raw_fd() as u32,
+    };
+    // SAFETY: the command reads and writes nothing but the attributes.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
 }
 
 /// Removes an element and returns it as it was at that moment; `None` where there was
@@ -85,7 +121,7 @@ where
     // SAFETY: the kernel reads one key and writes one value, of any bytes that it has;
     // `key` and `value` are one each.
     match unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) } {
-        Ok(()) => Ok(Some(value)),
+        Ok(_) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -117,7 +153,7 @@ where
     };
     // SAFETY: the kernel reads `count` keys and values; both slices are at least that
     // long and live until the call returns.
-    unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attributes) }
+    unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attributes) }.map(drop)
 }
 
 /// Where the next batch of a hash map begins.
@@ -186,7 +222,7 @@ where
             // reads one of those from `start`. Any bytes are a `K` and a `V`.
             let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) };
             match result.map_err(|error| (error.raw_os_error(), error)) {
-                Ok(()) => {
+                Ok(_) => {
                     self.filled = attributes.count as usize;
                     return Ok(Cursor::Bucket(next));
                 }

@@ -83,7 +83,7 @@ impl Decap {
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<AttachedMode> {
         let program = program(&mut self.ebpf, name::PROGRAM)?;
         let ifindex = attach::index_of(interface)?;
-        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
+        let (attachment, attached) = attach::attach(program, interface, ifindex, mode, None)?;
         self.attachments.push(attachment);
         Ok(attached)
     }

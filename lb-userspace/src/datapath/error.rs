@@ -1,6 +1,6 @@
 //! What can go wrong between the daemon and the kernel.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use aya::{
     EbpfError,
@@ -119,6 +119,41 @@ pub enum Error {
         /// The kernel's answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The directory that keeps the datapath is on no BPF file system.
+    #[error("{} is on no BPF file system", path.display())]
+    NoBpfFileSystem {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another process uses that directory.
+    #[error("another process uses {}", path.display())]
+    PinnedInUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It keeps maps of another version of lb.
+    #[error(
+        "{} keeps a datapath of another version of lb (its maps have layout {found}, those of \
+         this one {})",
+        path.display(),
+        lb_common::SCHEMA_VERSION
+    )]
+    OtherLayout {
+        /// The directory.
+        path: PathBuf,
+        /// Version of the layout.
+        found: u32,
+    },
+    /// An operation on what that directory keeps failed.
+    #[error("{action} {}", path.display())]
+    Pinned {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The test run of the program failed.
     #[error("running the program on a test packet")]
     TestRun(#[source] ProgramError),
@@ -165,6 +200,16 @@ impl Error {
                 mode: AttachedMode::Native,
                 ..
             } => "--xdp-mode generic works with every driver, but more slowly".into(),
+            Self::NoBpfFileSystem { .. } => {
+                "`mount -t bpf bpf DIRECTORY` mounts one; the usual place is /sys/fs/bpf".into()
+            }
+            Self::PinnedInUse { .. } => {
+                "stop the other lb; each needs a `pin-directory` of its own".into()
+            }
+            Self::OtherLayout { .. } => {
+                "`lb detach` of either version takes it away, with the flows that it remembers"
+                    .into()
+            }
             _ => return None,
         };
         Some(hint)

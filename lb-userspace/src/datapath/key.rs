@@ -18,6 +18,17 @@ pub fn word(address: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(address.octets())
 }
 
+/// The address that the datapath keeps so.
+pub(super) fn address(word: u32) -> Ipv4Addr {
+    word.to_ne_bytes().into()
+}
+
+/// The address that the datapath keeps so.
+pub(super) fn address6(words: [u32; 4]) -> Ipv6Addr {
+    let octets: [u8; 16] = zerocopy::transmute!(words);
+    octets.into()
+}
+
 /// An IPv6 address as the datapath keeps it.
 #[must_use]
 pub fn words6(address: Ipv6Addr) -> [u32; 4] {
@@ -145,6 +156,34 @@ pub(super) enum ServiceKey {
 }
 
 impl Match {
+    pub(super) fn of_v4(key: ServiceKey4) -> Self {
+        Self::Port {
+            address: address(key.address).into(),
+            port: u16::from_be(key.port),
+            protocol: key.protocol as u8,
+        }
+    }
+
+    pub(super) fn of_v6(key: ServiceKey6) -> Self {
+        Self::Port {
+            address: address6(key.address).into(),
+            port: u16::from_be(key.port),
+            protocol: key.protocol as u8,
+        }
+    }
+
+    pub(super) fn of_ports(key: &Key<Plain<PortKey>>) -> Self {
+        let Plain(ports) = key.data();
+        Self::Ports {
+            vip: ports.vip,
+            protocol: ports.protocol as u8,
+            ports: PortPrefix {
+                first: u16::from_be(ports.port),
+                length: key.prefix_len().saturating_sub(PortKey::ANY_PORT) as u8,
+            },
+        }
+    }
+
     pub(super) fn key(self) -> ServiceKey {
         match self {
             Self::Port {
@@ -280,6 +319,38 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn keys_lead_back_to_what_they_are_for(
+            address: IpAddr, length in 0..=128_u8, port: u16, protocol in any::<bool>(), range in any::<(u16, u16)>(),
+        ) {
+            let protocol = if protocol { 6 } else { 17 };
+            let one = Match::Port { address, port, protocol };
+            let back = |key| match key {
+                ServiceKey::V4(key) => Match::of_v4(key),
+                ServiceKey::V6(key) => Match::of_v6(key),
+                ServiceKey::Ports(key) => Match::of_ports(&key),
+            };
+            prop_assert_eq!(back(one.key()), one);
+            for ports in port_prefixes(self::range(range.0.min(range.1), range.0.max(range.1))) {
+                let ports = Match::Ports { vip: 7, protocol, ports };
+                prop_assert_eq!(back(ports.key()), ports);
+            }
+            let prefix = AddressPrefix::new(address, length);
+            let back = match VipKey::of(prefix) {
+                VipKey::V4(word) => IpAddr::from(super::address(word)).into(),
+                VipKey::V6(words) => IpAddr::from(address6(words)).into(),
+                VipKey::Prefix4(key) => {
+                    let Plain(word) = key.data();
+                    AddressPrefix::new(super::address(word).into(), key.prefix_len() as u8)
+                }
+                VipKey::Prefix6(key) => {
+                    let Plain(words) = key.data();
+                    AddressPrefix::new(address6(words).into(), key.prefix_len() as u8)
+                }
+            };
+            prop_assert_eq!(back, prefix);
+        }
+
         #[test]
         fn prefixes_make_up_the_range(a: u16, b: u16) {
             let range = range(a.min(b), a.max(b));

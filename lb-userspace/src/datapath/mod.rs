@@ -3,6 +3,7 @@
 
 mod attach;
 mod bpf;
+mod contents;
 mod decap;
 mod error;
 mod flows;
@@ -11,6 +12,7 @@ mod live;
 mod log;
 mod mapped;
 mod of_maps;
+mod pinned;
 mod plain;
 mod ports;
 mod test_run;
@@ -39,7 +41,8 @@ use aya::{
 use aya_log::EbpfLogger;
 use lb_common::{
     MAX_EMBRYONIC, Runtime,
-    backend::{Backend, Interface},
+    addr::LinkPath,
+    backend::{Backend, BackendState, Interface},
     counters::{Counters, Direction, DropKey},
     drop_reason::DropReason,
     flow::MAX_FLOWS,
@@ -59,6 +62,7 @@ pub use self::{
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
     live::LiveFlows,
     log::ProgramLog,
+    pinned::Pinned,
     plain::Stored,
     ports::PortPools,
     test_run::{TestRun, Verdict},
@@ -102,6 +106,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Entries of each flow table.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.max_flows.saturating_add(self.max_embryonic)
+    }
+}
+
 /// How much the XDP program logs about single packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -133,7 +145,8 @@ pub struct Outlet {
 type Table<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
 type Trie<K, V> = LpmTrie<MapData, Plain<K>, Plain<V>>;
 
-/// The program in the kernel. Detached and unloaded when it is dropped.
+/// The program in the kernel. Detached and unloaded when it is dropped, unless it is
+/// pinned.
 pub struct Datapath {
     ebpf: Ebpf,
     runtime: Array<MapData, Plain<Runtime>>,
@@ -166,6 +179,7 @@ pub struct Datapath {
     )]
     stages: ProgramArray<MapData>,
     attachments: Vec<Attachment>,
+    pinned: Option<Pinned>,
 }
 
 impl Datapath {
@@ -175,8 +189,27 @@ impl Datapath {
     ///
     /// See [`Error`]: missing privileges, an old kernel, no memory.
     pub fn load(options: &Options) -> Result<Self> {
-        let entries = options.max_flows.saturating_add(options.max_embryonic);
-        error::check_memory(entries)?;
+        Self::load_into(options, None)
+    }
+
+    /// Loads the program and takes over the maps that are kept in this place; those that
+    /// are not there are made. Nothing is attached yet; what is goes on with the program
+    /// that it has. The size of tables that are there stays what it is.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::load`], and where the maps are of another layout.
+    pub fn load_pinned(options: &Options, pinned: Pinned) -> Result<Self> {
+        pinned.prepare()?;
+        Self::load_into(options, Some(pinned))
+    }
+
+    fn load_into(options: &Options, pinned: Option<Pinned>) -> Result<Self> {
+        let entries = options.entries();
+        // Tables that are there have their memory already.
+        if !pinned.as_ref().is_some_and(Pinned::has_maps) {
+            error::check_memory(entries)?;
+        }
         let failed = |error| error::loading(error, Some(entries));
         let log = options.log as u8;
         let mut loader = EbpfLoader::new();
@@ -186,6 +219,9 @@ impl Datapath {
         }
         for name in [map_name::EMBRYONIC_V4, map_name::EMBRYONIC_V6] {
             loader.map_max_entries(name, options.max_embryonic);
+        }
+        for (name, path) in pinned.iter().flat_map(Pinned::map_paths) {
+            loader.map_pin_path(name, path);
         }
         let mut ebpf = loader.load(OBJECT).map_err(failed)?;
 
@@ -220,21 +256,31 @@ impl Datapath {
             options: take(&mut ebpf, map_name::OPTIONS)?,
             flows: take_flow_tables(&mut ebpf)?,
             live: take_live(&mut ebpf)?,
-            embryonic_mask: options.max_embryonic - 1,
+            embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,
             counters: take(&mut ebpf, map_name::COUNTERS)?,
             drops: take(&mut ebpf, map_name::DROPS)?,
             devices: take(&mut ebpf, map_name::DEVICES)?,
             interfaces: take(&mut ebpf, map_name::INTERFACES)?,
             log: EbpfLogger::init(&mut ebpf).ok().map(ProgramLog),
             attachments: Vec::new(),
+            pinned,
             ebpf,
         };
-        datapath.set_runtime(Runtime::default())?;
+        // What a daemon before this one wrote goes on.
+        let Plain(runtime) = datapath
+            .runtime
+            .get(&0, 0)
+            .map_err(map_error("reading", map_name::RUNTIME))?;
+        datapath.set_runtime(runtime)?;
         // So that a drop is counted also when the table has no room for its key.
         for reason in DropReason::ALL {
             for direction in Direction::ALL {
                 let key = DropKey::overflow(*reason as u16, direction as u16);
-                datapath.insert_drop_key(key)?;
+                match datapath.drops.get(&Plain(key), 0) {
+                    Ok(_) => {}
+                    Err(MapError::KeyNotFound) => datapath.insert_drop_key(key)?,
+                    Err(error) => return Err(map_error("reading", map_name::DROPS)(error)),
+                }
             }
         }
         Ok(datapath)
@@ -269,15 +315,65 @@ impl Datapath {
         mode: XdpMode,
     ) -> Result<AttachedMode> {
         let program = program(&mut self.ebpf, map_name::PROGRAM)?;
-        let (attachment, attached) = attach::attach(program, interface, ifindex, mode)?;
+        let (attachment, attached) =
+            attach::attach(program, interface, ifindex, mode, self.pinned.as_ref())?;
         self.attachments.push(attachment);
         Ok(attached)
     }
 
     /// Detaches the program from an interface. Nothing happens where it is not attached.
-    pub fn detach(&mut self, ifindex: u32) {
+    ///
+    /// # Errors
+    ///
+    /// Where its link is pinned and can't be removed.
+    pub fn detach(&mut self, ifindex: u32) -> Result<()> {
         self.attachments
             .retain(|attachment| attachment.ifindex != ifindex);
+        match &self.pinned {
+            Some(pinned) => pinned.remove_link(ifindex),
+            None => Ok(()),
+        }
+    }
+
+    /// The indices of the interfaces whose links are pinned.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be read.
+    pub fn pinned_links(&self) -> Result<Vec<u32>> {
+        self.pinned.as_ref().map_or(Ok(Vec::new()), Pinned::links)
+    }
+
+    /// Detaches the program from all interfaces that a daemon before this one has attached
+    /// it to, and that this one has not.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::detach`].
+    pub fn detach_others(&mut self) -> Result<()> {
+        let Some(pinned) = &self.pinned else {
+            return Ok(());
+        };
+        for ifindex in pinned.links()? {
+            if !self.attachments.iter().any(|own| own.ifindex == ifindex) {
+                pinned.remove_link(ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries that each of the flow tables has room for: what [`Options::entries`] said
+    /// when they were made.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel does not tell.
+    pub fn flow_entries(&self) -> Result<u32> {
+        let [table, ..] = &self.flows;
+        let info = table
+            .info()
+            .map_err(map_error("asking for", map_name::FLOWS_V4))?;
+        Ok(info.max_entries())
     }
 
     /// The loaded program, for another program to call.
@@ -372,6 +468,21 @@ impl Datapath {
         self.backends
             .set(id, Plain(backend), 0)
             .map_err(map_error("writing", map_name::BACKENDS))
+    }
+
+    /// Makes a backend absent. Its entry says what it was, for the next daemon, which must
+    /// not give its id to another while flows have it.
+    pub fn remove_backend(&mut self, id: u32) -> Result<()> {
+        let Plain(entry) = self
+            .backends
+            .get(&id, 0)
+            .map_err(map_error("reading", map_name::BACKENDS))?;
+        let absent = Backend {
+            path: LinkPath::default(),
+            state: BackendState::Absent as u8,
+            ..entry
+        };
+        self.set_backend(id, absent)
     }
 
     /// Replaces the rings of services, each as a whole.
@@ -483,13 +594,15 @@ impl Datapath {
             .fold(Counters::default(), |sum, Plain(value)| sum.plus(*value)))
     }
 
-    /// Sets the counters of a backend to zero, so that its id can be used again.
-    pub fn clear_counters(&mut self, backend: u32) -> Result<()> {
+    /// Sets the counters of a backend to zero and forgets what it was, so that its id can
+    /// be used again.
+    pub fn forget_backend(&mut self, id: u32) -> Result<()> {
         let zeros = per_cpu(Plain(Counters::default()))
             .map_err(map_error("counting the CPUs for", map_name::COUNTERS))?;
         self.counters
-            .set(backend, zeros, 0)
-            .map_err(map_error("writing", map_name::COUNTERS))
+            .set(id, zeros, 0)
+            .map_err(map_error("writing", map_name::COUNTERS))?;
+        self.set_backend(id, Backend::default())
     }
 
     /// Dropped packets by service, backend, reason and direction.
@@ -617,6 +730,20 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map> {
     ebpf.take_map(name).ok_or_else(|| Error::WrongObject {
         what: format!("there is no map {name}"),
     })
+}
+
+/// Entries that a map has room for.
+fn entries_of(ebpf: &Ebpf, name: &'static str) -> Result<u32> {
+    let info = match ebpf.map(name) {
+        Some(Map::Array(map)) => map.info(),
+        _ => {
+            return Err(Error::WrongObject {
+                what: format!("there is no array {name}"),
+            });
+        }
+    };
+    let info = info.map_err(map_error("asking for", name))?;
+    Ok(info.max_entries())
 }
 
 fn take_flow_tables(ebpf: &mut Ebpf) -> Result<[MapData; FLOW_TABLES.len()]> {

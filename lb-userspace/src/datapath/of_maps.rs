@@ -28,13 +28,13 @@ impl<V: Stored> Inner<V> {
         Array::create(length, MMAPABLE | OF_ANY_LENGTH).map(Self)
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.map().fd().as_fd()
+    /// Number of elements.
+    pub(super) fn len(&self) -> u32 {
+        self.0.len()
     }
 
-    #[cfg(test)]
-    pub(super) fn values(&self) -> Vec<V> {
-        self.0.iter().map(|value| value.unwrap().0).collect()
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.map().fd().as_fd()
     }
 }
 
@@ -75,9 +75,13 @@ impl<V: Stored> OfMaps<V> {
         update(&mut self.maps, self.fd.as_fd(), &maps)
     }
 
-    #[cfg(test)]
-    pub(super) fn get(&self, index: u32) -> Option<Inner<V>> {
-        self.maps.get(&index, 0).ok().map(Inner)
+    /// The map at an index, if one was put there.
+    pub(super) fn get(&self, index: u32) -> Result<Option<Inner<V>>, MapError> {
+        match self.maps.get(&index, 0) {
+            Ok(map) => Ok(Some(Inner(map))),
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

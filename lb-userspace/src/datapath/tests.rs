@@ -1,6 +1,10 @@
 //! The real program in the real kernel.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    fs,
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+};
 
 use lb_common::{
     addr::LinkPath,
@@ -12,7 +16,7 @@ use lb_common::{
 
 use super::*;
 use crate::address::PortRange;
-use crate::testing::{in_network_namespace, ip};
+use crate::testing::{in_network_namespace, ip, with_bpf_file_system};
 
 const OPTIONS: Options = Options {
     max_flows: 1_024,
@@ -82,13 +86,17 @@ fn vip(id: u32) -> Vip {
 /// A datapath with one service on one full-NAT backend.
 fn with_service() -> Datapath {
     let mut datapath = load();
+    set_service(&mut datapath);
+    datapath
+}
+
+fn set_service(datapath: &mut Datapath) {
     datapath.create_port_pools(&[1]).unwrap();
     datapath.set_backend(1, backend()).unwrap();
     datapath.set_rings(&[(1, ring_of(1))]).unwrap();
     datapath.set_service(port_80(), service()).unwrap();
     datapath.set_vip(vip_address().into(), vip(0)).unwrap();
     datapath.set_interface(LO, outlet(LO)).unwrap();
-    datapath
 }
 
 /// A TCP SYN from a port of 198.51.100.7 to the service.
@@ -183,7 +191,7 @@ fn a_flow_takes_a_port_that_the_daemon_sees_and_frees() {
 
     let counters = datapath.counters(1).unwrap();
     assert_eq!((counters.packets, counters.new_flows), (3, 3));
-    datapath.clear_counters(1).unwrap();
+    datapath.forget_backend(1).unwrap();
     assert_eq!(datapath.counters(1).unwrap(), Counters::default());
     datapath.clear_drops(exhausted).unwrap();
     assert!(!datapath.drops().unwrap().contains_key(&exhausted));
@@ -265,16 +273,17 @@ fn rings_are_replaced_whole_and_removed() {
         .collect();
     let rings = [(1, slots.as_slice().into()), (2, ring_of(8))];
     datapath.set_rings(&rings).unwrap();
-    assert_eq!(datapath.rings.get(1).unwrap().values(), slots);
-    assert_eq!(datapath.rings.get(2).unwrap().values(), *ring_of(8));
+    assert_eq!(datapath.ring(1).unwrap().unwrap(), slots);
+    assert_eq!(datapath.ring(2).unwrap().unwrap(), *ring_of(8));
+    assert_eq!(datapath.ring(3).unwrap(), None);
 
     datapath.set_rings(&[(1, ring_of(NO_BACKEND))]).unwrap();
     let run = datapath.test_run(&syn(40_000), LO).unwrap();
     assert_eq!(run.verdict, Verdict::Drop);
     datapath.remove_rings(&[1, 2, 3]).unwrap();
     for service in 1..=3 {
-        let ring = datapath.rings.get(service).unwrap();
-        assert_eq!(ring.values(), *ring_of(NO_BACKEND));
+        let ring = datapath.ring(service).unwrap().unwrap();
+        assert_eq!(ring, *ring_of(NO_BACKEND));
     }
     let run = datapath.test_run(&syn(40_000), LO).unwrap();
     assert_eq!(run.verdict, Verdict::Drop);
@@ -424,7 +433,7 @@ fn falls_back_to_generic_mode_only_when_allowed() {
             datapath.attach("lo", XdpMode::Auto).unwrap(),
             AttachedMode::Generic
         );
-        datapath.detach(LO);
+        datapath.detach(LO).unwrap();
         assert_eq!(
             datapath.attach("lo", XdpMode::Generic).unwrap(),
             AttachedMode::Generic
@@ -442,7 +451,7 @@ fn an_interface_can_be_removed_after_it_has_gone() {
         datapath.set_interface(77, interface).unwrap();
         datapath.attach("veth0", XdpMode::Native).unwrap();
         ip("link delete veth0");
-        datapath.detach(77);
+        datapath.detach(77).unwrap();
         datapath.remove_interface(77).unwrap();
         // And so again, and with all that can be removed.
         datapath.remove_interface(77).unwrap();
@@ -479,4 +488,162 @@ fn a_table_beyond_all_memory_is_refused_with_its_size() {
         panic!("a terabyte of flows fits");
     };
     assert!(matches!(error, Error::Memory { .. }), "{error:?}");
+}
+
+/// Loads the datapath that is kept in `directory`, or a new one.
+fn load_pinned(directory: &Path) -> Datapath {
+    let pinned = Pinned::open(directory).unwrap();
+    Datapath::load_pinned(&OPTIONS, pinned).unwrap()
+}
+
+#[test]
+fn what_is_pinned_outlives_the_daemon() {
+    in_network_namespace(|| {
+        with_bpf_file_system(|bpffs| {
+            let directory = bpffs.join("lb/one");
+            let mut first = load_pinned(&directory);
+            set_service(&mut first);
+            let net = AddressPrefix::new([198, 51, 100, 0].into(), 24);
+            first.set_vip(net, vip(7)).unwrap();
+            first.set_backend(3, backend()).unwrap();
+            let clock = 77;
+            let runtime = Runtime {
+                clock,
+                ..first.runtime()
+            };
+            first.set_runtime(runtime).unwrap();
+            first.attach("lo", XdpMode::Generic).unwrap();
+            let run = first.test_run(&syn(40_000), LO).unwrap();
+            assert_eq!(run.verdict, Verdict::Tx);
+            let counters = first.counters(1).unwrap();
+            assert_eq!(counters.new_flows, 1);
+            assert!(matches!(
+                Pinned::open(&directory),
+                Err(Error::PinnedInUse { .. })
+            ));
+            let program = attach::attached_program_of(LO);
+            drop(first);
+            assert_eq!(attach::attached_program_of(LO), program);
+
+            let mut second = load_pinned(&directory);
+            assert_eq!(
+                attach::attached_program_of(LO),
+                program,
+                "replaced too early"
+            );
+            assert_eq!(second.services().unwrap(), [(port_80(), service())].into());
+            let vips = [(vip_address().into(), vip(0)), (net, vip(7))];
+            assert_eq!(second.vips().unwrap(), vips.into());
+            let backends = [(1, backend()), (3, backend())];
+            assert_eq!(second.backends().unwrap(), backends.into());
+            assert_eq!(second.interfaces().unwrap(), [(LO, outlet(LO))].into());
+            assert_eq!(second.ring(1).unwrap().unwrap(), *ring_of(1));
+            assert_eq!(second.counters(1).unwrap(), counters);
+            assert_eq!(second.runtime(), runtime);
+            assert_eq!(second.adopt_port_pools([1, 2]).unwrap(), [1]);
+            assert!(second.ports().is_in_use(1));
+            // The same interface in another mode is attached anew, in the same one updated.
+            assert_eq!(
+                second.attach("lo", XdpMode::Auto).unwrap(),
+                AttachedMode::Generic
+            );
+            assert_ne!(attach::attached_program_of(LO), program);
+            // The flow goes on: the same source port, and no new flow.
+            let again = second.test_run(&syn(40_000), LO).unwrap();
+            assert_eq!(again.frame, run.frame);
+            assert_eq!(second.counters(1).unwrap().new_flows, 1);
+            drop(second);
+
+            let removed = Pinned::open(&directory).unwrap().remove_all().unwrap();
+            assert_eq!(removed, [LO]);
+            assert_eq!(attach::attached_program_of(LO), None);
+            assert!(!directory.exists());
+        });
+    });
+}
+
+#[test]
+fn interfaces_that_are_not_wanted_any_more_are_detached() {
+    in_network_namespace(|| {
+        with_bpf_file_system(|bpffs| {
+            ip("link add name veth0 index 77 type veth peer name veth1");
+            let directory = bpffs.join("lb");
+            let mut first = load_pinned(&directory);
+            first.attach("lo", XdpMode::Generic).unwrap();
+            first.attach("veth0", XdpMode::Native).unwrap();
+            drop(first);
+            let mut second = load_pinned(&directory);
+            second.attach("lo", XdpMode::Generic).unwrap();
+            assert!(attach::attached_program_of(77).is_some());
+            second.detach_others().unwrap();
+            assert_eq!(attach::attached_program_of(77), None);
+            assert!(attach::attached_program_of(LO).is_some());
+        });
+    });
+}
+
+/// The index of an interface that is gone may be given again.
+#[test]
+fn a_link_to_an_interface_that_is_gone_is_made_anew() {
+    in_network_namespace(|| {
+        with_bpf_file_system(|bpffs| {
+            ip("link add name veth0 index 77 type veth peer name veth1");
+            let directory = bpffs.join("lb");
+            let mut first = load_pinned(&directory);
+            first.attach("veth0", XdpMode::Native).unwrap();
+            drop(first);
+            ip("link delete veth0");
+            ip("link add name veth0 index 77 type veth peer name veth1");
+            let mut second = load_pinned(&directory);
+            second.attach("veth0", XdpMode::Native).unwrap();
+            assert!(attach::attached_program_of(77).is_some());
+        });
+    });
+}
+
+#[test]
+fn maps_that_no_link_needs_are_made_anew() {
+    with_bpf_file_system(|bpffs| {
+        let mut first = load_pinned(bpffs);
+        set_service(&mut first);
+        drop(first);
+        assert_eq!(load_pinned(bpffs).services().unwrap(), BTreeMap::new());
+    });
+}
+
+#[test]
+fn maps_of_another_layout_are_left_alone() {
+    in_network_namespace(|| {
+        with_bpf_file_system(|bpffs| {
+            let mut first = load_pinned(bpffs);
+            first.attach("lo", XdpMode::Generic).unwrap();
+            drop(first);
+            fs::rename(
+                bpffs.join(format!("v{}", lb_common::SCHEMA_VERSION)),
+                bpffs.join("v1"),
+            )
+            .unwrap();
+            let pinned = Pinned::open(bpffs).unwrap();
+            let Err(error) = Datapath::load_pinned(&OPTIONS, pinned) else {
+                panic!("it was loaded");
+            };
+            assert!(
+                matches!(error, Error::OtherLayout { found: 1, .. }),
+                "{error:?}"
+            );
+            let removed = Pinned::open(bpffs).unwrap().remove_all().unwrap();
+            assert_eq!(removed, [LO]);
+            assert_eq!(attach::attached_program_of(LO), None);
+        });
+    });
+}
+
+#[test]
+fn a_directory_elsewhere_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let result = Pinned::open(directory.path()).map(|_| ());
+    assert!(
+        matches!(result, Err(Error::NoBpfFileSystem { .. })),
+        "{result:?}"
+    );
 }

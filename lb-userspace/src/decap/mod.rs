@@ -26,7 +26,8 @@ use self::{
 use crate::{
     config::XdpMode,
     daemon::{explained, index_of, xdp_mode},
-    datapath, neighbour,
+    datapath,
+    neighbour::{self, Locality},
     state::{InterfaceStatus, Reason},
 };
 
@@ -229,9 +230,11 @@ impl State {
     fn status(&self) -> anyhow::Result<Status> {
         let vip = |(index, vip): (u32, &Prefix)| -> anyhow::Result<VipStatus> {
             let counters = self.program.counters(index).map_err(explained)?;
+            let locality = neighbour::locality((*vip).into())?;
             Ok(VipStatus {
                 address: vip.to_string(),
-                local: neighbour::is_local(vip.address())?,
+                local: locality == Locality::All,
+                partly_local: locality == Locality::Part,
                 packets: counters.packets,
                 bytes: counters.bytes,
             })
@@ -286,9 +289,14 @@ impl State {
     /// Warns of VIPs whose packets this host would not take.
     fn warn_of_foreign_vips(&self) {
         for vip in &self.config.vips {
-            match neighbour::is_local(vip.address()) {
-                Ok(true) => {}
-                Ok(false) => tracing::warn!(
+            match neighbour::locality((*vip).into()) {
+                Ok(Locality::All) => {}
+                Ok(Locality::Part) => tracing::warn!(
+                    "only a part of {vip} is this host's, which will not take packets to the \
+                     rest; {}",
+                    remedy(*vip)
+                ),
+                Ok(Locality::None) => tracing::warn!(
                     "{vip} is no address of this host, which will not take packets to it; {}",
                     remedy(*vip)
                 ),

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::state::Reason;
+use crate::{address::AddressPrefix, state::Reason};
 
 /// An address, or all addresses that begin with the same bits (RFC 4632, RFC 4291).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +50,12 @@ impl Prefix {
     #[must_use]
     pub const fn is_address(&self) -> bool {
         self.length == bits(self.address)
+    }
+}
+
+impl From<Prefix> for AddressPrefix {
+    fn from(prefix: Prefix) -> Self {
+        Self::new(prefix.address, prefix.length)
     }
 }
 

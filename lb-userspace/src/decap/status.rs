@@ -31,8 +31,10 @@ pub struct Status {
 pub struct VipStatus {
     /// The address or prefix.
     pub address: String,
-    /// Whether the host takes packets to it.
+    /// Whether the host takes packets to it, of a prefix to all its addresses.
     pub local: bool,
+    /// Whether the host takes packets to some addresses of the prefix, and not to others.
+    pub partly_local: bool,
     /// Packets that were unwrapped for it.
     pub packets: u64,
     /// Their bytes, from the inner IP header on.

@@ -9,13 +9,12 @@ use std::{
 use lb_common::{
     CLOCK_TICK_MS,
     flow::{FlowKey4, FlowKey6, FlowValue as _, state},
-    pin::Pin,
 };
 
 use super::expiry::age;
 use crate::{
     address::AddressPrefix,
-    datapath::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6, Result, Stored},
+    datapath::{Family, FlowPair, FlowTables, Ipv4, Ipv6, Result},
     state::{FlowList, FlowState, FlowStatus, Protocol},
 };
 
@@ -45,35 +44,26 @@ pub struct Query {
 pub(super) fn list(tables: &mut FlowTables, query: &Query) -> Result<FlowList> {
     let mut list = FlowList::default();
     if !query.backends.is_empty() {
-        translated(&mut tables.v4, query, &mut list)?;
-        translated(&mut tables.v6, query, &mut list)?;
-        pinned::<Ipv4>(&mut tables.v4.pins, query, &mut list)?;
-        pinned::<Ipv6>(&mut tables.v6.pins, query, &mut list)?;
+        walk(&mut tables.v4, query, &mut list)?;
+        walk(&mut tables.v6, query, &mut list)?;
     }
     Ok(list)
 }
 
-/// Lists flows that are translated.
-fn translated<F: Addresses>(
-    pair: &mut FlowPair<F>,
-    query: &Query,
-    list: &mut FlowList,
-) -> Result<()> {
+fn walk<F: Addresses>(pair: &mut FlowPair<F>, query: &Query, list: &mut FlowList) -> Result<()> {
     let mut found = Vec::new();
     let room = query.limit - list.flows.len();
     pair.flows.for_each_batch(|entries| {
         for (key, flow) in entries {
             let entry = flow.entry();
-            let state = state_of(entry.state);
-            let Some(mut status) = query.status::<F>(key, entry.backend, state) else {
+            let (source, _, _) = F::addresses(flow.to());
+            let Some(status) = query.describe::<F>(key, entry.backend, entry.state, source) else {
                 continue;
             };
             if found.len() == room {
                 list.truncated = true;
                 continue;
             }
-            let (source, _, _) = F::addresses(flow.to());
-            status.source = source.to_string();
             found.push((status, age(entry.last_seen, query.now), flow.partner()));
         }
     })?;
@@ -84,21 +74,13 @@ fn translated<F: Addresses>(
         status.idle_seconds = seconds(idle);
         list.flows.push(status);
     }
-    Ok(())
-}
-
-/// Lists the others that have entries.
-fn pinned<F: Addresses>(
-    table: &mut FlowTable<F::Key, Pin>,
-    query: &Query,
-    list: &mut FlowList,
-) -> Result<()> {
-    table.for_each_batch(|entries| {
+    pair.pins.for_each_batch(|entries| {
         for (key, pin) in entries {
-            let Some(mut status) = query.status::<F>(key, pin.backend, state_of(pin.state)) else {
+            let (client, _, _) = F::addresses(key);
+            let Some(mut status) = query.describe::<F>(key, pin.backend, pin.state, client) else {
                 continue;
             };
-            if list.flows.len() == query.limit {
+            if list.flows.len() >= query.limit {
                 list.truncated = true;
                 continue;
             }
@@ -109,39 +91,40 @@ fn pinned<F: Addresses>(
 }
 
 impl Query {
-    /// A flow of this backend in this state, if it is wanted. Its source is the client, as
-    /// without translation, and how long it has been silent is not said.
-    fn status<F: Addresses>(
+    /// What is told of a flow that is wanted. `source` is who the backend takes for the
+    /// client.
+    fn describe<F: Addresses>(
         &self,
         key: &F::Key,
         backend: u32,
-        state: FlowState,
+        bits: u32,
+        source: SocketAddr,
     ) -> Option<FlowStatus> {
-        let (service, name) = self.backends.get(&backend)?;
         let (client, address, protocol) = F::addresses(key);
-        let is_client = self
+        let (service, name) = self.backends.get(&backend)?;
+        let state = state_of(bits);
+        let is_wanted = self
             .client
-            .is_none_or(|prefix| prefix.contains(client.ip()));
-        let is_state = self.state.is_none_or(|wanted| wanted == state);
-        (is_client && is_state).then(|| FlowStatus {
+            .is_none_or(|prefix| prefix.contains(client.ip()))
+            && self.state.is_none_or(|wanted| wanted == state);
+        is_wanted.then(|| FlowStatus {
             service: service.to_string(),
             backend: name.to_string(),
             protocol,
             client: client.to_string(),
             address: address.to_string(),
-            source: client.to_string(),
+            source: source.to_string(),
             state,
             idle_seconds: 0,
         })
     }
 }
 
-/// Ticks of the flow clock in seconds.
 fn seconds(ticks: u32) -> u64 {
     u64::from(ticks) * u64::from(CLOCK_TICK_MS) / 1_000
 }
 
-/// One that began before the balancer saw it was confirmed then.
+/// A flow that began before the balancer saw it was confirmed then.
 fn state_of(bits: u32) -> FlowState {
     if state::is_closing(bits) {
         FlowState::Closing
@@ -153,7 +136,7 @@ fn state_of(bits: u32) -> FlowState {
 }
 
 /// Reads tuples.
-trait Addresses: Family<Key: Stored> {
+trait Addresses: Family {
     /// Source, destination and protocol.
     fn addresses(key: &Self::Key) -> (SocketAddr, SocketAddr, Protocol);
 }
@@ -202,7 +185,10 @@ fn protocol(number: u32) -> Protocol {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::flow::{Flow4, Flow6, FlowEntry, Tuple as _};
+    use lb_common::{
+        flow::{Flow4, Flow6, FlowEntry, Tuple as _},
+        pin::Pin,
+    };
 
     use super::*;
     use crate::datapath::{Datapath, LogLevel, Options};
@@ -228,7 +214,8 @@ mod tests {
         }
     }
 
-    /// Tables with three flows of backend 7, of clients 1 to 3, and one of backend 8.
+    /// Tables with three flows of backend 7, of clients 1 to 3, and one of backend 8; and one
+    /// of backend 9 that is not translated.
     fn tables(datapath: &Datapath) -> FlowTables {
         let mut tables = datapath.flow_tables().unwrap();
         let entry = |backend, last_seen, state| FlowEntry {
@@ -273,76 +260,14 @@ mod tests {
             to: key6(),
         };
         tables.v6.flows.insert(&key6(), &flow).unwrap();
-        tables
-    }
-
-    fn pin(state: u32) -> Pin {
-        Pin {
+        let pin = Pin {
             backend: 9,
             last_seen: 150,
-            state,
-            slot: 77,
-        }
-    }
-
-    #[test]
-    fn flows_without_translation_are_listed_by_their_pins() {
-        let options = Options {
-            max_flows: 1_024,
-            max_embryonic: 1_024,
-            log: LogLevel::Off,
+            state: state::CONFIRMED,
+            slot: 0,
         };
-        let datapath =
-            Datapath::load(&options).expect("this test loads BPF programs and must run as root");
-        let mut tables = tables(&datapath);
-        for (client, state) in [
-            (1, 7 << state::PLACE),
-            (2, state::CONFIRMED | state::COUNTED),
-            (3, state::JOINED),
-            (4, state::CONFIRMED | state::FIN_CLIENT),
-        ] {
-            let pins = &mut tables.v4.pins;
-            pins.insert(&key4(client, 5_000), &pin(state)).unwrap();
-        }
-        tables.v6.pins.insert(&key6(), &pin(0)).unwrap();
-        let mut query = Query {
-            now: 200,
-            backends: HashMap::from([(9, ("dsr".into(), "10.0.0.12".into()))]),
-            client: None,
-            state: None,
-            limit: 10,
-        };
-        let all = list(&mut tables, &query).unwrap();
-        let mut states: Vec<_> = all
-            .flows
-            .iter()
-            .map(|flow| (flow.client.as_str(), flow.state))
-            .collect();
-        states.sort_by_key(|(client, _)| *client);
-        let expected = [
-            ("198.51.100.1:5000", FlowState::Embryonic),
-            ("198.51.100.2:5000", FlowState::Established),
-            ("198.51.100.3:5000", FlowState::Established),
-            ("198.51.100.4:5000", FlowState::Closing),
-            ("[2001:db8::1]:5000", FlowState::Embryonic),
-        ];
-        assert_eq!(states, expected);
-        query.state = Some(FlowState::Closing);
-        let expected = FlowStatus {
-            service: "dsr".into(),
-            backend: "10.0.0.12".into(),
-            protocol: Protocol::Tcp,
-            client: "198.51.100.4:5000".into(),
-            address: "192.0.2.10:443".into(),
-            source: "198.51.100.4:5000".into(),
-            state: FlowState::Closing,
-            idle_seconds: 5,
-        };
-        assert_eq!(list(&mut tables, &query).unwrap().flows, [expected]);
-        query.state = None;
-        query.limit = 4;
-        let some = list(&mut tables, &query).unwrap();
-        assert_eq!((some.flows.len(), some.truncated), (4, true));
+        tables.v4.pins.insert(&key4(9, 5_000), &pin).unwrap();
+        tables
     }
 
     #[test]
@@ -407,6 +332,19 @@ mod tests {
             state: FlowState::Established,
             // The backend spoke last.
             idle_seconds: 1,
+        };
+        assert_eq!(list(&mut tables, &query).unwrap().flows, [expected]);
+
+        query.backends = HashMap::from([(9, named("10.0.0.12"))]);
+        let expected = FlowStatus {
+            service: "web".into(),
+            backend: "10.0.0.12".into(),
+            protocol: Protocol::Tcp,
+            client: "198.51.100.9:5000".into(),
+            address: "192.0.2.10:443".into(),
+            source: "198.51.100.9:5000".into(),
+            state: FlowState::Established,
+            idle_seconds: 5,
         };
         assert_eq!(list(&mut tables, &query).unwrap().flows, [expected]);
     }

@@ -1,6 +1,9 @@
 //! From messages of rtnetlink(7) to facts.
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
 use netlink_packet_core::{
     DecodeError, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, Parseable,
@@ -21,6 +24,7 @@ use super::{
     facts::{Link, Neighbour, NeighbourKey, Route, Vlan},
     table::Input,
 };
+use crate::address::AddressPrefix;
 
 /// The answer to a route lookup.
 pub(super) fn route(message: &RouteMessage) -> Route {
@@ -46,6 +50,32 @@ pub(super) fn route(message: &RouteMessage) -> Route {
         },
         _ => Route::None,
     }
+}
+
+/// The destination of a local route; `None` for other routes, and those of tables that
+/// only some packets meet.
+pub(super) fn local_route(message: &RouteMessage) -> Option<AddressPrefix> {
+    /// `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN` and `RT_TABLE_LOCAL`.
+    const TABLES: RangeInclusive<u8> = 253..=255;
+
+    let header = &message.header;
+    if header.kind != RouteType::Local || !TABLES.contains(&header.table) {
+        return None;
+    }
+    let destination = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(address) => route_address(address),
+            _ => None,
+        });
+    let length = header.destination_prefix_length;
+    Some(match (destination, header.address_family) {
+        (Some(destination), _) => AddressPrefix::new(destination, length),
+        // A default route names no destination.
+        (None, AddressFamily::Inet) => AddressPrefix::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        (None, _) => AddressPrefix::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+    })
 }
 
 fn route_address(address: &RouteAddress) -> Option<IpAddr> {

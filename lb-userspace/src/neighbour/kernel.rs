@@ -7,11 +7,11 @@ use netlink_packet_core::{
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     address::AddressMessage,
     link::LinkMessage,
     neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage},
-    route::{RouteAttribute, RouteMessage},
+    route::{RouteAttribute, RouteMessage, RouteType},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::{
@@ -23,6 +23,7 @@ use super::{
     HostAddress, decode,
     facts::{Link, Neighbour, NeighbourKey, Route},
 };
+use crate::address::AddressPrefix;
 
 /// How often a listing is tried that changes while it is read.
 const LISTING_TRIES: usize = 10;
@@ -87,6 +88,24 @@ impl Kernel {
             Some(RouteNetlinkMessage::NewRoute(route)) => decode::route(&route),
             _ => Route::None,
         })
+    }
+
+    /// The destinations of all local routes of a family.
+    pub(super) fn local_routes(&mut self, family: AddressFamily) -> io::Result<Vec<AddressPrefix>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.kind = RouteType::Local;
+        // Only then does the kernel look at the kind, and leave out a router's million others.
+        self.socket.set_netlink_get_strict_chk(true)?;
+        let answers = self.list(&RouteNetlinkMessage::GetRoute(message));
+        self.socket.set_netlink_get_strict_chk(false)?;
+        Ok(answers?
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => decode::local_route(route),
+                _ => None,
+            })
+            .collect())
     }
 
     /// A neighbour entry.

@@ -9,6 +9,7 @@ mod decode;
 mod facts;
 mod hop;
 mod kernel;
+mod local;
 mod monitor;
 mod path;
 mod provoking;
@@ -26,7 +27,10 @@ use monitor::Monitor;
 use path::Egress;
 use watcher::{End, Watcher};
 
+use crate::address::AddressPrefix;
+
 pub use hop::{NextHop, NextHopState, remedy};
+pub use local::Locality;
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,17 +169,27 @@ pub fn addresses() -> anyhow::Result<Vec<HostAddress>> {
     Ok(addresses)
 }
 
-/// Whether the kernel of the calling thread's network namespace takes packets to this
-/// address.
+/// How many of these addresses the kernel of the calling thread's network namespace takes
+/// packets to. Of one address, that is what it says itself; of several, what the local routes
+/// say that hold for every packet.
 ///
 /// # Errors
 ///
 /// When it does not say.
-pub fn is_local(address: IpAddr) -> anyhow::Result<bool> {
-    let route = Kernel::open()
-        .and_then(|mut kernel| kernel.route(address))
-        .with_context(|| format!("cannot ask for the route to {address}"))?;
-    Ok(matches!(route, Route::Local { .. }))
+pub fn locality(prefix: AddressPrefix) -> anyhow::Result<Locality> {
+    let ask = |mut kernel: Kernel| {
+        if !prefix.is_address() {
+            let routes = kernel.local_routes(prefix.address().into())?;
+            return Ok(Locality::of(prefix, &routes));
+        }
+        Ok(match kernel.route(prefix.address())? {
+            Route::Local { .. } => Locality::All,
+            _ => Locality::None,
+        })
+    };
+    Kernel::open()
+        .and_then(ask)
+        .with_context(|| format!("cannot ask for the routes to {prefix}"))
 }
 
 #[cfg(test)]

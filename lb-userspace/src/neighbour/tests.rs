@@ -548,8 +548,34 @@ fn addresses_and_local_routes_are_the_hosts() {
             ("2001:db8:a::10", true),
             ("2001:db8:a::11", false),
         ] {
-            let address = address.parse().unwrap();
-            assert_eq!(is_local(address).unwrap(), local, "{address}");
+            let address: IpAddr = address.parse().unwrap();
+            let expected = if local { Locality::All } else { Locality::None };
+            assert_eq!(locality(address.into()).unwrap(), expected, "{address}");
+        }
+    });
+}
+
+#[test]
+fn a_prefix_is_the_hosts_or_a_part_of_it_is() {
+    with_peer(|_| {
+        ip("address add 203.0.113.10/32 dev lo");
+        ip("address add 2001:db8:a::10/128 dev lo nodad");
+        ip("route add local 198.51.100.0/24 dev lo");
+        ip("route add local 2001:db8:b::/64 dev lo");
+        // For marked packets, as transparent proxies have it.
+        ip("route add local default dev lo table 100");
+        for (address, length, expected) in [
+            ("203.0.113.0", 24, Locality::Part),
+            ("203.0.114.0", 24, Locality::None),
+            ("198.51.100.0", 24, Locality::All),
+            ("198.51.100.0", 23, Locality::Part),
+            ("198.51.100.64", 26, Locality::All),
+            ("2001:db8:a::", 64, Locality::Part),
+            ("2001:db8:b::", 64, Locality::All),
+            ("2001:db8:c::", 64, Locality::None),
+        ] {
+            let prefix = AddressPrefix::new(address.parse().unwrap(), length);
+            assert_eq!(locality(prefix).unwrap(), expected, "{prefix}");
         }
     });
 }

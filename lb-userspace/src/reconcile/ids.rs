@@ -107,6 +107,8 @@ pub struct Numbers<K> {
     used: BTreeMap<K, u32>,
     /// Names and the numbers that they had, and since when these rest.
     resting: BTreeMap<(K, u32), Duration>,
+    /// Numbers that rest and whose names are not known, and since when.
+    strays: BTreeMap<u32, Duration>,
     /// Numbers that nothing uses any more, but that the tables may still hold.
     released: Vec<u32>,
     /// Numbers that were used before and are free again.
@@ -123,11 +125,40 @@ impl<K: Ord + Clone> Numbers<K> {
             what,
             used: BTreeMap::new(),
             resting: BTreeMap::new(),
+            strays: BTreeMap::new(),
             released: Vec::new(),
             free: BTreeSet::new(),
             next: 1,
             limit,
         }
+    }
+
+    /// The numbers that a daemon before this one gave, as far as something still uses them:
+    /// those of `used`, and others, with names or without, which rest from `now` on.
+    pub(super) fn adopt(
+        &mut self,
+        used: BTreeMap<K, u32>,
+        resting: impl IntoIterator<Item = (K, u32)>,
+        nameless: impl IntoIterator<Item = u32>,
+        now: Duration,
+    ) {
+        let mut named: BTreeSet<u32> = used.values().copied().collect();
+        self.used = used;
+        for (name, number) in resting {
+            if named.insert(number) {
+                self.resting.insert((name, number), now);
+            }
+        }
+        let nameless = nameless.into_iter().filter(|number| *number != 0);
+        self.strays = nameless
+            .filter(|number| !named.contains(number))
+            .map(|number| (number, now))
+            .collect();
+        let last = named.iter().chain(self.strays.keys()).max();
+        self.next = last.map_or(1, |last| last + 1);
+        self.free = (1..self.next)
+            .filter(|number| !named.contains(number) && !self.strays.contains_key(number))
+            .collect();
     }
 
     /// The number that `name` has.
@@ -152,7 +183,7 @@ impl<K: Ord + Clone> Numbers<K> {
                 return Err(Exhausted {
                     what: self.what,
                     used: self.used.len(),
-                    resting: self.resting.len(),
+                    resting: self.resting.len() + self.strays.len(),
                 });
             }
         };
@@ -175,7 +206,18 @@ impl<K: Ord + Clone> Numbers<K> {
         self.resting.extend(gone.map(|entry| (entry, now)));
     }
 
-    /// The numbers that rest, with the names that they had.
+    /// The numbers that rest.
+    pub fn at_rest(&self) -> impl Iterator<Item = u32> {
+        let named = self.resting.keys().map(|(_, number)| *number);
+        named.chain(self.strays.keys().copied())
+    }
+
+    /// The numbers that rest and whose names are not known.
+    pub(super) fn strays(&self) -> impl Iterator<Item = u32> {
+        self.strays.keys().copied()
+    }
+
+    /// The numbers that rest and whose names are known, with the names that they had.
     pub fn resting(&self) -> impl Iterator<Item = (&K, u32)> {
         self.resting.keys().map(|(name, number)| (name, *number))
     }
@@ -183,13 +225,15 @@ impl<K: Ord + Clone> Numbers<K> {
     /// Ends the rest of those numbers that a look at everything, begun at `seen_at`, did
     /// not find `in_use`, and returns them.
     pub(super) fn release(&mut self, seen_at: Duration, in_use: impl Fn(u32) -> bool) -> Vec<u32> {
-        let released: Vec<u32> = self
+        let is_over = |number: u32, since: Duration| since + GRACE <= seen_at && !in_use(number);
+        let named = self
             .resting
-            .extract_if(.., |(_, number), since| {
-                *since + GRACE <= seen_at && !in_use(*number)
-            })
-            .map(|((_, number), _)| number)
-            .collect();
+            .extract_if(.., |(_, number), since| is_over(*number, *since));
+        let mut released: Vec<u32> = named.map(|((_, number), _)| number).collect();
+        let strays = self
+            .strays
+            .extract_if(.., |number, since| is_over(*number, *since));
+        released.extend(strays.map(|(number, _)| number));
         self.released.extend(&released);
         released
     }
@@ -199,6 +243,7 @@ impl<K: Ord + Clone> Numbers<K> {
     fn restore(&mut self, before: Self, now: Duration) {
         let given = std::mem::replace(&mut self.used, before.used);
         self.resting = before.resting;
+        self.strays = before.strays;
         for (name, number) in given {
             let entry = (name, number);
             if self.get(&entry.0) != Some(number) && !self.resting.contains_key(&entry) {
@@ -254,6 +299,27 @@ mod tests {
         numbers.retire(at(0), |number| number == 2);
         assert_eq!(numbers.get_or_revive(&"a"), Ok(1));
         assert!(numbers.release(at(1_000), |_| false).is_empty());
+    }
+
+    #[test]
+    fn numbers_of_a_daemon_before_are_kept_until_nothing_uses_them() {
+        let mut numbers = Numbers::new("test", 10);
+        numbers.adopt(
+            [("a", 2), ("b", 5)].into(),
+            [("c", 7), ("a", 5)],
+            [0, 4, 5],
+            at(0),
+        );
+        assert_eq!(numbers.get_or_new(&"a"), Ok(2));
+        assert_eq!(numbers.get_or_new(&"d"), Ok(1));
+        assert_eq!(numbers.get_or_new(&"e"), Ok(3));
+        assert_eq!(numbers.get_or_new(&"f"), Ok(6), "4 and 5 are taken");
+        assert_eq!(numbers.at_rest().collect::<Vec<_>>(), [7, 4]);
+        assert_eq!(numbers.get_or_revive(&"c"), Ok(7));
+        assert!(numbers.release(at(1_000), |number| number == 4).is_empty());
+        assert_eq!(numbers.release(at(1_000), |_| false), [4]);
+        numbers.recycle();
+        assert_eq!(numbers.get_or_new(&"g"), Ok(4));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the datapath's tables hold, and how to get from one content to another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     backend::Backend,
@@ -60,6 +60,9 @@ pub struct Image {
     pub backends: BTreeMap<u32, Backend>,
     /// Rings by service id. To the datapath one that was never made is one without members.
     pub rings: BTreeMap<u32, Ring>,
+    /// Ids of services that have a ring of which it is not known what it was made from: that
+    /// of a daemon before this one.
+    pub found_rings: BTreeSet<u32>,
     /// Services by the packets that they take.
     pub services: BTreeMap<Match, Service>,
     /// Addresses of services.
@@ -138,8 +141,14 @@ impl Tables for Image {
             Op::RemoveBackend(id) => {
                 self.backends.remove(id);
             }
-            Op::SetRings(rings) => self.rings.extend(rings.iter().cloned()),
-            Op::RemoveRings(services) => self.rings.retain(|id, _| !services.contains(id)),
+            Op::SetRings(rings) => {
+                self.rings.extend(rings.iter().cloned());
+                self.found_rings.retain(|id| !self.rings.contains_key(id));
+            }
+            Op::RemoveRings(services) => {
+                self.rings.retain(|id, _| !services.contains(id));
+                self.found_rings.retain(|id| !services.contains(id));
+            }
             Op::SetService(packets, service) => {
                 self.services.insert(*packets, *service);
             }
@@ -188,7 +197,10 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     // Each ring costs a wait for the packets that are on their way. A new service begins
     // without members, so that it would have to wait for nothing but zeros.
     let rings = changed(&old.rings, &new.rings)
-        .filter(|(id, ring)| !ring.members.is_empty() || old.rings.contains_key(id))
+        .filter(|(id, ring)| {
+            let is_there = old.rings.contains_key(id) || old.found_rings.contains(id);
+            !ring.members.is_empty() || is_there
+        })
         .map(|(k, v)| (*k, v.clone()));
     ops.extend(some(rings.collect()).map(Op::SetRings));
     ops.extend(changed(&old.services, &new.services).map(|(k, v)| Op::SetService(*k, *v)));
@@ -208,7 +220,9 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
             ops.push(Op::ReservePorts(*id, ports.clone()));
         }
     }
-    let rings: Vec<u32> = gone(&old.rings, &new.rings).copied().collect();
+    let found = old.found_rings.iter();
+    let found = found.filter(|id| !new.rings.contains_key(id));
+    let rings: Vec<u32> = gone(&old.rings, &new.rings).chain(found).copied().collect();
     ops.extend(some(rings).map(Op::RemoveRings));
     ops.extend(gone(&old.backends, &new.backends).map(|k| Op::RemoveBackend(*k)));
     let pools: Vec<u32> = gone(&old.pools, &new.pools).copied().collect();

@@ -5,6 +5,7 @@
 //! a few milliseconds for ten thousand backends; system calls, and rings, which are what
 //! costs, are made only for what has changed.
 
+mod adopt;
 mod ids;
 mod image;
 mod rings;
@@ -26,12 +27,14 @@ use lb_common::{
 };
 
 pub use self::{
+    adopt::Found,
     ids::{BackendName, Exhausted, Ids, Numbers, PoolName},
     image::{Image, Op, Ring, Tables, diff},
     rings::{Rings, Written},
     way::{Obstacle, TakenPorts, obstacle},
 };
 use crate::{
+    address::PortSet,
     datapath::{Frontend, Outlet, matches, words},
     neighbour::NextHop,
     scheduler::{
@@ -39,7 +42,7 @@ use crate::{
         tiers::{self, Availability, Candidate},
     },
     slow_start,
-    state::{BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, ServiceSpec},
+    state::{BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, Scheduler, ServiceSpec},
 };
 
 /// All that the content of the tables follows from.
@@ -188,7 +191,6 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 let ports = taken.of(pool.source, pool.protocol).clone();
                 image.pools.insert(entry.port_pool, ports);
             }
-            entry.max_flows = backend_spec.max_connections.unwrap_or_default();
             image.backends.insert(id, entry);
             candidates.push(Candidate {
                 member: Member {
@@ -213,7 +215,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             image.backends.entry(member.id).and_modify(|entry| {
                 // Also one that is taken as up, though its check says otherwise.
                 entry.state = BackendState::Up as u8;
-                entry.weight = member.weight;
+                if spec.scheduler == Scheduler::LeastConnections {
+                    entry.weight = member.weight;
+                }
             });
         }
         image.rings.insert(
@@ -230,7 +234,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             id: service as u16,
             mode: service::Mode::from(spec.mode) as u8,
             scheduler: service::Scheduler::from(spec.scheduler) as u8,
-            flags: service_flags(spec),
+            flags: flags(spec),
             ..Service::default()
         }
         .with_ring_size(spec.ring_size);
@@ -268,6 +272,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         let ports = taken.of(pool.source, pool.protocol).clone();
         image.pools.insert(id, ports);
     }
+    for id in ids.pools.strays() {
+        image.pools.insert(id, PortSet::default());
+    }
     Ok(image)
 }
 
@@ -283,6 +290,21 @@ fn scale(world: &World<'_>, spec: &ServiceSpec, candidates: &mut [Candidate]) {
     }
 }
 
+/// The flags of a service.
+fn flags(spec: &ServiceSpec) -> u8 {
+    let is_tracked = spec.has_entries() && !spec.mode.translates();
+    let is_bounded = |backend: &BackendSpec| backend.max_connections.is_some();
+    [
+        (is_tracked, Service::TRACKED),
+        (spec.hash == Hash::Client, Service::BY_CLIENT),
+        (spec.hash == Hash::ClientPort, Service::BY_CLIENT_PORT),
+        (spec.backends.iter().any(is_bounded), Service::BOUNDED),
+    ]
+    .into_iter()
+    .filter(|(is_set, _)| *is_set)
+    .fold(0, |flags, (_, flag)| flags | flag)
+}
+
 /// What clients of a service send to.
 fn frontend(spec: &ServiceSpec) -> Frontend {
     Frontend {
@@ -295,21 +317,6 @@ fn frontend(spec: &ServiceSpec) -> Frontend {
 /// How many slots the ring of a service has.
 fn ring_size(spec: &ServiceSpec) -> RingSize {
     RingSize::new(spec.ring_size).expect("the rules of services allow no others")
-}
-
-/// What a service has that most have not.
-fn service_flags(spec: &ServiceSpec) -> u8 {
-    let by = match spec.hash {
-        Hash::FiveTuple => 0,
-        Hash::Client => Service::BY_CLIENT,
-        Hash::ClientPort => Service::BY_CLIENT_PORT,
-    };
-    let flag = |wanted, flag| if wanted { flag } else { 0 };
-    let mut backends = spec.backends.iter();
-    let is_bounded = backends.any(|backend| backend.max_connections.is_some());
-    // Where packets are translated, entries are no choice.
-    let is_tracked = !spec.mode.translates() && spec.has_entries();
-    by | flag(is_tracked, Service::TRACKED) | flag(is_bounded, Service::BOUNDED)
 }
 
 /// What a service adds to what holds for its address.
@@ -347,6 +354,7 @@ fn backend(
         address: words(address.ip),
         source: source.map(|(source, _)| words(source)).unwrap_or_default(),
         max_segment_size: spec.max_segment_size.unwrap_or_default(),
+        max_flows: backend.max_connections.unwrap_or_default(),
         ..Backend::default()
     };
     if spec.mode.tunnels() {

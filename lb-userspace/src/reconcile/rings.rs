@@ -2,17 +2,22 @@
 //! clean.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
-use lb_common::ring::Slot;
+use lb_common::{
+    ring::Slot,
+    service::{Mode, Service},
+};
 
 use super::Ring;
 use crate::{
     flows::Report,
-    slots::{Counts, SlotSet, Slots},
+    scheduler::Filled,
+    slots::{SlotSet, Slots},
 };
 
 /// The rings, by service id.
@@ -23,8 +28,45 @@ pub struct Rings {
 
 #[derive(Debug)]
 struct Kept {
-    recipe: Ring,
+    owners: Owners,
     slots: Slots,
+}
+
+/// Who owns the slots of a ring.
+#[derive(Debug)]
+enum Owners {
+    /// Whoever follows from this.
+    Made(Ring),
+    /// Those that the datapath had from a daemon before.
+    Found {
+        /// Who owns which slot.
+        owners: Vec<u32>,
+        /// See [`Ring::is_tracked`].
+        is_tracked: bool,
+    },
+}
+
+impl Owners {
+    fn of_slots(&self) -> Cow<'_, [u32]> {
+        match self {
+            Self::Made(recipe) => recipe.fill().owners.into(),
+            Self::Found { owners, .. } => owners.into(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Made(recipe) => recipe.size.get() as usize,
+            Self::Found { owners, .. } => owners.len(),
+        }
+    }
+
+    fn is_tracked(&self) -> bool {
+        match self {
+            Self::Made(recipe) => recipe.is_tracked,
+            Self::Found { is_tracked, .. } => *is_tracked,
+        }
+    }
 }
 
 /// A ring to be written.
@@ -38,26 +80,47 @@ pub struct Written {
 }
 
 impl Rings {
+    /// The datapath has this ring of a service from a daemon before. `is_there` tells the
+    /// backends that there are.
+    pub fn adopt(
+        &mut self,
+        service: &Service,
+        ring: &[Slot],
+        is_there: impl Fn(u32) -> bool,
+        now: Duration,
+    ) {
+        let mut slots = Slots::restored(ring, now);
+        let origins: BTreeSet<u32> = ring.iter().map(|slot| slot.origin).collect();
+        for origin in origins.into_iter().filter(|origin| !is_there(*origin)) {
+            slots.backend_removed(origin);
+        }
+        let owners = Owners::Found {
+            owners: ring.iter().map(|slot| slot.owner).collect(),
+            is_tracked: service.flags & Service::TRACKED != 0 || Mode::translates(service.mode),
+        };
+        self.kept.insert(service.id(), Kept { owners, slots });
+    }
+
     /// A service's ring is made from another recipe; what to write is returned. It counts
     /// from [`Self::written`] on.
     pub fn set(&mut self, service: u32, recipe: &Ring) -> Written {
         let kept = self.kept.entry(service).or_insert_with(|| Kept {
-            recipe: Ring::empty(recipe),
+            owners: Owners::Made(Ring::empty(recipe)),
             slots: Slots::new(),
         });
-        if recipe.has_origins && kept.recipe.size == recipe.size {
-            let before = kept.recipe.fill().owners;
-            let after = recipe.fill().owners;
-            kept.slots.retarget(&before, &after);
-            if kept.recipe.is_tracked && !recipe.is_tracked {
+        let filled = recipe.fill();
+        // Nobody knows where a slot of a ring of another size was before.
+        if recipe.has_origins && kept.owners.len() == filled.owners.len() {
+            kept.slots.retarget(&kept.owners.of_slots(), &filled.owners);
+            if kept.owners.is_tracked() && !recipe.is_tracked {
                 // What has an entry may live elsewhere than its slot says.
-                kept.slots.pin_clean(after.len() as u32);
+                kept.slots.pin_clean(filled.owners.len() as u32);
             }
         } else {
             kept.slots = Slots::new();
         }
-        kept.recipe = recipe.clone();
-        kept.content(service)
+        kept.owners = Owners::Made(recipe.clone());
+        kept.content(service, &filled)
     }
 
     /// The ring of a service is gone.
@@ -115,13 +178,17 @@ impl Rings {
             .is_some_and(|kept| !kept.slots.is_clean())
     }
 
-    /// The rings that the datapath has not as they are here.
+    /// The rings that the datapath has not as they are here. Those that were found are as
+    /// they were until they are [set](Self::set).
     pub fn unwritten(&self) -> impl Iterator<Item = Written> {
         let unwritten = self
             .kept
             .iter()
             .filter(|(_, kept)| !kept.slots.is_written());
-        unwritten.map(|(service, kept)| kept.content(*service))
+        unwritten.filter_map(|(service, kept)| match &kept.owners {
+            Owners::Made(recipe) => Some(kept.content(*service, &recipe.fill())),
+            Owners::Found { .. } => None,
+        })
     }
 
     /// The datapath has the rings of these services, and no packet is on its way that found
@@ -133,18 +200,10 @@ impl Rings {
             }
         }
     }
-
-    /// How many slots of a service's ring are in which state.
-    #[must_use]
-    pub fn counts(&self, service: u32) -> Option<Counts> {
-        let kept = self.kept.get(&service)?;
-        Some(kept.slots.counts(kept.recipe.size.get()))
-    }
 }
 
 impl Kept {
-    fn content(&self, service: u32) -> Written {
-        let filled = self.recipe.fill();
+    fn content(&self, service: u32, filled: &Filled) -> Written {
         Written {
             service,
             slots: self.slots.ring(&filled.owners).collect(),
@@ -155,6 +214,8 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::ring::RING_SIZE;
+
     use super::*;
     use crate::{
         scheduler::{Member, RingSize},
@@ -187,6 +248,10 @@ mod tests {
         let written = rings.set(WEB, recipe);
         rings.written([WEB], Duration::from_secs(seconds));
         written.slots
+    }
+
+    fn pinned(rings: &Rings) -> u32 {
+        rings.kept[&WEB].slots.counts(RING_SIZE).pinned
     }
 
     #[test]
@@ -235,9 +300,53 @@ mod tests {
             ..Report::default()
         };
         rings.swept(Duration::from_secs(2), &report, |_| Some(WEB));
-        assert_eq!(rings.counts(WEB).unwrap().pinned, 1);
+        assert_eq!(pinned(&rings), 1);
         // A change back and forth is nothing to whom has no entry.
         set(&mut rings, &recipe(Scheduler::Random, &[1, 2]), 3);
-        assert_eq!(rings.counts(WEB).unwrap().pinned, 1);
+        assert_eq!(pinned(&rings), 1);
+    }
+
+    /// A daemon before had the ring of `service` as it is after `recipe`.
+    fn adopted(service: Service, recipe: &Ring) -> Rings {
+        let ring = set(&mut Rings::default(), recipe, 0);
+        let mut rings = Rings::default();
+        rings.adopt(&service, &ring, |_| true, Duration::ZERO);
+        rings
+    }
+
+    fn service(mode: Mode, flags: u8) -> Service {
+        Service {
+            id: WEB as u16,
+            mode: mode as u8,
+            flags,
+            ..Service::default()
+        }
+    }
+
+    #[test]
+    fn entries_of_a_daemon_before_are_read_on_until_they_are_gone() {
+        let maglev = recipe(Scheduler::Maglev, &[1, 2]);
+        for (mode, flags, expected) in [
+            (Mode::Dsr, 0, 0),
+            (Mode::Dsr, Service::TRACKED, RING_SIZE),
+            (Mode::FullNat, 0, RING_SIZE),
+        ] {
+            let mut rings = adopted(service(mode, flags), &maglev);
+            set(&mut rings, &maglev, 1);
+            assert_eq!(pinned(&rings), expected);
+        }
+    }
+
+    #[test]
+    fn a_ring_of_another_size_than_a_daemon_before_had_begins_anew() {
+        let before = recipe(Scheduler::Maglev, &[1, 2]);
+        let mut rings = adopted(service(Mode::Dsr, 0), &before);
+        let after = Ring {
+            size: RingSize::new(251).unwrap(),
+            ..recipe(Scheduler::Maglev, &[2, 3])
+        };
+        let slots = set(&mut rings, &after, 1);
+        assert_eq!(slots.len(), 251);
+        assert!(slots.iter().all(|slot| slot.is_clean()));
     }
 }

@@ -63,6 +63,17 @@ impl Mode {
     }
 }
 
+impl From<Scheduler> for service::Scheduler {
+    fn from(scheduler: Scheduler) -> Self {
+        match scheduler {
+            Scheduler::Maglev => Self::Hash,
+            Scheduler::RoundRobin => Self::RoundRobin,
+            Scheduler::LeastConnections => Self::LeastConnections,
+            Scheduler::Random => Self::Random,
+        }
+    }
+}
+
 impl From<Mode> for service::Mode {
     fn from(mode: Mode) -> Self {
         match mode {
@@ -89,7 +100,7 @@ words! {
 words! {
     /// How a new flow finds its backend. All of them keep to the weights.
     Scheduler, "scheduler", "`maglev`, `round-robin`, `least-connections` or `random`" {
-        /// Maglev hashing of what [`Hash`] says.
+        /// Maglev hashing of what [`Hash`](enum@Hash) says.
         Maglev = "maglev",
         /// One after the other.
         RoundRobin = "round-robin",
@@ -97,17 +108,6 @@ words! {
         LeastConnections = "least-connections",
         /// Any.
         Random = "random",
-    }
-}
-
-impl From<Scheduler> for service::Scheduler {
-    fn from(scheduler: Scheduler) -> Self {
-        match scheduler {
-            Scheduler::Maglev => Self::Hash,
-            Scheduler::RoundRobin => Self::RoundRobin,
-            Scheduler::LeastConnections => Self::LeastConnections,
-            Scheduler::Random => Self::Random,
-        }
     }
 }
 

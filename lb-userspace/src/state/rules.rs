@@ -250,6 +250,13 @@ impl Violation {
 /// Every rule that the service breaks by itself, apart from other services.
 #[must_use]
 pub fn check(service: &ServiceSpec) -> Vec<Violation> {
+    check_written(service, |_| false)
+}
+
+/// The same where it is known what is written down. What the mode has no use for is wrong
+/// then also if it says no more than the default.
+#[must_use]
+pub fn check_written(service: &ServiceSpec, is_written: impl Fn(Field) -> bool) -> Vec<Violation> {
     let mut found = Vec::new();
     found.extend(name(&service.name));
     found.extend(service_address(service.address.prefix));
@@ -258,8 +265,8 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
     limits(service, &mut found);
     quic(service, &mut found);
     source(service, &mut found);
-    source_ports(service, &mut found);
-    gue_port(service, &mut found);
+    source_ports(service, is_written(Field::SourcePorts), &mut found);
+    gue_port(service, is_written(Field::GuePort), &mut found);
     found.extend(max_segment_size(service));
     timeouts(service, &mut found);
     if let Some(spec) = &service.health {
@@ -267,51 +274,39 @@ pub fn check(service: &ServiceSpec) -> Vec<Violation> {
         found.extend(health_port(service));
     }
     backends(service, &mut found);
-    if found.is_empty() {
-        not_yet(service, &mut found);
-    }
     found
 }
 
-/// What the datapath does not do yet. Taken without a word it would be taken for done. Said
-/// where nothing else is wrong.
-fn not_yet(service: &ServiceSpec, found: &mut Vec<Violation>) {
+/// What the service asks of the datapath that this version of it does not do. It would be
+/// taken without effect otherwise.
+#[must_use]
+pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
     let limits = &service.limits;
-    let mut keys = vec![
-        (Field::Affinity, "affinity", service.affinity.is_some()),
-        (Field::Allow, "allow", !service.allow.is_empty()),
-        (Field::Deny, "deny", !service.deny.is_empty()),
-        (
-            Field::NewPerSource,
-            "limits.new-per-source",
-            limits.new_per_source.is_some(),
-        ),
-        (
-            Field::NewPerService,
-            "limits.new-per-service",
-            limits.new_per_service.is_some(),
-        ),
-        (Field::Quic, "quic", service.quic.is_some()),
+    let of_service = [
+        (service.affinity.is_some(), Field::Affinity),
+        (!service.allow.is_empty(), Field::Allow),
+        (!service.deny.is_empty(), Field::Deny),
+        (limits.new_per_source.is_some(), Field::NewPerSource),
+        (limits.new_per_service.is_some(), Field::NewPerService),
+        (service.quic.is_some(), Field::Quic),
     ];
-    for (index, backend) in service.backends.iter().enumerate() {
-        let resets = |drain: DrainSpec| drain.on_deadline == OnDeadline::Reset;
-        keys.push((
-            Field::BackendOnDeadline(index),
-            "on-deadline = \"reset\"",
-            backend.drain.is_some_and(resets),
-        ));
-    }
-    found.extend(
-        keys.into_iter()
-            .filter(|(_, _, is_wanted)| *is_wanted)
-            .map(|(field, key, _)| {
-                Violation::new(
-                    field,
-                    format!("`{key}` is not there yet"),
-                    "leave it out; this version reads it and cannot do it",
-                )
-            }),
-    );
+    let of_backends = (0..).zip(&service.backends).map(|(index, backend)| {
+        let drain = backend.drain.as_ref();
+        let resets = drain.is_some_and(|drain| drain.on_deadline == OnDeadline::Reset);
+        (resets, Field::BackendOnDeadline(index))
+    });
+    of_service
+        .into_iter()
+        .chain(of_backends)
+        .filter(|(is_wanted, _)| *is_wanted)
+        .map(|(_, field)| {
+            Violation::new(
+                field,
+                "this version of lb cannot do this yet",
+                "leave it out; a later version will do what it says",
+            )
+        })
+        .collect()
 }
 
 fn name(name: &str) -> Option<Violation> {
@@ -727,9 +722,9 @@ fn source(service: &ServiceSpec, found: &mut Vec<Violation>) {
     }
 }
 
-fn source_ports(service: &ServiceSpec, found: &mut Vec<Violation>) {
+fn source_ports(service: &ServiceSpec, is_written: bool, found: &mut Vec<Violation>) {
     let ports = &service.source_ports;
-    if *ports != FULL_NAT_PORTS {
+    if is_written || *ports != FULL_NAT_PORTS {
         match service.mode {
             Mode::FullNat => {}
             Mode::Nat | Mode::Dsr => found.push(keeps_source(Field::SourcePorts, service.mode)),
@@ -771,14 +766,14 @@ fn keeps_source(field: Field, mode: Mode) -> Violation {
     .against(Field::Mode)
 }
 
-fn gue_port(service: &ServiceSpec, found: &mut Vec<Violation>) {
+fn gue_port(service: &ServiceSpec, is_written: bool, found: &mut Vec<Violation>) {
     if service.gue_port == 0 {
         found.push(Violation::new(
             Field::GuePort,
             "0 is no port",
             "a port is a number from 1 to 65535",
         ));
-    } else if service.gue_port != GUE_PORT && service.mode != Mode::Gue {
+    } else if (is_written || service.gue_port != GUE_PORT) && service.mode != Mode::Gue {
         found.push(
             Violation::new(
                 Field::GuePort,

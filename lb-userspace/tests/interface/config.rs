@@ -13,10 +13,10 @@ use lb_userspace::{
     address::AddressPrefix,
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
-        BackendSpec, Desired, DrainSpec, GUE_PORT, Hash, HealthSpec, Mode, NewFlowLimits,
-        OnDeadline, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Scheduler,
-        ServerId, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts, Track, Word as _,
-        parse_sources,
+        BackendSpec, Desired, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode,
+        NewFlowLimits, OnDeadline, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum,
+        RateLimit, Scheduler, ServerId, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts,
+        Track, Word as _, parse_sources,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -28,8 +28,32 @@ const INTERFACES: &str = "interfaces = ['eth0']\n";
 
 fn read(text: &[u8]) -> (Source, Outcome) {
     let source = Source::new("lb.toml", text);
-    let outcome = config::read(&source);
+    let outcome = config::parse(&source);
     (source, outcome)
+}
+
+/// What the datapath does not do yet is refused, not taken in silence.
+#[test]
+fn what_is_not_done_yet_is_refused() {
+    let source = Source::new("lb.toml", EVERY_KEY.as_bytes());
+    let outcome = config::read(&source);
+    assert!(outcome.config.is_none());
+    let complaints = outcome.diagnostics.render(&source, false);
+    let refused: Vec<&str> = complaints
+        .lines()
+        .filter_map(|line| line.split_once("| ")?.1.split_once(" = "))
+        .map(|(key, _)| key.trim())
+        .collect();
+    let expected = [
+        "allow",
+        "deny",
+        "new-per-source",
+        "new-per-service",
+        "on-deadline",
+        "affinity",
+        "quic",
+    ];
+    assert_eq!(refused, expected, "{complaints}");
 }
 
 /// The configuration that `text` says without a word of warning.
@@ -61,6 +85,7 @@ fn nearly_everything_has_a_default() {
         interfaces: vec!["eth0".into()],
         xdp_mode: XdpMode::Auto,
         socket: PathBuf::from("/run/lb/lb.sock"),
+        pin_directory: PathBuf::from("/sys/fs/bpf/lb"),
         limits: Limits {
             flows: 1_048_576,
             embryonic: 131_072,
@@ -78,6 +103,15 @@ fn every_key_is_taken_as_written() {
         track: Some(Track::All),
         quorum: Quorum::Percent(50),
         on_empty: OnEmpty::FailOpen,
+        allow: vec![sources("198.51.100.0/24")],
+        deny: vec![sources("198.51.100.7"), sources("198.51.100.128/25")],
+        limits: NewFlowLimits {
+            new_per_source: Some(RateLimit {
+                rate: 10,
+                burst: 100,
+            }),
+            new_per_service: Some(RateLimit::new(1000)),
+        },
         slow_start: Some(Duration::from_secs(30)),
         slow_start_curve: SlowStartCurve::Quadratic,
         hash: Hash::ClientPort,
@@ -107,7 +141,7 @@ fn every_key_is_taken_as_written() {
             BackendSpec {
                 drain: Some(DrainSpec {
                     deadline: Some(Duration::from_secs(300)),
-                    on_deadline: OnDeadline::Keep,
+                    on_deadline: OnDeadline::Reset,
                 }),
                 ..backend("10.0.0.11:8443", 0)
             },
@@ -122,6 +156,7 @@ fn every_key_is_taken_as_written() {
     let dns = ServiceSpec {
         protocol: Protocol::Udp,
         scheduler: Scheduler::LeastConnections,
+        affinity: Some(Duration::from_secs(600)),
         quorum: Quorum::Count(2),
         health: Some(HealthSpec {
             probe: Probe::Tcp,
@@ -132,9 +167,20 @@ fn every_key_is_taken_as_written() {
             fall: 3,
             port: Some(53),
         }),
+        quic: Some(QuicSpec {
+            server_id_offset: 2,
+            server_id_length: 3,
+            config_rotation: vec![1, 2],
+        }),
         backends: vec![
-            backend("[2001:db8::11]:*", 100),
-            backend("[2001:db8::12]:*", 100),
+            BackendSpec {
+                server_ids: vec!["c0ffee".parse().unwrap(), "c0ffef".parse().unwrap()],
+                ..backend("[2001:db8::11]:*", 100)
+            },
+            BackendSpec {
+                server_ids: vec!["000000".parse().unwrap()],
+                ..backend("[2001:db8::12]:*", 100)
+            },
         ],
         ..ServiceSpec::new("dns", address("[2001:db8::10]:*"), Mode::Nat)
     };
@@ -148,6 +194,7 @@ fn every_key_is_taken_as_written() {
         interfaces: vec!["eth0".into(), "eth1.100".into()],
         xdp_mode: XdpMode::Native,
         socket: PathBuf::from("/run/lb/other.sock"),
+        pin_directory: PathBuf::from("/sys/fs/bpf/other"),
         limits: Limits {
             flows: 65_536,
             embryonic: 4_096,
@@ -197,8 +244,11 @@ fn the_documented_defaults_are_the_defaults() {
     let documented = right(block);
     let keys: Vec<_> = page
         .lines()
+        // One is not for the mode of this service.
+        .map(|line| line.trim_start_matches("# "))
         .filter_map(|line| Some(line.split_once(" =")?.0))
         .collect();
+    assert!(block.contains(&format!("\n# gue-port = {GUE_PORT} ")));
     for line in EVERY_KEY.lines().filter(|line| !line.contains("{ ")) {
         if let Some((key, _)) = line.split_once(" =") {
             assert!(keys.contains(&key), "{key} is not documented");
@@ -288,14 +338,11 @@ fn more_services_and_backends_than_there_is_room_for_are_refused() {
 fn write_service(service: &ServiceSpec) -> String {
     let mut text = format!(
         "[[service]]\nname = '{}'\naddress = '{}'\nprotocol = '{}'\nmode = '{}'\n\
-         source-ports = '{}-{}'\ngue-port = {}\nother-ports = '{}'\nicmp-echo = {}\n",
+         other-ports = '{}'\nicmp-echo = {}\n",
         service.name,
         service.address,
         service.protocol,
         service.mode,
-        service.source_ports.start(),
-        service.source_ports.end(),
-        service.gue_port,
         service.other_ports,
         service.icmp_echo,
     );
@@ -336,6 +383,14 @@ fn write_service(service: &ServiceSpec) -> String {
     let _ = writeln!(text, "slow-start-curve = '{curve}'");
     if let Some(track) = service.track {
         let _ = writeln!(text, "track = '{track}'");
+    }
+    // Other modes take them from the API with their defaults, which a file leaves out.
+    let ports = &service.source_ports;
+    if service.mode == Mode::FullNat || *ports != FULL_NAT_PORTS {
+        let _ = writeln!(text, "source-ports = '{}-{}'", ports.start(), ports.end());
+    }
+    if service.mode == Mode::Gue || service.gue_port != GUE_PORT {
+        let _ = writeln!(text, "gue-port = {}", service.gue_port);
     }
     if let Some(size) = service.max_segment_size {
         let _ = writeln!(text, "max-segment-size = {size}");

@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::{
+    mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -20,12 +21,18 @@ use tempfile::TempDir;
 /// How long anything may take that is no promise about time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs `test` in a network namespace with the link `eth0` - `peer0`.
+/// Runs `test` in a network namespace with the link `eth0` - `peer0`, and with a BPF file
+/// system of its own at the usual place.
 fn in_network_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)
-                .expect("this test makes a network namespace and must run as root");
+            const MUST: &str = "this test makes namespaces and must run as root";
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect(MUST);
+            let none = None::<&str>;
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(none, "/", none, private, none).expect(MUST);
+            let bpf = Some("bpf");
+            mount(bpf, "/sys/fs/bpf", bpf, MsFlags::empty(), none).expect(MUST);
             ip("link set lo up");
             add_link(0);
             test()

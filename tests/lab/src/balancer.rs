@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{Host, Process, Service, Status, Topology, command::run};
 
@@ -29,6 +29,40 @@ pub struct Balancer {
     program: PathBuf,
     config: PathBuf,
     socket: PathBuf,
+    /// Where its datapath is kept.
+    pins: PathBuf,
+    /// How often it has been started.
+    starts: u32,
+}
+
+/// Writes a configuration file.
+fn write_config(
+    path: &Path,
+    topology: &Topology,
+    socket: &Path,
+    pins: &Path,
+    services: &[Service],
+) -> Result<()> {
+    let mut toml = format!("interfaces = {:?}\n", topology.interfaces);
+    writeln!(toml, "socket = \"{}\"", socket.display())?;
+    writeln!(toml, "pin-directory = \"{}\"", pins.display())?;
+    // Several labs run at once; the default would take each more than a gigabyte.
+    writeln!(toml, "limits.flows = {FLOWS}")?;
+    for service in services {
+        toml.push_str(&service.to_toml(topology));
+    }
+    fs::write(path, toml).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Starts `lb run` for the `start`th time.
+fn run_lb(host: &Host, program: &Path, config: &Path, start: u32) -> Result<Process> {
+    let mut command = host.command(program);
+    command.args(["run", "--config"]).arg(config);
+    let label = match start {
+        1 => "lb".to_owned(),
+        start => format!("lb-{start}"),
+    };
+    host.spawn(&label, command)
 }
 
 impl Balancer {
@@ -56,27 +90,53 @@ impl Balancer {
     ) -> Result<Self> {
         let config = topology.lab.directory().join("lb.toml");
         let socket = Self::socket_in(topology.lab.directory());
-        let mut toml = format!("interfaces = {:?}\n", topology.interfaces);
-        writeln!(toml, "socket = \"{}\"", socket.display())?;
-        // Several labs run at once; the default would take each more than a gigabyte.
-        writeln!(toml, "limits.flows = {FLOWS}")?;
-        for service in services {
-            toml.push_str(&service.to_toml(topology));
-        }
-        fs::write(&config, toml).with_context(|| format!("cannot write {}", config.display()))?;
-
+        let pins = topology.lab.bpf_file_system()?.join("lb");
+        write_config(&config, topology, &socket, &pins, services)?;
         let host = topology.lb.clone();
-        let mut command = host.command(program);
-        command.args(["run", "--config"]).arg(&config);
         let mut balancer = Self {
-            process: host.spawn("lb", command)?,
+            process: run_lb(&host, program, &config, 1)?,
             host,
             program: program.to_owned(),
             config,
             socket,
+            pins,
+            starts: 1,
         };
         balancer.wait_until_it_answers()?;
         Ok(balancer)
+    }
+
+    /// Writes another configuration file, which the balancer reads when it starts.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn configure(&self, topology: &Topology, services: &[Service]) -> Result<()> {
+        write_config(&self.config, topology, &self.socket, &self.pins, services)
+    }
+
+    /// Starts it again after its end, with its configuration file as that is now, and
+    /// waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it runs, or does not start; with its log.
+    pub fn start_again(&mut self) -> Result<()> {
+        ensure!(!self.process.is_running()?, "`lb run` has not ended");
+        self.starts += 1;
+        self.process = run_lb(&self.host, &self.program, &self.config, self.starts)?;
+        self.wait_until_it_answers()
+    }
+
+    /// Takes it out of the kernel after its end.
+    ///
+    /// # Errors
+    ///
+    /// When it runs, or `lb detach` fails.
+    pub fn detach(&self) -> Result<String> {
+        let mut command = self.host.command(&self.program);
+        command.args(["detach", "--pin-directory"]).arg(&self.pins);
+        run(&mut command)
     }
 
     /// Its configuration file.
@@ -152,6 +212,15 @@ impl Balancer {
     ///
     /// When it does not end, or with another status than 0; with its log.
     pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    /// Ends it with SIGTERM, so that it can be [started again](Self::start_again).
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::stop`].
+    pub fn end(&mut self) -> Result<()> {
         let status = self.process.terminate()?;
         if !status.success() {
             bail!("`lb run` ended, {status}; its log:\n{}", self.process.log());

@@ -11,7 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::unistd::geteuid;
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    unistd::geteuid,
+};
 
 use crate::{Host, host::Place, netns};
 
@@ -23,6 +27,8 @@ const ROOT_LOCK: &str = ".lock";
 /// In a lab's directory; held by the process that owns the lab for as long as it
 /// lives. The kernel lets it go however that process ends.
 const OWNER_LOCK: &str = "lock";
+/// In a lab's directory: where its BPF file system is mounted.
+const BPF: &str = "bpf";
 /// The id of the lab that stays.
 pub(crate) const STANDING: &str = "lb-lab";
 /// Set it to keep a lab's directory, with logs and captures, after its end.
@@ -112,6 +118,22 @@ impl Lab {
         &self.id
     }
 
+    /// A BPF file system of this lab: what is pinned there goes with the lab.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mounted.
+    pub fn bpf_file_system(&self) -> Result<PathBuf> {
+        let path = self.directory.join(BPF);
+        if !path.exists() {
+            fs::create_dir(&path)?;
+            let bpf = Some("bpf");
+            mount(bpf, &path, bpf, MsFlags::empty(), None::<&str>)
+                .context("cannot mount a BPF file system")?;
+        }
+        Ok(path)
+    }
+
     /// Where logs, captures, sockets and configuration of this lab are kept. It
     /// goes with the lab.
     #[must_use]
@@ -184,6 +206,11 @@ pub(crate) fn remove(id: &str) -> Result<()> {
         netns::remove(&name)?;
     }
     let directory = directory(id);
+    match umount2(&directory.join(BPF), MntFlags::MNT_DETACH) {
+        // There is none, or it is none.
+        Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+        Err(error) => return Err(error).context("cannot unmount the BPF file system"),
+    }
     if env::var_os(KEEP).is_some() && id != STANDING {
         // Without its lock it belongs to nobody, and no sweep takes it.
         fs::remove_file(directory.join(OWNER_LOCK))?;

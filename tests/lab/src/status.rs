@@ -41,22 +41,11 @@ pub struct BackendStatus {
     pub health: HealthStatus,
     /// How its packets leave.
     pub next_hop: NextHopStatus,
-    /// Its drain, if it is drained.
-    pub drain: Option<DrainStatus>,
     /// Its counters.
     #[serde(flatten)]
     pub counters: Counters,
     /// What was dropped, by reason and direction.
     pub drops: Vec<DropStatus>,
-}
-
-/// The drain of a backend.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct DrainStatus {
-    /// `draining`, `drained` or `over`.
-    pub phase: String,
-    /// Live flows now.
-    pub flows_left: u64,
 }
 
 /// What a health check found.

@@ -309,14 +309,19 @@ fn addresses_are_followed_and_missing_vips_told() -> Result<()> {
     backend
         .host
         .ip(&format!("address del {}/32 dev lo", Topology::VIP4))?;
-    let decap = Decap::start(&scene.topology, backend, "")?;
-    decap
-        .process
-        .wait_for_log("`ip address add 192.0.2.10/32 dev lo` makes it one")?;
-    let is_local = |status: &Status| status.vips.iter().map(|vip| vip.local).collect::<Vec<_>>();
+    backend.host.ip("address add 203.0.113.10/32 dev lo")?;
+    let decap = Decap::start(&scene.topology, backend, "--vip 203.0.113.0/24")?;
+    for warning in [
+        "`ip address add 192.0.2.10/32 dev lo` makes it one",
+        "only a part of 203.0.113.0/24 is this host's",
+    ] {
+        decap.process.wait_for_log(warning)?;
+    }
+    let status = decap.wait_until("it answers", |_| true)?;
+    let is_local = status.vips.iter().map(|vip| (vip.local, vip.partly_local));
     assert_eq!(
-        is_local(&decap.wait_until("it answers", |_| true)?),
-        [false, true]
+        is_local.collect::<Vec<_>>(),
+        [(false, false), (false, true), (true, false)]
     );
 
     let has = |address: &'static str| {

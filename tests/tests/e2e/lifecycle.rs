@@ -7,10 +7,10 @@ use crate::{PATIENCE, http_of_each_kind, load, programs, standard};
 
 /// Traffic that is for no service passes through the host as if nothing were there.
 #[test]
-fn other_traffic_passes_and_nothing_is_attached_afterwards() -> Result<()> {
+fn other_traffic_passes_and_nothing_is_left_when_it_is_detached() -> Result<()> {
     let (topology, _servers) = standard("lifecycle", TopologyOptions::default())?;
     let services = http_of_each_kind(&topology);
-    let balancer = Balancer::start(&topology, &programs::paths().lb, &services)?;
+    let mut balancer = Balancer::start(&topology, &programs::paths().lb, &services)?;
     let status = balancer.status()?;
     let interfaces: Vec<_> = status
         .interfaces
@@ -30,7 +30,12 @@ fn other_traffic_passes_and_nothing_is_attached_afterwards() -> Result<()> {
     };
     direct()?;
     assert!(topology.lb.ip("link show dev eth0")?.contains("xdp"));
-    balancer.stop()?;
+    balancer.end()?;
+    // Both go on without the daemon: what is for services, and what is not.
+    load(&topology, &services, 3)?;
+    direct()?;
+    assert_eq!(balancer.detach()?, "detached from eth0, eth1\n");
+    assert_eq!(balancer.detach()?, "nothing was attached\n");
     for interface in ["eth0", "eth1"] {
         let link = topology.lb.ip(&format!("link show dev {interface}"))?;
         assert!(!link.contains("xdp"), "{link}");

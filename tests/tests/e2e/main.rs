@@ -9,7 +9,8 @@ mod modes;
 mod next_hops;
 mod path_mtu;
 mod programs;
-mod selection;
+mod restarts;
+mod schedulers;
 mod traffic;
 mod udp;
 

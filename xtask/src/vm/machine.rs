@@ -41,12 +41,29 @@ pub(super) fn run(
     script: &str,
     patience: Duration,
 ) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    sweep_stale(directory)?;
     // Of this run alone.
     let directory = directory.join(std::process::id().to_string());
-    fs::create_dir_all(&directory)?;
+    fs::create_dir(&directory)?;
     let result = run_in(installation, &directory, script, patience);
     fs::remove_dir_all(&directory)?;
     result
+}
+
+/// Removes what runs have left that were killed: folders named by processes that are no more.
+/// The machine of such a run has ended with it.
+fn sweep_stale(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let process: Option<u32> = name.to_str().and_then(|name| name.parse().ok());
+        let own = process == Some(std::process::id());
+        if process.is_some() && (own || !Path::new("/proc").join(&name).exists()) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn run_in(
@@ -56,9 +73,11 @@ fn run_in(
     patience: Duration,
 ) -> Result<()> {
     let (path, verdict) = (directory.join("script"), directory.join("verdict"));
-    // Whatever happens, the machine ends, and tells by the second serial port how.
+    // Whatever happens, the machine ends, and tells by the second serial port how. While it
+    // ends, there is no file system to start a program from.
     let script = format!(
-        "({script}\n)\necho $? > /dev/ttyS1\nsync\necho o > /proc/sysrq-trigger\nsleep 60\n"
+        "({script}\n)\necho $? > /dev/ttyS1\nsync\necho o > /proc/sysrq-trigger\n\
+         while :; do :; done\n"
     );
     fs::write(&path, script)?;
     let initramfs = initramfs(installation, directory)?;
@@ -172,4 +191,25 @@ fn list(root: &Path, below: &Path, names: &mut Vec<u8>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_killed_runs_have_left_is_removed() {
+        let directory = std::env::temp_dir().join(format!("lb-vm-sweep-{}", std::process::id()));
+        // No process has a number beyond PID_MAX_LIMIT.
+        let killed = directory.join("4194305");
+        let runs = directory.join(std::os::unix::process::parent_id().to_string());
+        let other = directory.join("other");
+        for path in [&killed, &runs, &other] {
+            fs::create_dir_all(path.join("root")).unwrap();
+        }
+        sweep_stale(&directory).unwrap();
+        let left = [&killed, &runs, &other].map(|path| path.exists());
+        fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(left, [false, true, true]);
+    }
 }

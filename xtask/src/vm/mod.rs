@@ -35,7 +35,7 @@ struct Tests {
     environment: &'static str,
 }
 
-const TESTS: [Tests; 5] = [
+const TESTS: [Tests; 6] = [
     // Loading of the programs, and what they cost the verifier.
     Tests {
         package: "lb-userspace",
@@ -66,6 +66,13 @@ const TESTS: [Tests; 5] = [
         package: "lb-tests",
         target: "properties",
         arguments: "",
+        environment: "",
+    },
+    // Devices that only this kernel is sure to have.
+    Tests {
+        package: "lb-tests",
+        target: "devices",
+        arguments: "--test-threads 1",
         environment: "",
     },
 ];
