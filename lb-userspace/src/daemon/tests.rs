@@ -783,7 +783,7 @@ fn another_service_of_the_same_name_begins_at_zero() {
     sweep(&mut balancer, at(5), &[], &[]);
     balancer.change(add("b", 21), at(5)).unwrap();
     let services = &balancer.plane.image.services;
-    let ids: Vec<u32> = services.values().map(|service| service.id()).collect();
+    let ids: Vec<u32> = services.values().map(lb_common::service::Service::id).collect();
     assert_eq!(ids, [2, 3, 1], "web, a, b");
     for service in balancer.status(at(0)).services {
         assert_eq!(service.new_flows, 0, "{}", service.name);

@@ -65,7 +65,7 @@ impl Reconciler {
             }
         }
         let all = || image.backends.iter().chain(&removed);
-        let in_use = image.services.values().map(|service| service.id());
+        let in_use = image.services.values().map(Service::id);
         let of_backends = all().map(|(_, entry)| entry.service);
         let services = services.into_iter();
         ids.services.adopt(
