@@ -86,14 +86,14 @@ impl Service {
     /// Some backend takes no more than a number of flows.
     pub const BOUNDED: u8 = 1 << 3;
 
-    /// Index of its ring in `RINGS`, and its name in counters. At least 1.
+    /// Index of its ring in `RINGS` or `SIZED_RINGS`, and its name in counters. At least 1.
     #[inline(always)]
     #[must_use]
     pub const fn id(&self) -> u32 {
         self.id as u32
     }
 
-    /// Slots of its ring.
+    /// Slots of its ring, which is in `SIZED_RINGS` where they are not [`RING_SIZE`].
     #[inline(always)]
     #[must_use]
     pub fn ring_size(&self) -> u32 {

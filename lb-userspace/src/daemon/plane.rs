@@ -71,15 +71,15 @@ impl Wired {
         let removed: BTreeMap<u32, Backend> = backends.extract_if(.., is_removed).collect();
         let services = datapath.services()?;
         let mut rings = Rings::default();
-        let mut found_rings = BTreeSet::new();
+        let mut found_rings = BTreeMap::new();
         for service in services.values() {
-            if found_rings.contains(&service.id()) {
+            if found_rings.contains_key(&service.id()) {
                 continue;
             }
-            if let Some(ring) = datapath.ring(service.id())? {
+            if let Some(ring) = datapath.ring(service.id(), service.ring_size())? {
                 let is_there = |id: u32| backends.contains_key(&id);
                 rings.adopt(service, &ring, is_there, start.elapsed());
-                found_rings.insert(service.id());
+                found_rings.insert(service.id(), ring.len() as u32);
             }
         }
         let pools: BTreeSet<u32> = backends
@@ -170,11 +170,11 @@ impl Tables for Wired {
                 self.datapath.remove_backend(*id)
             }
             Op::SetRings(rings) => self.set_rings(rings),
-            Op::RemoveRings(services) => {
-                for service in services {
-                    self.rings.remove(*service);
+            Op::RemoveRings(rings) => {
+                for (service, slots) in rings {
+                    self.rings.remove(*service, *slots);
                 }
-                self.datapath.remove_rings(services)
+                self.datapath.remove_rings(rings)
             }
             Op::SetService(packets, service) => self.datapath.set_service(*packets, *service),
             Op::RemoveService(packets) => self.datapath.remove_service(*packets),

@@ -211,8 +211,9 @@ fn started(spec: ServiceSpec, mut memory: Memory) -> Balancer<Memory> {
     };
     let desired = Desired::new([spec]).unwrap();
     let image = &mut memory.image;
-    image.found_rings.extend(image.rings.keys());
-    image.rings.clear();
+    let rings = std::mem::take(&mut image.rings).into_iter();
+    let found = rings.map(|(id, ring)| (id, ring.size.get()));
+    image.found_rings.extend(found);
     let found = Found {
         image: image.clone(),
         removed: memory.removed.clone(),
@@ -783,7 +784,10 @@ fn another_service_of_the_same_name_begins_at_zero() {
     sweep(&mut balancer, at(5), &[], &[]);
     balancer.change(add("b", 21), at(5)).unwrap();
     let services = &balancer.plane.image.services;
-    let ids: Vec<u32> = services.values().map(lb_common::service::Service::id).collect();
+    let ids: Vec<u32> = services
+        .values()
+        .map(lb_common::service::Service::id)
+        .collect();
     assert_eq!(ids, [2, 3, 1], "web, a, b");
     for service in balancer.status(at(0)).services {
         assert_eq!(service.new_flows, 0, "{}", service.name);

@@ -10,7 +10,7 @@ use aya::maps::MapError;
 use lb_common::{
     backend::Backend,
     map_name,
-    ring::Slot,
+    ring::{RING_SIZE, Slot},
     service::{Service, Vip},
 };
 
@@ -105,10 +105,14 @@ impl Datapath {
         Ok(interfaces)
     }
 
-    /// The ring of a service; `None` where none was made.
-    pub fn ring(&self, service: u32) -> Result<Option<Vec<Slot>>> {
-        let ring = self
-            .rings
+    /// The ring of a service of so many slots; `None` where none was made.
+    pub fn ring(&self, service: u32, slots: u32) -> Result<Option<Vec<Slot>>> {
+        let rings = if slots == RING_SIZE {
+            &self.rings
+        } else {
+            &self.sized_rings
+        };
+        let ring = rings
             .get(service)
             .map_err(map_error("reading", map_name::RINGS))?;
         let Some(ring) = ring else {

@@ -3,7 +3,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -123,9 +123,13 @@ impl Rings {
         kept.content(service, &filled)
     }
 
-    /// The ring of a service is gone.
-    pub fn remove(&mut self, service: u32) {
-        self.kept.remove(&service);
+    /// The ring of a service with so many slots is gone. It may have another now.
+    pub fn remove(&mut self, service: u32, slots: u32) {
+        if let Entry::Occupied(kept) = self.kept.entry(service)
+            && kept.get().owners.len() == slots as usize
+        {
+            kept.remove();
+        }
     }
 
     /// A backend is no more.

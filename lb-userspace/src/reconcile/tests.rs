@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::addr::LinkPath;
+use lb_common::{addr::LinkPath, ring::RING_SIZE};
 use proptest::{
     collection::{btree_map, vec},
     prelude::*,
@@ -29,6 +29,9 @@ struct Checked {
     image: Image,
     /// Backends that were removed, until their ids are released.
     removed: BTreeMap<u32, Backend>,
+    /// Ids of services that have a ring in the table of those of the usual size, and in the
+    /// other.
+    rings: BTreeSet<(u32, bool)>,
     /// Steps until one is refused.
     patience: Option<usize>,
 }
@@ -36,8 +39,9 @@ struct Checked {
 impl Checked {
     /// A daemon ends here. What the next one finds.
     fn found(&mut self) -> Found {
-        self.image.found_rings.extend(self.image.rings.keys());
-        self.image.rings.clear();
+        let rings = std::mem::take(&mut self.image.rings).into_iter();
+        let found = rings.map(|(id, ring)| (id, ring.size.get()));
+        self.image.found_rings.extend(found);
         // The ports that are reserved are in use, as far as one can tell.
         for reserved in self.image.pools.values_mut() {
             *reserved = PortSet::default();
@@ -79,6 +83,15 @@ impl Tables for Checked {
             Op::SetBackend(id, _) => {
                 assert!(!self.removed.contains_key(id), "{id} may be in use");
             }
+            Op::SetRings(rings) => {
+                let table = |(id, ring): &(u32, Ring)| (*id, ring.size == RingSize::DEFAULT);
+                self.rings.extend(rings.iter().map(table));
+            }
+            Op::RemoveRings(rings) => {
+                for (id, slots) in rings {
+                    self.rings.remove(&(*id, *slots == RING_SIZE));
+                }
+            }
             Op::RemoveBackend(id) => {
                 self.removed.insert(*id, self.image.backends[id]);
             }
@@ -110,9 +123,11 @@ fn assert_sound(image: &Image) {
     }
     for (packets, service) in &image.services {
         // A ring that was never made has no slot to look for.
-        if let Some(ring) = image.rings.get(&service.id()) {
-            assert!(service.ring_size() <= ring.size.get(), "{packets:?}");
-        }
+        let ring = image.rings.get(&service.id());
+        let size = ring.map_or(u32::MAX, |ring| ring.size.get());
+        // One that has or gets the usual size finds its old ring in another table.
+        let usual = [size, service.ring_size()].contains(&RING_SIZE);
+        assert!(usual || service.ring_size() <= size, "{packets:?}");
     }
     for (id, backend) in &image.backends {
         let ifindex = backend.path.ifindex;
@@ -869,7 +884,7 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
                     let (first, last) = ranges[ports];
                     spec.address.ports = PortRange::new(first, last).unwrap();
                     if swap {
-                        spec.ring_size = 251;
+                        spec.ring_size = if drops { 251 } else { 1_009 };
                     }
                     if drops {
                         spec.other_ports = OtherPorts::Drop;
@@ -1007,6 +1022,9 @@ proptest! {
             inputs.reconcile(&mut reconciler, &mut tables, at(1)).unwrap();
         }
         let inputs = sequence.last().unwrap();
+        let rings = tables.image.rings.iter();
+        let rings = rings.map(|(id, ring)| (*id, ring.size == RingSize::DEFAULT));
+        prop_assert_eq!(&tables.rings, &rings.collect());
         let before = tables.image.clone();
         let resting: BTreeSet<u32> = reconciler.ids().backends.at_rest().collect();
         let mut reconciler = Reconciler::adopt(tables.found(), &inputs.desired, at(2));
