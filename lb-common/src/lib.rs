@@ -29,7 +29,7 @@ pub mod service;
 pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {
@@ -58,6 +58,8 @@ pub mod map_name {
     pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Service id to its ring, an array of [`Slot`](crate::ring::Slot)s.
     pub const RINGS: &str = "RINGS";
+    /// The same for rings that have not [`RING_SIZE`](crate::ring::RING_SIZE) slots.
+    pub const SIZED_RINGS: &str = "SIZED_RINGS";
     /// Service id to [`ServiceOptions`](crate::service::ServiceOptions).
     pub const OPTIONS: &str = "OPTIONS";
     /// Service id to the number of turns so far, a `u64`.

@@ -2,8 +2,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Slots of a ring: a prime, as Maglev needs, and large enough that weights are
-/// kept within a percent (Eisenbud et al., "Maglev", NSDI 2016, section 5.3).
+/// Slots of a ring unless the service has another number: a prime, as Maglev needs, and large
+/// enough that weights are kept within a percent (Eisenbud et al., "Maglev", NSDI 2016,
+/// section 5.3).
 pub const RING_SIZE: u32 = 65_537;
 
 /// In place of a backend's id: there is none.

@@ -2,7 +2,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Number of services unless the daemon sets another.
+use crate::ring::RING_SIZE;
+
+/// Number of services unless the daemon sets another, which an id of 16 bits allows.
 pub const MAX_SERVICES: u32 = 4_096;
 
 /// Key of `SERVICES_V4`: services on one address and one port.
@@ -58,31 +60,72 @@ impl Mode {
     }
 }
 
-/// Value of `SERVICES_V4`, `SERVICES_V6` and `PORTS`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+/// Value of `SERVICES_V4`, `SERVICES_V6` and `PORTS`: a word, which calls take and return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(8))]
 pub struct Service {
-    /// Index of its ring in `RINGS`, and its name in counters. At least 1.
-    pub id: u32,
+    /// See [`Self::id`].
+    pub id: u16,
     /// A [`Mode`].
     pub mode: u8,
     /// A [`Scheduler`].
     pub scheduler: u8,
     /// A set of the constants of this type.
-    pub flags: u16,
+    pub flags: u8,
+    /// See [`Self::ring_size`]. The least significant byte first.
+    pub ring_size: [u8; 3],
 }
 
 impl Service {
     /// Every flow has an entry.
-    pub const TRACKED: u16 = 1;
+    pub const TRACKED: u8 = 1;
     /// The client's address alone chooses the slot.
-    pub const BY_CLIENT: u16 = 1 << 1;
+    pub const BY_CLIENT: u8 = 1 << 1;
     /// The client's address and port choose the slot.
-    pub const BY_CLIENT_PORT: u16 = 1 << 2;
+    pub const BY_CLIENT_PORT: u8 = 1 << 2;
     /// Some backend takes no more than a number of flows.
-    pub const BOUNDED: u16 = 1 << 3;
+    pub const BOUNDED: u8 = 1 << 3;
+
+    /// Index of its ring in `RINGS` or `SIZED_RINGS`, and its name in counters. At least 1.
+    #[inline(always)]
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.id as u32
+    }
+
+    /// Slots of its ring, which is in `SIZED_RINGS` where they are not [`RING_SIZE`].
+    #[inline(always)]
+    #[must_use]
+    pub fn ring_size(&self) -> u32 {
+        // Of the whole word, which the program has in a register; single bytes would each
+        // take a place of its own on the stack.
+        let word: u64 = zerocopy::transmute!(*self);
+        (u64::from_le(word) >> 40) as u32
+    }
+
+    /// With another number of slots, less than 2^24.
+    #[must_use]
+    pub const fn with_ring_size(self, slots: u32) -> Self {
+        let [low, middle, high, _] = slots.to_le_bytes();
+        Self {
+            ring_size: [low, middle, high],
+            ..self
+        }
+    }
+}
+
+impl Default for Service {
+    /// One without an id, with as many slots as most rings have.
+    fn default() -> Self {
+        let nothing = Self {
+            id: 0,
+            mode: 0,
+            scheduler: 0,
+            flags: 0,
+            ring_size: [0; 3],
+        };
+        nothing.with_ring_size(RING_SIZE)
+    }
 }
 
 /// How a new flow finds its slot in the ring.
@@ -179,6 +222,7 @@ pub const MAX_PORT_PREFIXES: u32 = 131_072;
 const _: () = assert!(size_of::<ServiceKey4>() == 8);
 const _: () = assert!(size_of::<ServiceKey6>() == 24);
 const _: () = assert!(size_of::<Service>() == 8);
+const _: () = assert!(MAX_SERVICES <= 1 << 16);
 const _: () = assert!(size_of::<ServiceOptions>() == 8);
 const _: () = assert!(size_of::<Vip>() == 8);
 const _: () = assert!(size_of::<PortKey>() == 8);

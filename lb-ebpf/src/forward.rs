@@ -40,17 +40,17 @@ pub fn packet<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>) -> u32 {
 fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Service) -> Verdict {
     let length = packet
         .check(ctx)
-        .map_err(|reason| Refused::forward(reason, service.id, 0))?;
+        .map_err(|reason| Refused::forward(reason, service.id(), 0))?;
     let (id, action) = if Mode::translates(service.mode) {
         let (flow, backend) = flow::of_client(ctx, packet, service)
-            .map_err(|(reason, backend)| Refused::forward(reason, service.id, backend))?;
+            .map_err(|(reason, backend)| Refused::forward(reason, service.id(), backend))?;
         let id = flow.backend();
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         (id, translate(ctx, packet, flow, backend))
     } else {
         let (id, backend) = select::of_packet(packet, service)
-            .map_err(|(reason, backend)| Refused::forward(reason, service.id, backend))?;
+            .map_err(|(reason, backend)| Refused::forward(reason, service.id(), backend))?;
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         if service.flags & Service::TRACKED == 0 {
@@ -58,7 +58,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Ser
         }
         (id, direct(ctx, packet, service, id, backend, length))
     };
-    let action = action.map_err(|reason| Refused::forward(reason, service.id, id))?;
+    let action = action.map_err(|reason| Refused::forward(reason, service.id(), id))?;
     count::forwarded(id, u64::from(length));
     Ok(action)
 }
@@ -75,12 +75,12 @@ fn fits<F: Family>(
     if backend.path.ifindex == 0 {
         return Err(Refused::forward(
             DropReason::NextHopUnresolved,
-            service.id,
+            service.id(),
             id,
         ));
     }
     if is_too_big(length, backend.mtu) {
-        let refused = Refused::forward(DropReason::TooBig, service.id, id);
+        let refused = Refused::forward(DropReason::TooBig, service.id(), id);
         return Err(refused.with_mtu(packet.part, backend.mtu));
     }
     Ok(())

@@ -2,7 +2,7 @@
 //! defaults that the daemon overrides when it loads the program.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
     btf_maps::{
         Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap,
         ProgramArray,
@@ -75,9 +75,18 @@ pub static PORTS: LpmTrie<PortKey, Service, PORT_PREFIXES> = LpmTrie::new();
 /// [`Slot`](lb_common::ring::Slot) is a word, for the same reason as with [`Pool`].
 pub type Ring = Array<u64, { RING_SIZE as usize }, { BPF_F_MMAPABLE as usize }>;
 
-/// Rings by service id.
+/// Rings of the usual size, by service id.
 #[btf_map]
 pub static RINGS: ArrayOfMaps<Ring, SERVICES> = ArrayOfMaps::new();
+
+/// A ring of any size. The verifier writes the look at a slot into the program where it knows
+/// the size, and a call where it does not: so these have a table of their own.
+pub type SizedRing =
+    Array<u64, { RING_SIZE as usize }, { (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize }>;
+
+/// Rings of other sizes, by service id.
+#[btf_map]
+pub static SIZED_RINGS: ArrayOfMaps<SizedRing, SERVICES> = ArrayOfMaps::new();
 
 /// What few packets need of a service, by its id.
 #[btf_map]

@@ -16,7 +16,7 @@ use crate::{
     atomic::fetch_add_u64,
     count,
     family::Family,
-    maps::{BACKENDS, OPTIONS, RINGS, TURNS},
+    maps::{BACKENDS, OPTIONS, RINGS, SIZED_RINGS, TURNS},
     packet::{Packet, Part, tcp},
     pin, service,
 };
@@ -39,7 +39,7 @@ pub fn of_packet<F: Family>(
 ) -> Result<Choice, (DropReason, u32)> {
     admit::<F>(&packet.tuple)?;
     let index = index(&packet.tuple, service);
-    let slot = slot(service.id, index);
+    let slot = slot(service, index);
     let is_tcp = packet.transport.is_tcp;
     let id = if service.flags & Service::TRACKED == 0 && (slot.is_clean() || !is_tcp) {
         slot.owner
@@ -62,7 +62,7 @@ pub fn of_packet<F: Family>(
 pub fn of_new<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<Choice, (DropReason, u32)> {
     admit::<F>(tuple)?;
     let index = index(tuple, service);
-    let slot = slot(service.id, index);
+    let slot = slot(service, index);
     let (id, backend) = reachable(for_new_flow(service, index, slot.owner))?;
     let (src, _) = F::addresses(tuple);
     if service.mode == Mode::Nat as u8 && F::same(src, F::address(&backend.address)) {
@@ -74,7 +74,7 @@ pub fn of_new<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<Choice, 
 /// The backend that a flow that is not translated has, if it is known. Nothing is written.
 #[inline(always)]
 pub fn known<F: Family>(tuple: &F::Tuple, service: &Service) -> Option<Choice> {
-    let slot = slot(service.id, index(tuple, service));
+    let slot = slot(service, index(tuple, service));
     let is_tracked = service.flags & Service::TRACKED != 0;
     let has_slot = is_tracked || F::protocol(tuple) == crate::packet::TCP;
     let mut id = slot.owner;
@@ -110,14 +110,18 @@ fn index<T: Tuple>(tuple: &T, service: &Service) -> u32 {
     } else {
         tuple.hash()
     };
-    ring::slot(hash, RING_SIZE)
+    ring::slot(hash, service.ring_size())
 }
 
 /// A slot of a service's ring; one without a backend where there is no ring.
 #[inline(always)]
-fn slot(service: u32, index: u32) -> Slot {
-    let word = RINGS.get_value(service, &index);
-    slot_of_word(word.copied().unwrap_or(0))
+fn slot(service: &Service, index: u32) -> Slot {
+    let word = if service.ring_size() == RING_SIZE {
+        RINGS.get_value(service.id(), &index).copied()
+    } else {
+        SIZED_RINGS.get_value(service.id(), &index).copied()
+    };
+    slot_of_word(word.unwrap_or(0))
 }
 
 /// A slot in a word, as a call takes it.
@@ -192,18 +196,21 @@ pub extern "C" fn schedule(service: u64, index: u32) -> u32 {
     let mut chosen = NO_BACKEND;
     for attempt in 0..ATTEMPTS {
         chosen = match service.scheduler {
-            ROUND_ROBIN => slot(service.id, turn(service.id)).owner,
-            RANDOM => slot(service.id, any_slot()).owner,
+            ROUND_ROBIN => slot(&service, turn(service.id())).owner,
+            RANDOM => slot(&service, any_slot(&service)).owner,
             LEAST_CONNECTIONS => better(
-                slot(service.id, any_slot()).owner,
-                slot(service.id, any_slot()).owner,
+                slot(&service, any_slot(&service)).owner,
+                slot(&service, any_slot(&service)).owner,
             ),
             // Another slot for each attempt, the same on every balancer.
             _ => {
                 if attempt != 0 {
-                    index = ring::slot(index.wrapping_add(attempt).wrapping_mul(SPREAD), RING_SIZE);
+                    index = ring::slot(
+                        index.wrapping_add(attempt).wrapping_mul(SPREAD),
+                        service.ring_size(),
+                    );
                 }
-                slot(service.id, index).owner
+                slot(&service, index).owner
             }
         };
         if chosen == NO_BACKEND || service.flags & Service::BOUNDED == 0 || has_room(chosen) {
@@ -216,11 +223,11 @@ pub extern "C" fn schedule(service: u64, index: u32) -> u32 {
 /// An odd number with well-spread bits (of the golden ratio).
 const SPREAD: u32 = 0x9E37_79B1;
 
-/// A slot by chance.
+/// A slot of a service's ring, by chance.
 #[inline(always)]
-fn any_slot() -> u32 {
+fn any_slot(service: &Service) -> u32 {
     // SAFETY: the helper takes nothing.
-    ring::slot(unsafe { bpf_get_prandom_u32() }, RING_SIZE)
+    ring::slot(unsafe { bpf_get_prandom_u32() }, service.ring_size())
 }
 
 /// The slot whose turn it is.

@@ -12,7 +12,7 @@ use lb_common::{
     backend::Backend,
     flow::{FlowValue, state},
     fragment::FRAGMENT_TICKS,
-    ring::Slot,
+    ring::{RING_SIZE, Slot},
 };
 use lb_userspace::datapath::{
     Datapath, Family, FlowPair, FlowTable, FlowTables, LiveFlows, LogLevel, Options, Outlet,
@@ -235,7 +235,9 @@ impl Bench {
         for ifindex in missing(&old.interfaces, &world.interfaces) {
             self.datapath.remove_interface(*ifindex)?;
         }
-        let empty: Vec<u32> = missing(&old.rings, &world.rings).copied().collect();
+        let empty: Vec<(u32, u32)> = missing(&old.rings, &world.rings)
+            .map(|id| (*id, RING_SIZE))
+            .collect();
         if !empty.is_empty() {
             self.datapath.remove_rings(&empty)?;
         }

@@ -210,7 +210,7 @@ impl Flow {
         });
         Self {
             kind,
-            service: kind.service().id,
+            service: kind.service().id(),
             client: kind.client(),
             vip: kind.vip(),
             backend: kind.backend(),

@@ -190,7 +190,7 @@ impl World {
     /// The same for what clients send to `frontend`.
     pub fn add_service_at(&mut self, flow: &Flow, frontend: Frontend) {
         let service = Service {
-            id: flow.service,
+            id: flow.service as u16,
             ..flow.kind.service()
         };
         self.services.insert(frontend, service);
@@ -200,8 +200,8 @@ impl World {
     /// Removes the standard services that `wanted` says no to.
     pub fn keep_services(&mut self, wanted: impl Fn(Kind) -> bool) {
         for kind in Kind::all(|kind| !wanted(*kind)) {
-            let id = kind.service().id;
-            self.services.retain(|_, service| service.id != id);
+            let id = kind.service().id();
+            self.services.retain(|_, service| service.id() != id);
         }
     }
 
@@ -223,20 +223,20 @@ impl World {
 
     /// Gives the slots of a service's ring to backends by turns.
     pub fn share_ring(&mut self, kind: Kind, backends: &[u32]) {
-        self.rings.insert(kind.service().id, ring_of(backends));
+        self.rings.insert(kind.service().id(), ring_of(backends));
     }
 
     /// Gives the whole ring of a service to one backend, 0 for none.
     pub fn set_ring(&mut self, kind: Kind, backend: u32) {
-        self.origins.remove(&kind.service().id);
-        self.rings.insert(kind.service().id, ring_of(&[backend]));
+        self.origins.remove(&kind.service().id());
+        self.rings.insert(kind.service().id(), ring_of(&[backend]));
     }
 
     /// Gives the whole ring of a service to one backend, and lets another be the one of
     /// before.
     pub fn set_slots(&mut self, kind: Kind, owner: u32, origin: u32) {
-        self.rings.insert(kind.service().id, ring_of(&[owner]));
-        self.origins.insert(kind.service().id, origin);
+        self.rings.insert(kind.service().id(), ring_of(&[owner]));
+        self.origins.insert(kind.service().id(), origin);
     }
 
     /// Rings by service id, with the origins of their slots.
@@ -331,7 +331,7 @@ impl Kind {
     #[must_use]
     pub fn service(self) -> Service {
         Service {
-            id: self.index() + 1,
+            id: self.index() as u16 + 1,
             mode: self.mode as u8,
             ..Service::default()
         }
@@ -401,7 +401,7 @@ fn standard_backend(kind: Kind, id: u32) -> Backend {
     Backend {
         path: Link::to_backend(id).path(),
         mtu: MTU - kind.overhead() as u32,
-        service: kind.service().id,
+        service: kind.service().id(),
         state: BackendState::Up as u8,
         outer: kind.outer as u8,
         port: match kind.mode {

@@ -238,7 +238,7 @@ fn to_nat_backend<F: Version>(
     sent: &F::Tuple,
     service: &Service,
 ) -> Verdict {
-    let refused = |reason, backend| Refused::forward(reason, service.id, backend);
+    let refused = |reason, backend| Refused::forward(reason, service.id(), backend);
     error.check(ctx).map_err(|reason| refused(reason, 0))?;
     let flow = flow::of_tuple::<F>(sent).ok_or(refused(DropReason::NoFlow, 0))?;
     let id = flow.backend();
@@ -271,7 +271,7 @@ fn to_backend<F: Version>(
     sent: &F::Tuple,
     service: &Service,
 ) -> Verdict {
-    let refused = |reason, backend| Refused::forward(reason, service.id, backend);
+    let refused = |reason, backend| Refused::forward(reason, service.id(), backend);
     error.check(ctx).map_err(|reason| refused(reason, 0))?;
     let (id, backend) =
         select::known::<F>(sent, service).ok_or(refused(DropReason::NoBackend, 0))?;

@@ -136,7 +136,7 @@ impl Report<'_> {
         {
             return XDP_PASS;
         }
-        let refused = |reason| Refused::reply(reason, service.id, id);
+        let refused = |reason| Refused::reply(reason, service.id(), id);
         if let Err(reason) = check_ip::<F>(ctx, self.link, ip, self.headers) {
             return refused(reason).drop(ctx);
         }

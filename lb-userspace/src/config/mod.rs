@@ -75,8 +75,6 @@ impl Limits {
     pub const MIN_FLOWS: u32 = 1_024;
     /// The largest number of flows: some 18 GiB of memory for IPv4, 24 for IPv6.
     pub const MAX_FLOWS: u32 = 67_108_864;
-    /// Places for embryonic flows unless the file says otherwise.
-    pub const DEFAULT_EMBRYONIC: u32 = 131_072;
     /// The least number of places for embryonic flows.
     pub const MIN_EMBRYONIC: u32 = 1_024;
     /// The largest number of places for embryonic flows.
@@ -87,7 +85,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: lb_common::flow::MAX_FLOWS,
-            embryonic: Self::DEFAULT_EMBRYONIC,
+            embryonic: lb_common::MAX_EMBRYONIC,
         }
     }
 }

@@ -273,7 +273,7 @@ impl<P: Plane> Balancer<P> {
                         drain.change(wanted);
                         drain
                     }
-                    None => Drain::new(wanted, now, self.live_flows(&name)),
+                    None => Drain::new(wanted, now, self.live_flows(spec, backend.address)),
                 };
                 self.drains.insert(name, drain);
             }
@@ -283,9 +283,11 @@ impl<P: Plane> Balancer<P> {
     /// Tells of drains that have come to an end.
     fn watch_drains(&mut self, now: Duration) {
         let mut drains = std::mem::take(&mut self.drains);
-        for (name, drain) in &mut drains {
-            let flows = self.live_flows(name);
-            let (service, backend) = name;
+        for ((service, backend), drain) in &mut drains {
+            let Some(spec) = self.desired.service(service) else {
+                continue;
+            };
+            let flows = self.live_flows(spec, *backend);
             match drain.step(now, flows) {
                 Some(DrainPhase::Drained) => {
                     tracing::info!(%service, %backend, "the backend is drained: no flow is left");
@@ -300,11 +302,11 @@ impl<P: Plane> Balancer<P> {
     }
 
     /// Live flows of a backend; 0 also where nobody knows.
-    fn live_flows(&self, (service, backend): &Name) -> u64 {
-        let name = (service.as_str().into(), *backend);
+    fn live_flows(&self, spec: &ServiceSpec, backend: BackendAddress) -> u64 {
+        let name = (spec.name.as_str().into(), backend);
         let id = self.reconciler.ids().backends.get(&name);
         let figures = id.and_then(|id| self.ledger.backend(id, &self.plane).ok());
-        figures.map_or(0, |figures| status::active(&figures))
+        figures.map_or(0, |figures| status::active(spec, &figures))
     }
 
     /// The drain of a backend.

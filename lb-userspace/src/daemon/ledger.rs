@@ -18,6 +18,8 @@ use crate::{
 pub(super) trait Meters {
     /// What passed for a backend.
     fn counters(&self, backend: u32) -> datapath::Result<Counters>;
+    /// Flows of a backend that are confirmed and have not ended.
+    fn live_flows(&self, backend: u32) -> u32;
     /// Dropped packets.
     fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>>;
     /// Forgets a backend: its counters are zero.
@@ -36,6 +38,8 @@ pub(super) struct Figures {
     pub(super) counters: Counters,
     /// Flows that the sweep ended.
     pub(super) expired: u64,
+    /// Flows with entries that are confirmed and have not ended.
+    pub(super) live: u64,
     /// Dropped packets.
     pub(super) drops: Drops,
 }
@@ -44,6 +48,7 @@ impl Figures {
     fn add(&mut self, other: &Self) {
         self.counters = self.counters.plus(other.counters);
         self.expired += other.expired;
+        self.live += other.live;
         add(&mut self.drops, &other.drops);
     }
 }
@@ -127,7 +132,7 @@ impl Ledger {
             let figures = Figures {
                 counters: meters.counters(*id)?,
                 expired: account.expired,
-                drops: Drops::new(),
+                ..Figures::default()
             };
             self.former
                 .entry(account.service)
@@ -157,6 +162,7 @@ impl Ledger {
         Ok(Figures {
             counters: meters.counters(id)?,
             expired: account.expired,
+            live: meters.live_flows(id).into(),
             drops: Drops::new(),
         })
     }

@@ -10,6 +10,7 @@ use lb_common::{
     Runtime,
     backend::{Backend, BackendState},
     counters::{Counters, DropKey},
+    ring::RING_SIZE,
     service::ServiceOptions,
 };
 
@@ -47,9 +48,9 @@ pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
     ) -> datapath::Result<()>;
 }
 
-/// Rings that are filled and written together. Each takes half a megabyte until then, and
-/// each write waits for the packets that are on their way.
-const RINGS_AT_A_TIME: usize = 64;
+/// Slots of rings that are filled and written together, if there is more than one ring. Each
+/// takes eight bytes until then, and each write waits for the packets that are on their way.
+const SLOTS_AT_A_TIME: u32 = 64 * RING_SIZE;
 
 /// The datapath and its rings.
 pub(super) struct Wired {
@@ -70,15 +71,15 @@ impl Wired {
         let removed: BTreeMap<u32, Backend> = backends.extract_if(.., is_removed).collect();
         let services = datapath.services()?;
         let mut rings = Rings::default();
-        let mut found_rings = BTreeSet::new();
+        let mut found_rings = BTreeMap::new();
         for service in services.values() {
-            if found_rings.contains(&service.id) {
+            if found_rings.contains_key(&service.id()) {
                 continue;
             }
-            if let Some(ring) = datapath.ring(service.id)? {
+            if let Some(ring) = datapath.ring(service.id(), service.ring_size())? {
                 let is_there = |id: u32| backends.contains_key(&id);
-                rings.adopt(service.id, &ring, is_there, start.elapsed());
-                found_rings.insert(service.id);
+                rings.adopt(service, &ring, is_there, start.elapsed());
+                found_rings.insert(service.id(), ring.len() as u32);
             }
         }
         let pools: BTreeSet<u32> = backends
@@ -111,31 +112,36 @@ impl Wired {
     }
 
     fn write(&mut self, rings: &[Written]) -> datapath::Result<()> {
-        for rings in rings.chunks(RINGS_AT_A_TIME) {
-            for ring in rings {
-                let options = ServiceOptions {
-                    turns: ring.turns,
-                    ..ServiceOptions::default()
-                };
-                self.datapath.set_options(ring.service, options)?;
-            }
-            let slots: Vec<_> = rings
-                .iter()
-                .map(|ring| (ring.service, ring.slots.clone()))
-                .collect();
-            self.datapath.set_rings(&slots)?;
-            let services = rings.iter().map(|ring| ring.service);
-            self.rings.written(services, self.start.elapsed());
+        for ring in rings {
+            let options = ServiceOptions {
+                turns: ring.turns,
+                ..ServiceOptions::default()
+            };
+            self.datapath.set_options(ring.service, options)?;
         }
+        let slots: Vec<_> = rings
+            .iter()
+            .map(|ring| (ring.service, ring.slots.clone()))
+            .collect();
+        self.datapath.set_rings(&slots)?;
+        let services = rings.iter().map(|ring| ring.service);
+        self.rings.written(services, self.start.elapsed());
         Ok(())
     }
 
     fn set_rings(&mut self, rings: &[(u32, Ring)]) -> datapath::Result<()> {
-        rings.chunks(RINGS_AT_A_TIME).try_for_each(|rings| {
-            let set = |(service, ring): &(u32, Ring)| self.rings.set(*service, ring);
-            let rings: Vec<_> = rings.iter().map(set).collect();
-            self.write(&rings)
-        })
+        let mut filled = Vec::new();
+        let mut slots = 0;
+        for (service, ring) in rings {
+            if slots + ring.size.get() > SLOTS_AT_A_TIME {
+                self.write(&filled)?;
+                filled.clear();
+                slots = 0;
+            }
+            slots += ring.size.get();
+            filled.push(self.rings.set(*service, ring));
+        }
+        self.write(&filled)
     }
 }
 
@@ -164,11 +170,11 @@ impl Tables for Wired {
                 self.datapath.remove_backend(*id)
             }
             Op::SetRings(rings) => self.set_rings(rings),
-            Op::RemoveRings(services) => {
-                for service in services {
-                    self.rings.remove(*service);
+            Op::RemoveRings(rings) => {
+                for (service, slots) in rings {
+                    self.rings.remove(*service, *slots);
                 }
-                self.datapath.remove_rings(services)
+                self.datapath.remove_rings(rings)
             }
             Op::SetService(packets, service) => self.datapath.set_service(*packets, *service),
             Op::RemoveService(packets) => self.datapath.remove_service(*packets),
@@ -181,6 +187,10 @@ impl Tables for Wired {
 impl Meters for Wired {
     fn counters(&self, backend: u32) -> datapath::Result<Counters> {
         self.datapath.counters(backend)
+    }
+
+    fn live_flows(&self, backend: u32) -> u32 {
+        self.datapath.live_flows(backend)
     }
 
     fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>> {
@@ -233,7 +243,16 @@ impl Plane for Wired {
 
     fn settle(&mut self, now: Duration, idle: &dyn Fn(u32) -> Duration) -> datapath::Result<()> {
         self.rings.tick(now, idle);
-        let rings: Vec<_> = self.rings.unwritten().take(RINGS_AT_A_TIME).collect();
+        let mut slots = 0;
+        let rings: Vec<_> = self
+            .rings
+            .unwritten()
+            .take_while(|ring| {
+                let fits = slots < SLOTS_AT_A_TIME;
+                slots += ring.slots.len() as u32;
+                fits
+            })
+            .collect();
         self.write(&rings)
     }
 

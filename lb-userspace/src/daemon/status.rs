@@ -86,7 +86,8 @@ fn service<P: Plane>(
         reply_bytes: figures.counters.reply_bytes,
         new_flows: figures.counters.new_flows,
         ended_flows: ended(&figures),
-        active_flows: active(&figures),
+        active_flows: active(spec, &figures),
+        active_is_exact: spec.has_entries(),
         drops: drops(&figures.drops),
         backends: backends.collect(),
     }
@@ -133,14 +134,14 @@ fn backend<P: Plane>(
         next_hop,
         drain: balancer
             .drain(&spec.name, backend.address)
-            .map(|drain| drain.status(now, active(figures))),
+            .map(|drain| drain.status(now, active(spec, figures))),
         packets: figures.counters.packets,
         bytes: figures.counters.bytes,
         reply_packets: figures.counters.reply_packets,
         reply_bytes: figures.counters.reply_bytes,
         new_flows: figures.counters.new_flows,
         ended_flows: ended(figures),
-        active_flows: active(figures),
+        active_flows: active(spec, figures),
         drops: drops(&figures.drops),
     }
 }
@@ -149,10 +150,15 @@ fn ended(figures: &Figures) -> u64 {
     figures.counters.ended_flows + figures.expired
 }
 
-/// Per-CPU counters are not read in one moment: the end of a flow may be seen before its
-/// begin.
-pub(super) fn active(figures: &Figures) -> u64 {
-    figures.counters.new_flows.saturating_sub(ended(figures))
+/// Flows of a service that are live. Where they have no entries, and nobody knows which of
+/// them are silent for good, those that began less those whose end was seen. Per-CPU counters
+/// are not read in one moment: the end of a flow may be seen before its begin.
+pub(super) fn active(spec: &ServiceSpec, figures: &Figures) -> u64 {
+    if spec.has_entries() {
+        figures.live
+    } else {
+        figures.counters.new_flows.saturating_sub(ended(figures))
+    }
 }
 
 fn drops(drops: &Drops) -> Vec<DropStatus> {

@@ -29,7 +29,7 @@ use crate::{
     state::{
         BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
         DrainSpec, FlowFilter, HealthSpec, HealthStatus, Mode, OnDeadline, OnEmpty, Probe, Refusal,
-        ServiceSpec, Status,
+        Scheduler, ServiceSpec, Status,
     },
 };
 
@@ -43,6 +43,7 @@ struct Memory {
     removed: BTreeMap<u32, Backend>,
     clock: u32,
     counters: HashMap<u32, Counters>,
+    live: HashMap<u32, u32>,
     drops: BTreeMap<DropKey, u64>,
     pools_in_use: HashSet<u32>,
     /// Refuses every step.
@@ -75,6 +76,10 @@ impl Tables for Memory {
 impl Meters for Memory {
     fn counters(&self, backend: u32) -> datapath::Result<Counters> {
         Ok(self.counters.get(&backend).copied().unwrap_or_default())
+    }
+
+    fn live_flows(&self, backend: u32) -> u32 {
+        self.live.get(&backend).copied().unwrap_or_default()
     }
 
     fn drops(&self) -> datapath::Result<BTreeMap<DropKey, u64>> {
@@ -206,8 +211,9 @@ fn started(spec: ServiceSpec, mut memory: Memory) -> Balancer<Memory> {
     };
     let desired = Desired::new([spec]).unwrap();
     let image = &mut memory.image;
-    image.found_rings.extend(image.rings.keys());
-    image.rings.clear();
+    let rings = std::mem::take(&mut image.rings).into_iter();
+    let found = rings.map(|(id, ring)| (id, ring.size.get()));
+    image.found_rings.extend(found);
     let found = Found {
         image: image.clone(),
         removed: memory.removed.clone(),
@@ -472,12 +478,13 @@ fn drain(seconds: Option<u64>) -> Change {
 #[test]
 fn a_drain_shows_what_is_left_until_it_is_taken_back() {
     let mut balancer = balancer(web(None, &[11, 12]));
-    balancer.plane.counters.insert(1, new_flows(10));
+    balancer.plane.live.insert(1, 10);
     balancer.change(drain(Some(60)), at(100)).unwrap();
     assert_eq!(ring(&balancer), [2]);
     assert_eq!(state(&balancer, 0), BackendState::Draining);
     assert_eq!(balancer.plane.image.backends[&1].state, Entry::Up as u8);
-    sweep(&mut balancer, at(110), &[1], &[(1, 4)]);
+    balancer.plane.live.insert(1, 6);
+    sweep(&mut balancer, at(110), &[1], &[]);
 
     let status = |balancer: &Balancer<Memory>, seconds| {
         let status = balancer.status(at(seconds));
@@ -499,7 +506,8 @@ fn a_drain_shows_what_is_left_until_it_is_taken_back() {
     );
     assert_eq!(drain_status.seconds_left, Some(10));
     assert_eq!(status(&balancer, 130).unwrap().phase, DrainPhase::Over);
-    sweep(&mut balancer, at(140), &[], &[(1, 6)]);
+    balancer.plane.live.insert(1, 0);
+    sweep(&mut balancer, at(140), &[], &[]);
     assert_eq!(status(&balancer, 140).unwrap().phase, DrainPhase::Drained);
 
     let back = Change::SetBackend {
@@ -509,6 +517,30 @@ fn a_drain_shows_what_is_left_until_it_is_taken_back() {
     balancer.change(back, at(150)).unwrap();
     assert_eq!(ring(&balancer), [1, 2]);
     assert_eq!(status(&balancer, 150), None);
+}
+
+#[test]
+fn live_flows_are_exact_where_flows_have_entries() {
+    let active = |mode: Mode, scheduler: Scheduler| {
+        let mut spec = web(None, &[11, 12]);
+        (spec.mode, spec.scheduler) = (mode, scheduler);
+        if !mode.translates() {
+            for backend in &mut spec.backends {
+                backend.address.port = BackendPort::Unnamed;
+            }
+        }
+        let mut balancer = balancer(spec);
+        balancer.plane.counters = HashMap::from([(1, new_flows(10)), (2, new_flows(3))]);
+        balancer.plane.live = HashMap::from([(1, 4), (2, 1)]);
+        sweep(&mut balancer, at(1), &[1, 2], &[(1, 2)]);
+        let service = balancer.status(at(1)).services.remove(0);
+        let of_backend = service.backends[0].active_flows;
+        (service.active_is_exact, service.active_flows, of_backend)
+    };
+    let maglev = Scheduler::Maglev;
+    assert_eq!(active(Mode::FullNat, maglev), (true, 5, 4));
+    assert_eq!(active(Mode::Dsr, Scheduler::RoundRobin), (true, 5, 4));
+    assert_eq!(active(Mode::Dsr, maglev), (false, 11, 8));
 }
 
 #[test]
@@ -693,7 +725,11 @@ fn a_service_keeps_the_figures_of_backends_that_it_lost() {
         let drops = service.drops.iter().map(|drop| drop.packets).sum::<u64>();
         let all_drops = status.drops["too-big"];
         (
-            (service.packets, service.new_flows, service.active_flows),
+            (
+                service.packets,
+                service.new_flows,
+                service.new_flows - service.ended_flows,
+            ),
             (drops, all_drops),
         )
     };
@@ -748,7 +784,10 @@ fn another_service_of_the_same_name_begins_at_zero() {
     sweep(&mut balancer, at(5), &[], &[]);
     balancer.change(add("b", 21), at(5)).unwrap();
     let services = &balancer.plane.image.services;
-    let ids: Vec<u32> = services.values().map(|service| service.id).collect();
+    let ids: Vec<u32> = services
+        .values()
+        .map(lb_common::service::Service::id)
+        .collect();
     assert_eq!(ids, [2, 3, 1], "web, a, b");
     for service in balancer.status(at(0)).services {
         assert_eq!(service.new_flows, 0, "{}", service.name);

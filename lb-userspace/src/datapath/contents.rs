@@ -105,16 +105,20 @@ impl Datapath {
         Ok(interfaces)
     }
 
-    /// The ring of a service; `None` where none was made.
-    pub fn ring(&self, service: u32) -> Result<Option<Vec<Slot>>> {
-        let ring = self
-            .rings
+    /// The ring of a service of so many slots; `None` where none was made.
+    pub fn ring(&self, service: u32, slots: u32) -> Result<Option<Vec<Slot>>> {
+        let rings = if slots == RING_SIZE {
+            &self.rings
+        } else {
+            &self.sized_rings
+        };
+        let ring = rings
             .get(service)
             .map_err(map_error("reading", map_name::RINGS))?;
         let Some(ring) = ring else {
             return Ok(None);
         };
-        let memory = Mapping::<AtomicU64>::new(ring.fd(), RING_SIZE as usize)
+        let memory = Mapping::<AtomicU64>::new(ring.fd(), ring.len() as usize)
             .map_err(map_error("mapping a ring of", map_name::RINGS))?;
         let slots = memory.get().iter();
         let slots = slots.map(|slot| zerocopy::transmute!(slot.load(Ordering::Relaxed)));

@@ -15,6 +15,9 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Flag of an array whose memory may be mapped: `BPF_F_MMAPABLE` of linux/bpf.h.
 pub(super) const MMAPABLE: u32 = 1 << 10;
+/// Flag of an array that may be an inner map beside others of another length:
+/// `BPF_F_INNER_MAP` of linux/bpf.h.
+pub(super) const OF_ANY_LENGTH: u32 = 1 << 12;
 
 /// An integer that may change under a reader.
 pub(super) trait Atomic: Sync {}

@@ -158,7 +158,10 @@ pub struct Datapath {
     vips_v6: Table<[u32; 4], Vip>,
     prefixes_v4: Trie<u32, Vip>,
     prefixes_v6: Trie<[u32; 4], Vip>,
+    /// Of [`RING_SIZE`].
     rings: OfMaps<Slot>,
+    /// Of other sizes.
+    sized_rings: OfMaps<Slot>,
     options: Array<MapData, Plain<ServiceOptions>>,
     backends: Array<MapData, Plain<Backend>>,
     port_pools: OfMaps<PortPool>,
@@ -249,9 +252,10 @@ impl Datapath {
             vips_v6: take(&mut ebpf, map_name::VIPS_V6)?,
             prefixes_v4: take(&mut ebpf, map_name::PREFIXES_V4)?,
             prefixes_v6: take(&mut ebpf, map_name::PREFIXES_V6)?,
-            rings: take_of_maps(&mut ebpf, map_name::RINGS, RING_SIZE)?,
+            rings: take_of_maps(&mut ebpf, map_name::RINGS, Inner::new(RING_SIZE))?,
+            sized_rings: take_of_maps(&mut ebpf, map_name::SIZED_RINGS, Inner::of_any_length(1))?,
             backends: take(&mut ebpf, map_name::BACKENDS)?,
-            port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, 1)?,
+            port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, Inner::new(1))?,
             ports: Arc::default(),
             options: take(&mut ebpf, map_name::OPTIONS)?,
             flows: take_flow_tables(&mut ebpf)?,
@@ -485,12 +489,17 @@ impl Datapath {
         self.set_backend(id, absent)
     }
 
-    /// Replaces the rings of services, each as a whole. A ring has [`RING_SIZE`] slots.
+    /// Replaces the rings of services, each as a whole.
     pub fn set_rings(&mut self, rings: &[(u32, Arc<[Slot]>)]) -> Result<()> {
         let make = |(service, slots): &(u32, Arc<[Slot]>)| {
-            let ring = Inner::<Slot>::new(RING_SIZE)
-                .map_err(map_error("making a ring", map_name::RINGS))?;
-            let memory = Mapping::<AtomicU64>::new(ring.fd(), RING_SIZE as usize)
+            let length = slots.len() as u32;
+            let ring = if length == RING_SIZE {
+                Inner::<Slot>::new(length)
+            } else {
+                Inner::of_any_length(length)
+            }
+            .map_err(map_error("making a ring", map_name::RINGS))?;
+            let memory = Mapping::<AtomicU64>::new(ring.fd(), slots.len())
                 .map_err(map_error("mapping a ring", map_name::RINGS))?;
             for (element, slot) in memory.get().iter().zip(slots.iter()) {
                 element.store(zerocopy::transmute!(*slot), Ordering::Relaxed);
@@ -499,9 +508,15 @@ impl Datapath {
         };
         for rings in rings.chunks(INNER_MAPS) {
             let rings: Vec<_> = rings.iter().map(make).collect::<Result<_>>()?;
+            let (usual, sized): (Vec<_>, Vec<_>) = rings
+                .into_iter()
+                .partition(|(_, ring)| ring.len() == RING_SIZE);
             self.rings
-                .set(&rings)
+                .set(&usual)
                 .map_err(map_error("writing", map_name::RINGS))?;
+            self.sized_rings
+                .set(&sized)
+                .map_err(map_error("writing", map_name::SIZED_RINGS))?;
         }
         Ok(())
     }
@@ -519,11 +534,21 @@ impl Datapath {
         self.live.of(backend)
     }
 
-    /// Empties the rings of services, so that they take no memory.
-    pub fn remove_rings(&mut self, services: &[u32]) -> Result<()> {
+    /// Empties rings of services, so that they take no memory. Each is named by the service's
+    /// id and its number of slots: a service may have one of [`RING_SIZE`] and another beside
+    /// it.
+    pub fn remove_rings(&mut self, rings: &[(u32, u32)]) -> Result<()> {
+        let of = |is_usual: bool| -> Vec<u32> {
+            let rings = rings.iter();
+            let rings = rings.filter(|(_, slots)| (*slots == RING_SIZE) == is_usual);
+            rings.map(|(service, _)| *service).collect()
+        };
         self.rings
-            .remove(services)
-            .map_err(map_error("removing", map_name::RINGS))
+            .remove(&of(true))
+            .map_err(map_error("removing", map_name::RINGS))?;
+        self.sized_rings
+            .remove(&of(false))
+            .map_err(map_error("removing", map_name::SIZED_RINGS))
     }
 
     /// Makes port pools with all ports free.
@@ -713,10 +738,17 @@ fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
         })
 }
 
-fn take_of_maps<V: Stored>(ebpf: &mut Ebpf, name: &'static str, length: u32) -> Result<OfMaps<V>> {
-    OfMaps::new(take_map(ebpf, name)?, length).map_err(|error| Error::WrongObject {
-        what: format!("map {name}: {error}"),
-    })
+fn take_of_maps<V: Stored>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    empty: std::result::Result<Inner<V>, MapError>,
+) -> Result<OfMaps<V>> {
+    let map = take_map(ebpf, name)?;
+    empty
+        .and_then(|empty| OfMaps::new(map, empty))
+        .map_err(|error| Error::WrongObject {
+            what: format!("map {name}: {error}"),
+        })
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map> {

@@ -10,7 +10,7 @@ use aya::maps::{Array, ArrayOfMaps, IterableMap as _, Map, MapData, MapError};
 
 use super::{
     bpf,
-    mapped::MMAPABLE,
+    mapped::{MMAPABLE, OF_ANY_LENGTH},
     plain::{Plain, Stored},
 };
 
@@ -23,12 +23,22 @@ impl<V: Stored> Inner<V> {
         Array::create(length, MMAPABLE).map(Self)
     }
 
+    /// Like [`Self::new`], for an outer map that takes arrays of any length.
+    pub(super) fn of_any_length(length: u32) -> Result<Self, MapError> {
+        Array::create(length, MMAPABLE | OF_ANY_LENGTH).map(Self)
+    }
+
+    /// Number of elements.
+    pub(super) fn len(&self) -> u32 {
+        self.0.len()
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.0.map().fd().as_fd()
     }
 }
 
-/// An array of arrays of `V`, all of the same length.
+/// An array of arrays of `V`.
 pub(super) struct OfMaps<V: Stored> {
     maps: ArrayOfMaps<MapData, Array<MapData, Plain<V>>>,
     fd: OwnedFd,
@@ -38,8 +48,8 @@ pub(super) struct OfMaps<V: Stored> {
 }
 
 impl<V: Stored> OfMaps<V> {
-    /// Takes the map over. Its inner maps have `length` elements.
-    pub(super) fn new(map: Map, length: u32) -> Result<Self, MapError> {
+    /// Takes the map over, with an array of zeros that fits it.
+    pub(super) fn new(map: Map, empty: Inner<V>) -> Result<Self, MapError> {
         let fd = match &map {
             Map::ArrayOfMaps(map) => Some(map.fd().as_fd().try_clone_to_owned()?),
             _ => None,
@@ -49,7 +59,7 @@ impl<V: Stored> OfMaps<V> {
             maps,
             // The conversion has refused every other kind of map.
             fd: fd.ok_or(MapError::ElementNotFound)?,
-            empty: Inner::new(length)?,
+            empty,
         })
     }
 

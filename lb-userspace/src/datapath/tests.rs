@@ -237,6 +237,31 @@ fn every_reason_has_its_overflow_key() {
     assert!(drops.values().all(|packets| *packets == 0));
 }
 
+/// Packets that find a backend, of a hundred, by a ring of `slots` for a service that says
+/// `size`.
+fn forwarded(datapath: &mut Datapath, slots: usize, size: u32) -> usize {
+    let ring = vec![Slot::clean(1); slots].into();
+    datapath.set_rings(&[(1, ring)]).unwrap();
+    let service = service().with_ring_size(size);
+    datapath.set_service(port_80(), service).unwrap();
+    let ports = 40_000 + size as u16 % 1_000..;
+    let is_sent = |port| {
+        let run = datapath.test_run(&syn(port), LO).unwrap();
+        run.verdict != Verdict::Drop
+    };
+    ports.take(100).map(is_sent).filter(|sent| *sent).count()
+}
+
+#[test]
+fn a_ring_has_any_size() {
+    let mut datapath = with_service();
+    for size in [251, 65_537, 1_000_003] {
+        assert_eq!(forwarded(&mut datapath, size as usize, size), 100, "{size}");
+    }
+    let beyond = forwarded(&mut datapath, 251, 503);
+    assert!((30..70).contains(&beyond), "{beyond} of a hundred");
+}
+
 #[test]
 fn rings_are_replaced_whole_and_removed() {
     let mut datapath = with_service();
@@ -248,16 +273,18 @@ fn rings_are_replaced_whole_and_removed() {
         .collect();
     let rings = [(1, slots.as_slice().into()), (2, ring_of(8))];
     datapath.set_rings(&rings).unwrap();
-    assert_eq!(datapath.ring(1).unwrap().unwrap(), slots);
-    assert_eq!(datapath.ring(2).unwrap().unwrap(), *ring_of(8));
-    assert_eq!(datapath.ring(3).unwrap(), None);
+    assert_eq!(datapath.ring(1, RING_SIZE).unwrap().unwrap(), slots);
+    assert_eq!(datapath.ring(2, RING_SIZE).unwrap().unwrap(), *ring_of(8));
+    assert_eq!(datapath.ring(3, RING_SIZE).unwrap(), None);
 
     datapath.set_rings(&[(1, ring_of(NO_BACKEND))]).unwrap();
     let run = datapath.test_run(&syn(40_000), LO).unwrap();
     assert_eq!(run.verdict, Verdict::Drop);
-    datapath.remove_rings(&[1, 2, 3]).unwrap();
+    datapath
+        .remove_rings(&[1, 2, 3].map(|service| (service, RING_SIZE)))
+        .unwrap();
     for service in 1..=3 {
-        let ring = datapath.ring(service).unwrap().unwrap();
+        let ring = datapath.ring(service, RING_SIZE).unwrap().unwrap();
         assert_eq!(ring, *ring_of(NO_BACKEND));
     }
     let run = datapath.test_run(&syn(40_000), LO).unwrap();
@@ -432,7 +459,7 @@ fn an_interface_can_be_removed_after_it_has_gone() {
         datapath.remove_interface(77).unwrap();
         datapath.remove_service(port_80()).unwrap();
         datapath.remove_vip(vip_address().into()).unwrap();
-        datapath.remove_rings(&[1]).unwrap();
+        datapath.remove_rings(&[(1, RING_SIZE)]).unwrap();
         datapath.remove_port_pools(&[1]).unwrap();
         let key = DropKey {
             service: 1,
@@ -512,7 +539,7 @@ fn what_is_pinned_outlives_the_daemon() {
             let backends = [(1, backend()), (3, backend())];
             assert_eq!(second.backends().unwrap(), backends.into());
             assert_eq!(second.interfaces().unwrap(), [(LO, outlet(LO))].into());
-            assert_eq!(second.ring(1).unwrap().unwrap(), *ring_of(1));
+            assert_eq!(second.ring(1, RING_SIZE).unwrap().unwrap(), *ring_of(1));
             assert_eq!(second.counters(1).unwrap(), counters);
             assert_eq!(second.runtime(), runtime);
             assert_eq!(second.adopt_port_pools([1, 2]).unwrap(), [1]);

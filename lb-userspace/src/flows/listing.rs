@@ -124,10 +124,11 @@ fn seconds(ticks: u32) -> u64 {
     u64::from(ticks) * u64::from(CLOCK_TICK_MS) / 1_000
 }
 
+/// A flow that began before the balancer saw it was confirmed then.
 fn state_of(bits: u32) -> FlowState {
     if state::is_closing(bits) {
         FlowState::Closing
-    } else if bits & state::CONFIRMED != 0 {
+    } else if bits & (state::CONFIRMED | state::JOINED) != 0 {
         FlowState::Established
     } else {
         FlowState::Embryonic

@@ -65,7 +65,7 @@ impl Reconciler {
             }
         }
         let all = || image.backends.iter().chain(&removed);
-        let in_use = image.services.values().map(|service| service.id);
+        let in_use = image.services.values().map(Service::id);
         let of_backends = all().map(|(_, entry)| entry.service);
         let services = services.into_iter();
         ids.services.adopt(
@@ -103,7 +103,7 @@ fn services<'a>(image: &Image, desired: &'a Desired) -> BTreeMap<&'a str, u32> {
         // A service within the range of another may have one of its entries.
         let mut found = BTreeMap::<u32, usize>::new();
         for service in entries.keys().filter_map(|entry| image.services.get(entry)) {
-            *found.entry(service.id).or_default() += 1;
+            *found.entry(service.id()).or_default() += 1;
         }
         let most = found.into_iter().filter(|(id, _)| !taken.contains(id));
         if let Some((id, _)) = most.max_by_key(|(_, entries)| *entries) {
@@ -124,7 +124,7 @@ fn is(entry: &Backend, service: &ServiceSpec, backend: &BackendSpec) -> bool {
 fn protocols(image: &Image) -> HashMap<u32, u8> {
     let entries = image.services.iter();
     let protocol = |(packets, service): (&Match, &Service)| match packets {
-        Match::Port { protocol, .. } | Match::Ports { protocol, .. } => (service.id, *protocol),
+        Match::Port { protocol, .. } | Match::Ports { protocol, .. } => (service.id(), *protocol),
     };
     entries.map(protocol).collect()
 }

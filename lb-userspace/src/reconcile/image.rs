@@ -1,16 +1,17 @@
 //! What the datapath's tables hold, and how to get from one content to another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lb_common::{
     backend::Backend,
+    ring::RING_SIZE,
     service::{Service, Vip},
 };
 
 use crate::{
     address::{AddressPrefix, PortSet},
     datapath::{Match, Outlet},
-    scheduler::{self, Member, RingSize, RoundRobin},
+    scheduler::{self, Filled, Member, RingSize},
     state::Scheduler,
 };
 
@@ -19,11 +20,15 @@ use crate::{
 pub struct Ring {
     /// How it is filled.
     pub scheduler: Scheduler,
+    /// How many slots it has.
+    pub size: RingSize,
     /// The backends that take new flows.
     pub members: Vec<Member>,
     /// Whether slots remember who served them before: flows of the service live where their
     /// slot says, and a SYN tells which of them are new.
     pub has_origins: bool,
+    /// Whether every flow of the service has an entry.
+    pub is_tracked: bool,
 }
 
 impl Ring {
@@ -38,15 +43,8 @@ impl Ring {
 
     /// Who owns which slot, and over how many of them turns go.
     #[must_use]
-    pub fn fill(&self) -> RoundRobin {
-        let (members, size) = (&self.members, RingSize::DEFAULT);
-        match self.scheduler {
-            Scheduler::RoundRobin => scheduler::round_robin(members, size),
-            Scheduler::Maglev | Scheduler::LeastConnections | Scheduler::Random => RoundRobin {
-                owners: scheduler::ring(members, size),
-                turns: 1,
-            },
-        }
+    pub fn fill(&self) -> Filled {
+        scheduler::ring(self.scheduler, &self.members, self.size)
     }
 }
 
@@ -63,9 +61,9 @@ pub struct Image {
     pub backends: BTreeMap<u32, Backend>,
     /// Rings by service id. To the datapath one that was never made is one without members.
     pub rings: BTreeMap<u32, Ring>,
-    /// Ids of services that have a ring of which it is not known what it was made from: that
-    /// of a daemon before this one.
-    pub found_rings: BTreeSet<u32>,
+    /// Numbers of slots of rings of which it is not known what they were made from, those of
+    /// a daemon before this one, by service id.
+    pub found_rings: BTreeMap<u32, u32>,
     /// Services by the packets that they take.
     pub services: BTreeMap<Match, Service>,
     /// Addresses of services.
@@ -93,8 +91,8 @@ pub enum Op {
     RemoveBackend(u32),
     /// Fills and replaces the rings of services.
     SetRings(Vec<(u32, Ring)>),
-    /// Removes them.
-    RemoveRings(Vec<u32>),
+    /// Removes the rings of services with so many slots.
+    RemoveRings(Vec<(u32, u32)>),
     /// Writes an entry of a service.
     SetService(Match, Service),
     /// Removes it.
@@ -146,11 +144,13 @@ impl Tables for Image {
             }
             Op::SetRings(rings) => {
                 self.rings.extend(rings.iter().cloned());
-                self.found_rings.retain(|id| !self.rings.contains_key(id));
+                self.found_rings
+                    .retain(|id, _| !self.rings.contains_key(id));
             }
-            Op::RemoveRings(services) => {
-                self.rings.retain(|id, _| !services.contains(id));
-                self.found_rings.retain(|id| !services.contains(id));
+            Op::RemoveRings(rings) => {
+                let is_left = |id: &u32, slots| !rings.contains(&(*id, slots));
+                self.rings.retain(|id, ring| is_left(id, ring.size.get()));
+                self.found_rings.retain(|id, slots| is_left(id, *slots));
             }
             Op::SetService(packets, service) => {
                 self.services.insert(*packets, *service);
@@ -187,11 +187,22 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
         }
     }
     ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
+    // A packet must not look for a slot beyond the end of a ring. So a service knows of a
+    // smaller one before it takes the place of a larger one, and of a larger one after.
+    for (packets, service) in &old.services {
+        if let Some(ring) = new.rings.get(&service.id())
+            && ring.size.get() < service.ring_size()
+            && is_usual(ring.size.get()) == is_usual(service.ring_size())
+        {
+            let service = service.with_ring_size(ring.size.get());
+            ops.push(Op::SetService(*packets, service));
+        }
+    }
     // Each ring costs a wait for the packets that are on their way. A new service begins
     // without members, so that it would have to wait for nothing but zeros.
     let rings = changed(&old.rings, &new.rings)
         .filter(|(id, ring)| {
-            let is_there = old.rings.contains_key(id) || old.found_rings.contains(id);
+            let is_there = old.rings.contains_key(id) || old.found_rings.contains_key(id);
             !ring.members.is_empty() || is_there
         })
         .map(|(k, v)| (*k, v.clone()));
@@ -213,15 +224,26 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
             ops.push(Op::ReservePorts(*id, ports.clone()));
         }
     }
-    let found = old.found_rings.iter();
-    let found = found.filter(|id| !new.rings.contains_key(id));
-    let rings: Vec<u32> = gone(&old.rings, &new.rings).chain(found).copied().collect();
-    ops.extend(some(rings).map(Op::RemoveRings));
+    let known = old.rings.iter().map(|(id, ring)| (*id, ring.size.get()));
+    let found = old.found_rings.iter().map(|(id, slots)| (*id, *slots));
+    let is_replaced = |id, slots| {
+        let ring = new.rings.get(&id);
+        ring.is_some_and(|ring| is_usual(ring.size.get()) == is_usual(slots))
+    };
+    let rings = known.chain(found);
+    let rings = rings.filter(|(id, slots)| !is_replaced(*id, *slots));
+    ops.extend(some(rings.collect()).map(Op::RemoveRings));
     ops.extend(gone(&old.backends, &new.backends).map(|k| Op::RemoveBackend(*k)));
     let pools: Vec<u32> = gone(&old.pools, &new.pools).copied().collect();
     ops.extend(some(pools).map(Op::RemovePools));
     ops.extend(gone(&old.interfaces, &new.interfaces).map(|k| Op::RemoveInterface(*k)));
     ops
+}
+
+/// Whether rings with so many slots are in the one table of rings or in the other, where those
+/// of a service may be at the same time.
+const fn is_usual(slots: u32) -> bool {
+    slots == RING_SIZE
 }
 
 /// What is in `new` and not the same in `old`.

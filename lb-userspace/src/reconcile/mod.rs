@@ -38,13 +38,11 @@ use crate::{
     datapath::{Frontend, Outlet, matches, words},
     neighbour::NextHop,
     scheduler::{
-        Member,
+        Member, RingSize,
         tiers::{self, Availability, Candidate},
     },
     slow_start,
-    state::{
-        BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, Scheduler, ServiceSpec, Track,
-    },
+    state::{BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, Scheduler, ServiceSpec},
 };
 
 /// All that the content of the tables follows from.
@@ -213,9 +211,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
         }
         scale(world, spec, &mut candidates);
         let members = tiers::members(&candidates, spec.quorum, spec.on_empty);
-        // Also one that is taken as up, though its check says otherwise.
         for member in &members {
             image.backends.entry(member.id).and_modify(|entry| {
+                // Also one that is taken as up, though its check says otherwise.
                 entry.state = BackendState::Up as u8;
                 if spec.scheduler == Scheduler::LeastConnections {
                     entry.weight = member.weight;
@@ -226,16 +224,20 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             service,
             Ring {
                 scheduler: spec.scheduler,
+                size: ring_size(spec),
                 members,
-                has_origins: spec.protocol == Protocol::Tcp && !spec.mode.translates(),
+                has_origins: spec.has_origins(),
+                is_tracked: spec.has_entries(),
             },
         );
         let entry = Service {
-            id: service,
+            id: service as u16,
             mode: service::Mode::from(spec.mode) as u8,
             scheduler: service::Scheduler::from(spec.scheduler) as u8,
             flags: flags(spec),
-        };
+            ..Service::default()
+        }
+        .with_ring_size(spec.ring_size);
         let frontend = frontend(spec);
         services.push((frontend, entry));
         let vip = image.vips.entry(frontend.address).or_default();
@@ -289,8 +291,8 @@ fn scale(world: &World<'_>, spec: &ServiceSpec, candidates: &mut [Candidate]) {
 }
 
 /// The flags of a service.
-fn flags(spec: &ServiceSpec) -> u16 {
-    let is_tracked = spec.track() == Track::All && !spec.mode.translates();
+fn flags(spec: &ServiceSpec) -> u8 {
+    let is_tracked = spec.has_entries() && !spec.mode.translates();
     let is_bounded = |backend: &BackendSpec| backend.max_connections.is_some();
     [
         (is_tracked, Service::TRACKED),
@@ -310,6 +312,11 @@ fn frontend(spec: &ServiceSpec) -> Frontend {
         ports: spec.address.ports,
         protocol: spec.protocol.number(),
     }
+}
+
+/// How many slots the ring of a service has.
+fn ring_size(spec: &ServiceSpec) -> RingSize {
+    RingSize::new(spec.ring_size).expect("the rules of services allow no others")
 }
 
 /// What a service adds to what holds for its address.

@@ -3,18 +3,21 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
 
-use lb_common::ring::Slot;
+use lb_common::{
+    ring::Slot,
+    service::{Mode, Service},
+};
 
 use super::Ring;
 use crate::{
     flows::Report,
-    scheduler::RingSize,
-    slots::{Counts, SlotSet, Slots},
+    scheduler::Filled,
+    slots::{SlotSet, Slots},
 };
 
 /// The rings, by service id.
@@ -35,14 +38,33 @@ enum Owners {
     /// Whoever follows from this.
     Made(Ring),
     /// Those that the datapath had from a daemon before.
-    Found(Vec<u32>),
+    Found {
+        /// Who owns which slot.
+        owners: Vec<u32>,
+        /// See [`Ring::is_tracked`].
+        is_tracked: bool,
+    },
 }
 
 impl Owners {
     fn of_slots(&self) -> Cow<'_, [u32]> {
         match self {
             Self::Made(recipe) => recipe.fill().owners.into(),
-            Self::Found(owners) => owners.into(),
+            Self::Found { owners, .. } => owners.into(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Made(recipe) => recipe.size.get() as usize,
+            Self::Found { owners, .. } => owners.len(),
+        }
+    }
+
+    fn is_tracked(&self) -> bool {
+        match self {
+            Self::Made(recipe) => recipe.is_tracked,
+            Self::Found { is_tracked, .. } => *is_tracked,
         }
     }
 }
@@ -62,7 +84,7 @@ impl Rings {
     /// backends that there are.
     pub fn adopt(
         &mut self,
-        service: u32,
+        service: &Service,
         ring: &[Slot],
         is_there: impl Fn(u32) -> bool,
         now: Duration,
@@ -72,8 +94,11 @@ impl Rings {
         for origin in origins.into_iter().filter(|origin| !is_there(*origin)) {
             slots.backend_removed(origin);
         }
-        let owners = Owners::Found(ring.iter().map(|slot| slot.owner).collect());
-        self.kept.insert(service, Kept { owners, slots });
+        let owners = Owners::Found {
+            owners: ring.iter().map(|slot| slot.owner).collect(),
+            is_tracked: service.flags & Service::TRACKED != 0 || Mode::translates(service.mode),
+        };
+        self.kept.insert(service.id(), Kept { owners, slots });
     }
 
     /// A service's ring is made from another recipe; what to write is returned. It counts
@@ -83,20 +108,28 @@ impl Rings {
             owners: Owners::Made(Ring::empty(recipe)),
             slots: Slots::new(),
         });
-        if recipe.has_origins {
-            let before = kept.owners.of_slots();
-            let after = recipe.fill().owners;
-            kept.slots.retarget(&before, &after);
+        let filled = recipe.fill();
+        // Nobody knows where a slot of a ring of another size was before.
+        if recipe.has_origins && kept.owners.len() == filled.owners.len() {
+            kept.slots.retarget(&kept.owners.of_slots(), &filled.owners);
+            if kept.owners.is_tracked() && !recipe.is_tracked {
+                // What has an entry may live elsewhere than its slot says.
+                kept.slots.pin_clean(filled.owners.len() as u32);
+            }
         } else {
             kept.slots = Slots::new();
         }
         kept.owners = Owners::Made(recipe.clone());
-        kept.content(service, recipe)
+        kept.content(service, &filled)
     }
 
-    /// The ring of a service is gone.
-    pub fn remove(&mut self, service: u32) {
-        self.kept.remove(&service);
+    /// The ring of a service with so many slots is gone. It may have another now.
+    pub fn remove(&mut self, service: u32, slots: u32) {
+        if let Entry::Occupied(kept) = self.kept.entry(service)
+            && kept.get().owners.len() == slots as usize
+        {
+            kept.remove();
+        }
     }
 
     /// A backend is no more.
@@ -157,8 +190,8 @@ impl Rings {
             .iter()
             .filter(|(_, kept)| !kept.slots.is_written());
         unwritten.filter_map(|(service, kept)| match &kept.owners {
-            Owners::Made(recipe) => Some(kept.content(*service, recipe)),
-            Owners::Found(_) => None,
+            Owners::Made(recipe) => Some(kept.content(*service, &recipe.fill())),
+            Owners::Found { .. } => None,
         })
     }
 
@@ -171,22 +204,153 @@ impl Rings {
             }
         }
     }
-
-    /// How many slots of a service's ring are in which state.
-    #[must_use]
-    pub fn counts(&self, service: u32) -> Option<Counts> {
-        let kept = self.kept.get(&service)?;
-        Some(kept.slots.counts(RingSize::DEFAULT.get()))
-    }
 }
 
 impl Kept {
-    fn content(&self, service: u32, recipe: &Ring) -> Written {
-        let filled = recipe.fill();
+    fn content(&self, service: u32, filled: &Filled) -> Written {
         Written {
             service,
             slots: self.slots.ring(&filled.owners).collect(),
             turns: filled.turns,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::ring::RING_SIZE;
+
+    use super::*;
+    use crate::{
+        scheduler::{Member, RingSize},
+        state::{BackendAddress, BackendPort, Scheduler},
+    };
+
+    const WEB: u32 = 1;
+
+    /// Of backends with these ids.
+    fn recipe(scheduler: Scheduler, ids: &[u32]) -> Ring {
+        let member = |id: &u32| Member {
+            address: BackendAddress {
+                ip: [10, 0, 0, *id as u8].into(),
+                port: BackendPort::Unnamed,
+            },
+            weight: 100,
+            id: *id,
+        };
+        Ring {
+            scheduler,
+            size: RingSize::DEFAULT,
+            members: ids.iter().map(member).collect(),
+            has_origins: true,
+            is_tracked: scheduler != Scheduler::Maglev,
+        }
+    }
+
+    /// Sets the ring of a service, and has it written.
+    fn set(rings: &mut Rings, recipe: &Ring, seconds: u64) -> Arc<[Slot]> {
+        let written = rings.set(WEB, recipe);
+        rings.written([WEB], Duration::from_secs(seconds));
+        written.slots
+    }
+
+    fn pinned(rings: &Rings) -> u32 {
+        rings.kept[&WEB].slots.counts(RING_SIZE).pinned
+    }
+
+    #[test]
+    fn a_backend_that_leaves_the_ring_is_the_origin_of_its_slots_until_it_is_removed() {
+        let mut rings = Rings::default();
+        let before = set(&mut rings, &recipe(Scheduler::Maglev, &[1, 2]), 0);
+        assert!(before.iter().all(|slot| slot.is_clean()));
+        let after = set(&mut rings, &recipe(Scheduler::Maglev, &[2]), 1);
+        for (before, after) in before.iter().zip(after.iter()) {
+            assert_eq!(after.owner, 2);
+            let origin = if before.owner == 1 { 1 } else { 0 };
+            assert_eq!(after.origin, origin);
+        }
+        rings.backend_removed(1);
+        let removed = rings.unwritten().next().unwrap();
+        let is_settled = |slot: &Slot| slot.is_clean() || slot.is_pinned();
+        assert!(removed.slots.iter().all(is_settled));
+    }
+
+    /// Of whatever has no entry the slot still tells where it lives.
+    #[test]
+    fn another_scheduler_leaves_origins_behind() {
+        let mut rings = Rings::default();
+        let before = set(&mut rings, &recipe(Scheduler::Maglev, &[1, 2]), 0);
+        let after = set(&mut rings, &recipe(Scheduler::RoundRobin, &[1, 2]), 1);
+        for (before, after) in before.iter().zip(after.iter()) {
+            let origin = if after.owner == before.owner {
+                0
+            } else {
+                before.owner
+            };
+            assert_eq!(after.origin, origin);
+        }
+    }
+
+    #[test]
+    fn entries_are_read_on_until_they_are_gone_where_new_flows_have_none() {
+        let mut rings = Rings::default();
+        set(&mut rings, &recipe(Scheduler::Random, &[1, 2]), 0);
+        let slots = set(&mut rings, &recipe(Scheduler::Maglev, &[1, 2]), 1);
+        assert!(slots.iter().all(|slot| slot.is_pinned()));
+        let mut used = SlotSet::default();
+        used.insert(77);
+        let report = Report {
+            slots: [(2, used)].into(),
+            ..Report::default()
+        };
+        rings.swept(Duration::from_secs(2), &report, |_| Some(WEB));
+        assert_eq!(pinned(&rings), 1);
+        // A change back and forth is nothing to whom has no entry.
+        set(&mut rings, &recipe(Scheduler::Random, &[1, 2]), 3);
+        assert_eq!(pinned(&rings), 1);
+    }
+
+    /// A daemon before had the ring of `service` as it is after `recipe`.
+    fn adopted(service: Service, recipe: &Ring) -> Rings {
+        let ring = set(&mut Rings::default(), recipe, 0);
+        let mut rings = Rings::default();
+        rings.adopt(&service, &ring, |_| true, Duration::ZERO);
+        rings
+    }
+
+    fn service(mode: Mode, flags: u8) -> Service {
+        Service {
+            id: WEB as u16,
+            mode: mode as u8,
+            flags,
+            ..Service::default()
+        }
+    }
+
+    #[test]
+    fn entries_of_a_daemon_before_are_read_on_until_they_are_gone() {
+        let maglev = recipe(Scheduler::Maglev, &[1, 2]);
+        for (mode, flags, expected) in [
+            (Mode::Dsr, 0, 0),
+            (Mode::Dsr, Service::TRACKED, RING_SIZE),
+            (Mode::FullNat, 0, RING_SIZE),
+        ] {
+            let mut rings = adopted(service(mode, flags), &maglev);
+            set(&mut rings, &maglev, 1);
+            assert_eq!(pinned(&rings), expected);
+        }
+    }
+
+    #[test]
+    fn a_ring_of_another_size_than_a_daemon_before_had_begins_anew() {
+        let before = recipe(Scheduler::Maglev, &[1, 2]);
+        let mut rings = adopted(service(Mode::Dsr, 0), &before);
+        let after = Ring {
+            size: RingSize::new(251).unwrap(),
+            ..recipe(Scheduler::Maglev, &[2, 3])
+        };
+        let slots = set(&mut rings, &after, 1);
+        assert_eq!(slots.len(), 251);
+        assert!(slots.iter().all(|slot| slot.is_clean()));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::addr::LinkPath;
+use lb_common::{addr::LinkPath, ring::RING_SIZE};
 use proptest::{
     collection::{btree_map, vec},
     prelude::*,
@@ -14,7 +14,7 @@ use crate::{
     address::{AddressPrefix, PortRange, PortSet},
     datapath::Match,
     neighbour::NextHopState,
-    state::{BackendAddress, BackendPort, Protocol, ServiceAddress},
+    state::{BackendAddress, BackendPort, Protocol, Scheduler, ServiceAddress},
 };
 
 /// An interface that the balancer is attached to.
@@ -29,6 +29,9 @@ struct Checked {
     image: Image,
     /// Backends that were removed, until their ids are released.
     removed: BTreeMap<u32, Backend>,
+    /// Ids of services that have a ring in the table of those of the usual size, and in the
+    /// other.
+    rings: BTreeSet<(u32, bool)>,
     /// Steps until one is refused.
     patience: Option<usize>,
 }
@@ -36,8 +39,9 @@ struct Checked {
 impl Checked {
     /// A daemon ends here. What the next one finds.
     fn found(&mut self) -> Found {
-        self.image.found_rings.extend(self.image.rings.keys());
-        self.image.rings.clear();
+        let rings = std::mem::take(&mut self.image.rings).into_iter();
+        let found = rings.map(|(id, ring)| (id, ring.size.get()));
+        self.image.found_rings.extend(found);
         // The ports that are reserved are in use, as far as one can tell.
         for reserved in self.image.pools.values_mut() {
             *reserved = PortSet::default();
@@ -79,14 +83,29 @@ impl Tables for Checked {
             Op::SetBackend(id, _) => {
                 assert!(!self.removed.contains_key(id), "{id} may be in use");
             }
+            Op::SetRings(rings) => {
+                let table = |(id, ring): &(u32, Ring)| (*id, ring.size == RingSize::DEFAULT);
+                self.rings.extend(rings.iter().map(table));
+            }
+            Op::RemoveRings(rings) => {
+                for (id, slots) in rings {
+                    self.rings.remove(&(*id, *slots == RING_SIZE));
+                }
+            }
             Op::RemoveBackend(id) => {
                 self.removed.insert(*id, self.image.backends[id]);
             }
             _ => {}
         }
+        let begins = match op {
+            Op::SetService(packets, _) => {
+                Some(packets).filter(|packets| !self.image.services.contains_key(packets))
+            }
+            _ => None,
+        };
         let Ok(()) = self.image.apply(op);
         assert_sound(&self.image);
-        if let Op::SetService(packets, _) = op {
+        if let Some(packets) = begins {
             assert_reserved(&self.image, packets);
         }
         Ok(())
@@ -101,6 +120,14 @@ fn assert_sound(image: &Image) {
             let backend = backend.unwrap_or_else(|| panic!("{service} names {member:?}"));
             assert_eq!(backend.service, *service);
         }
+    }
+    for (packets, service) in &image.services {
+        // A ring that was never made has no slot to look for.
+        let ring = image.rings.get(&service.id());
+        let size = ring.map_or(u32::MAX, |ring| ring.size.get());
+        // One that has or gets the usual size finds its old ring in another table.
+        let usual = [size, service.ring_size()].contains(&RING_SIZE);
+        assert!(usual || service.ring_size() <= size, "{packets:?}");
     }
     for (id, backend) in &image.backends {
         let ifindex = backend.path.ifindex;
@@ -408,6 +435,39 @@ fn tunnels_have_what_their_outer_header_needs() {
         };
         assert_eq!(backend, expected, "{mode} {address}");
     }
+}
+
+/// A TCP service by DSR with two backends.
+fn dsr() -> ServiceSpec {
+    let backends = [11, 12].map(|byte| backend_spec(byte, None, 100));
+    service(10, Mode::Dsr, Some(80), backends.into())
+}
+
+#[test]
+fn a_ring_has_the_size_that_its_service_says() {
+    let (mut reconciler, mut tables) = (Reconciler::default(), Checked::default());
+    for (now, size) in (0..).zip([65_537, 251, 1_009, 1_009]) {
+        let mut spec = web(&[1, 1]).desired.services().next().unwrap().clone();
+        spec.ring_size = size;
+        inputs([spec])
+            .reconcile(&mut reconciler, &mut tables, at(now))
+            .unwrap();
+        let image = &tables.image;
+        assert_eq!(image.services.values().next().unwrap().ring_size(), size);
+        assert_eq!(image.rings[&1].fill().owners.len(), size as usize);
+    }
+}
+
+#[test]
+fn round_robin_has_a_ring_of_its_own() {
+    let mut spec = dsr();
+    spec.backends[0].weight = 50;
+    let fill = |spec: &ServiceSpec| image_of(&inputs([spec.clone()])).rings[&1].fill();
+    assert_eq!(fill(&spec).turns, 1);
+    spec.scheduler = Scheduler::RoundRobin;
+    let filled = fill(&spec);
+    assert_eq!(filled.turns, 65_535, "a multiple of three");
+    assert_eq!(filled.owners[..6], [2, 1, 2, 2, 1, 2]);
 }
 
 #[test]
@@ -823,6 +883,9 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
                     ];
                     let (first, last) = ranges[ports];
                     spec.address.ports = PortRange::new(first, last).unwrap();
+                    if swap {
+                        spec.ring_size = if drops { 251 } else { 1_009 };
+                    }
                     if drops {
                         spec.other_ports = OtherPorts::Drop;
                         spec.icmp_echo = false;
@@ -875,7 +938,7 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
         .collect();
     let mut pools = BTreeSet::new();
     for (packets, service) in &image.services {
-        let mode = service.mode;
+        let (mode, size) = (service.mode, service.ring_size());
         let frontend = match packets {
             Match::Port { .. } => format!("{packets:?}"),
             Match::Ports {
@@ -884,14 +947,14 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
                 ports,
             } => format!("{} {protocol} {ports:?}", addresses[vip]),
         };
-        lines.push(format!("{frontend} mode {mode}"));
-        let ring = image.rings.get(&service.id);
+        lines.push(format!("{frontend} mode {mode} slots {size}"));
+        let ring = image.rings.get(&service.id());
         for member in ring.into_iter().flat_map(|ring| &ring.members) {
             let (address, weight) = (member.address, member.weight);
             lines.push(format!("{frontend} member {address} {weight}"));
         }
         for backend in image.backends.values() {
-            if backend.service == service.id {
+            if backend.service == service.id() {
                 let pool = Some(backend.port_pool).filter(|pool| *pool != 0);
                 pools.extend(pool);
                 let reserved = pool.map(|pool| &image.pools[&pool]);
@@ -959,6 +1022,9 @@ proptest! {
             inputs.reconcile(&mut reconciler, &mut tables, at(1)).unwrap();
         }
         let inputs = sequence.last().unwrap();
+        let rings = tables.image.rings.iter();
+        let rings = rings.map(|(id, ring)| (*id, ring.size == RingSize::DEFAULT));
+        prop_assert_eq!(&tables.rings, &rings.collect());
         let before = tables.image.clone();
         let resting: BTreeSet<u32> = reconciler.ids().backends.at_rest().collect();
         let mut reconciler = Reconciler::adopt(tables.found(), &inputs.desired, at(2));

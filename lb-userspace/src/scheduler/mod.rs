@@ -5,11 +5,21 @@ mod size;
 pub mod tiers;
 mod turns;
 
-pub use self::{
-    size::{InvalidRingSize, RingSize},
-    turns::RoundRobin,
-};
-use crate::state::BackendAddress;
+pub use self::size::{InvalidRingSize, RingSize};
+use crate::state::{BackendAddress, Scheduler};
+
+/// The slots of a ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filled {
+    /// Id of the backend of each slot, [`NO_BACKEND`](lb_common::ring::NO_BACKEND) in all
+    /// where no backend takes flows.
+    pub owners: Vec<u32>,
+    /// With [`Scheduler::RoundRobin`], over how many of them, from the first on, turns go: in
+    /// these each backend has its exact share, if the weights without their common divisor
+    /// add up to no more than the ring has slots; else its share to one slot. 0 where no
+    /// backend takes flows.
+    pub turns: u32,
+}
 
 /// A backend as a scheduler sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,20 +32,19 @@ pub struct Member {
     pub id: u32,
 }
 
-/// The ring of a service with these backends: as many ids as it has slots, all
-/// [`NO_BACKEND`](lb_common::ring::NO_BACKEND) where no backend takes flows. It
-/// depends on nothing else, not on the order of `members` either, so that two balancers
-/// with the same configuration send a flow to the same backend.
+/// The ring of a service with these backends. It depends on nothing else, not on the order
+/// of `members` either, so that two balancers with the same configuration send a flow to the
+/// same backend.
 #[must_use]
-pub fn ring(members: &[Member], size: RingSize) -> Vec<u32> {
-    maglev::ring(members, size)
-}
-
-/// The ring of a service whose new flows take its slots one after the other. Of the order
-/// of `members` it depends no more than [`ring`].
-#[must_use]
-pub fn round_robin(members: &[Member], size: RingSize) -> RoundRobin {
-    turns::round_robin(members, size)
+pub fn ring(scheduler: Scheduler, members: &[Member], size: RingSize) -> Filled {
+    match scheduler {
+        // A slot taken at random has a backend in proportion to its weight, too.
+        Scheduler::Maglev | Scheduler::LeastConnections | Scheduler::Random => Filled {
+            owners: maglev::ring(members, size),
+            turns: 1,
+        },
+        Scheduler::RoundRobin => turns::round_robin(members, size),
+    }
 }
 
 /// Those that take new flows, in the same order on every balancer.

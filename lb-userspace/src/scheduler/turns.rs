@@ -9,22 +9,10 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use super::{Member, RingSize};
+use super::{Filled, Member, RingSize};
 
-/// The slots of a ring that a counter goes through.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoundRobin {
-    /// Id of the backend of each slot, [`NO_BACKEND`](lb_common::ring::NO_BACKEND) in all
-    /// where no backend takes flows.
-    pub owners: Vec<u32>,
-    /// How many of them, from the first on, the counter goes through: in these each backend
-    /// has its exact share, if the weights without their common divisor add up to no more
-    /// than the ring has slots; else its share to one slot. 0 where no backend takes flows.
-    pub turns: u32,
-}
-
-/// See [`super::round_robin`].
-pub(super) fn round_robin(members: &[Member], size: RingSize) -> RoundRobin {
+/// The ring of a service whose new flows take its slots one after the other.
+pub(super) fn round_robin(members: &[Member], size: RingSize) -> Filled {
     let size = size.get();
     let members = super::in_order(members);
     let divisor = members.iter().map(|m| m.weight).fold(0, greatest_divisor);
@@ -42,7 +30,7 @@ pub(super) fn round_robin(members: &[Member], size: RingSize) -> RoundRobin {
             again.map(|index| members[*index as usize].id).collect()
         }
     };
-    RoundRobin {
+    Filled {
         owners,
         turns: size - size.checked_rem(period as u32).unwrap_or(size),
     }

@@ -131,6 +131,26 @@ impl Slots {
         self.unsettled = unsettled;
     }
 
+    /// Every flow of the service has had an entry up to now, and new ones have no more: of
+    /// `size` slots, those that are clean are pinned until the entries are gone.
+    pub fn pin_clean(&mut self, size: u32) {
+        let mut known = std::mem::take(&mut self.unsettled).into_iter().peekable();
+        self.unsettled = (0..size)
+            .map(|slot| {
+                known
+                    .next_if(|known| known.slot == slot)
+                    .unwrap_or_else(|| {
+                        self.is_written = false;
+                        Unsettled {
+                            slot,
+                            state: State::Pinned,
+                            since: NOT_YET,
+                        }
+                    })
+            })
+            .collect();
+    }
+
     /// Pins slots that have been changing for longer than `idle`, after which a silent flow
     /// has no claim any more (`timeouts.tcp-established`): each flow that has one spoke
     /// meanwhile, and has an entry.

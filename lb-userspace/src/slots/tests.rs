@@ -438,3 +438,20 @@ proptest! {
         prop_assert_eq!(balancer.slots.counts(SIZE), counts);
     }
 }
+
+#[test]
+fn clean_slots_are_pinned_beside_those_that_are_not() {
+    let mut slots = Slots::new();
+    slots.retarget(&[1, 1, 2, NO_BACKEND], &[1, 2, 2, NO_BACKEND]);
+    slots.written(seconds(1));
+    slots.pin_clean(4);
+    assert!(!slots.is_written());
+    let ring: Vec<Slot> = slots.ring(&[1, 2, 2, NO_BACKEND]).collect();
+    let expected = [slot(1, 1), slot(2, 1), slot(2, 2), slot(NO_BACKEND, NOBODY)];
+    assert_eq!(ring, expected);
+    slots.written(seconds(2));
+    slots.pin_clean(4);
+    assert!(slots.is_written(), "nothing was clean");
+    slots.swept(seconds(3), &SlotSet::default());
+    assert_eq!(slots.counts(4).clean, 3);
+}

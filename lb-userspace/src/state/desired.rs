@@ -107,7 +107,10 @@ impl Desired {
     }
 
     fn set_service(&mut self, service: ServiceSpec) -> Result<(), Refusal> {
-        self.get(&service.name)?;
+        let before = self.get(&service.name)?;
+        if let Some(reason) = rules::other_slots(before, &service) {
+            return Err(Refusal::Conflict(reason));
+        }
         self.replace(service)
     }
 

@@ -503,6 +503,19 @@ impl ServiceSpec {
         })
     }
 
+    /// Whether each of its flows has an entry.
+    #[must_use]
+    pub fn has_entries(&self) -> bool {
+        self.track() == Track::All
+    }
+
+    /// Whether a flow without an entry lives where its slot of the ring says, so that slots
+    /// must remember who served them before.
+    #[must_use]
+    pub fn has_origins(&self) -> bool {
+        self.protocol == Protocol::Tcp && !self.mode.translates()
+    }
+
     /// The slow start of its backends, if it has one.
     #[must_use]
     pub fn slow_start(&self) -> Option<SlowStartSpec> {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{CLOCK_TICK_MS, ring::RING_SIZE};
+use lb_common::CLOCK_TICK_MS;
 
 use super::{
     BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT,
@@ -284,7 +284,6 @@ pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
     let limits = &service.limits;
     let of_service = [
         (service.affinity.is_some(), Field::Affinity),
-        (service.ring_size != RING_SIZE, Field::RingSize),
         (!service.allow.is_empty(), Field::Allow),
         (!service.deny.is_empty(), Field::Deny),
         (limits.new_per_source.is_some(), Field::NewPerSource),
@@ -1158,6 +1157,28 @@ pub fn conflict(service: &ServiceSpec, other: &ServiceSpec) -> Option<(Field, Fi
 fn is_ambiguous(one: ServiceAddress, other: ServiceAddress) -> bool {
     let (a, b) = (one.ports, other.ports);
     a == b || (a.overlaps(b) && !a.contains(b) && !b.contains(a))
+}
+
+/// A service whose flows live where their slots say cannot have other slots for them.
+#[must_use]
+pub fn other_slots(before: &ServiceSpec, after: &ServiceSpec) -> Option<Reason> {
+    let what = if before.hash != after.hash {
+        "hash"
+    } else if before.ring_size != after.ring_size {
+        "ring-size"
+    } else {
+        return None;
+    };
+    (before.has_origins() && after.has_origins()).then(|| {
+        Reason::new(
+            format!(
+                "another `{what}` would send connections of service `{}` to other backends",
+                before.name
+            ),
+            "remove the service and add it anew when its connections may end, or give the new one \
+             another address and wait until they have ended",
+        )
+    })
 }
 
 /// Two services have one name.

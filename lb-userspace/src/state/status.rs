@@ -45,8 +45,12 @@ pub struct ServiceStatus {
     pub new_flows: u64,
     /// Flows that ended, or were forgotten after their timeout.
     pub ended_flows: u64,
-    /// Flows that began and have not ended.
+    /// Flows that are live: of those with entries, the confirmed ones that have not ended.
     pub active_flows: u64,
+    /// Whether its `active_flows` and those of its backends are exact: each of its flows has
+    /// an entry. Else they are an estimate.
+    #[serde(default)]
+    pub active_is_exact: bool,
     /// Packets dropped, with reasons; only what has happened.
     pub drops: Vec<DropStatus>,
     /// Its backends, in the order of the configuration.
@@ -81,7 +85,7 @@ pub struct BackendStatus {
     pub new_flows: u64,
     /// Flows that ended, or were forgotten after their timeout.
     pub ended_flows: u64,
-    /// Flows that began and have not ended.
+    /// Flows that are live, as in [`ServiceStatus::active_flows`].
     pub active_flows: u64,
     /// Packets dropped, with reasons; only what has happened.
     pub drops: Vec<DropStatus>,

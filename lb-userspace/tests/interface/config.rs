@@ -45,7 +45,6 @@ fn what_is_not_done_yet_is_refused() {
         .map(|(key, _)| key.trim())
         .collect();
     let expected = [
-        "ring-size",
         "allow",
         "deny",
         "new-per-source",

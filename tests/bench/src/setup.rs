@@ -174,7 +174,7 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
         datapath.set_backend(id, backend::<V>(id, number, group))?;
     }
     let service = Service {
-        id: number,
+        id: number as u16,
         mode: service::Mode::from(group.mode) as u8,
         flags: match group.slots {
             Slots::Tracked => Service::TRACKED,

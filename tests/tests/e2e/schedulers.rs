@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_lab::{
-    Balancer, Load, LoadReport, Mode, Process, Service, Topology, TopologyOptions, http::Connection,
+    Balancer, Host, Lab, Load, LoadReport, Mode, Process, Routed, RoutedOptions, Service, Topology,
+    TopologyOptions, http::Connection, port,
 };
 
 use crate::{PATIENCE, programs, standard};
@@ -14,6 +15,8 @@ const BACKENDS: u8 = 4;
 /// A lab with a balancer of these services, which are made of names, addresses and modes.
 struct Scene {
     topology: Topology,
+    /// Other hosts of the lab.
+    _routers: Vec<Host>,
     servers: Vec<Process>,
     services: Vec<Service>,
     balancer: Balancer,
@@ -27,14 +30,38 @@ impl Scene {
             ..TopologyOptions::default()
         };
         let (topology, servers) = standard(name, options)?;
-        let kinds = [
-            ("v4", Topology::VIP4.into(), Mode::Nat),
-            ("v6", Topology::VIP6.into(), Mode::FullNat),
-        ];
-        let services: Vec<Service> = kinds
+        let modes = [Mode::Nat, Mode::FullNat];
+        Self::start(topology, Vec::new(), servers, (modes, 80), keys, weights)
+    }
+
+    /// One whose services have slots with two backends in place of entries.
+    fn direct(name: &str, keys: &[&str], weights: &[u32]) -> Result<Self> {
+        let options = RoutedOptions {
+            backends: BACKENDS,
+            ..RoutedOptions::new(Mode::Dsr, 1_500)
+        };
+        let routed = Routed::new(Lab::new(name)?, options)?;
+        let topology = routed.topology;
+        let servers = topology.start_servers(&programs::paths().server)?;
+        let routers = vec![routed.r1, routed.r2];
+        let modes = ([Mode::Dsr; 2], port::HTTP);
+        Self::start(topology, routers, servers, modes, keys, weights)
+    }
+
+    fn start(
+        topology: Topology,
+        routers: Vec<Host>,
+        servers: Vec<Process>,
+        (modes, port): ([Mode; 2], u16),
+        keys: &[&str],
+        weights: &[u32],
+    ) -> Result<Self> {
+        let vips = [("v4", Topology::VIP4.into()), ("v6", Topology::VIP6.into())];
+        let services: Vec<Service> = vips
             .into_iter()
-            .map(|(name, ip, mode)| {
-                let service = Service::http(name, &topology, SocketAddr::new(ip, 80), mode);
+            .zip(modes)
+            .map(|((name, ip), mode)| {
+                let service = Service::http(name, &topology, SocketAddr::new(ip, port), mode);
                 let mut service = service.weights(weights);
                 service.health.fall = 100;
                 keys.iter().fold(service, |service, key| service.key(key))
@@ -43,6 +70,7 @@ impl Scene {
         let balancer = Balancer::start(&topology, &programs::paths().lb, &services)?;
         Ok(Self {
             topology,
+            _routers: routers,
             servers,
             services,
             balancer,
@@ -140,9 +168,8 @@ fn fewer_connections_get_more() -> Result<()> {
     scene.balancer.stop()
 }
 
-#[test]
-fn a_drained_backend_keeps_its_connections_and_gets_no_others() -> Result<()> {
-    let scene = Scene::new("drain", &[], &[100, 100, 100, 100])?;
+/// A drained backend keeps its connections, tells of each that speaks, and gets no others.
+fn drain(scene: Scene) -> Result<()> {
     let mut held = Vec::new();
     for service in &scene.services {
         let (connections, count) = scene.hold(service, 40)?;
@@ -184,6 +211,78 @@ fn a_drained_backend_keeps_its_connections_and_gets_no_others() -> Result<()> {
         let report = scene.load(service, 200)?;
         assert!(report.connections.contains_key("b1"), "{report:?}");
     }
+    scene.balancer.stop()
+}
+
+#[test]
+fn a_drained_backend_keeps_its_translated_connections() -> Result<()> {
+    drain(Scene::new("drain", &[], &[100; 4])?)
+}
+
+#[test]
+fn a_drained_backend_keeps_the_connections_of_its_slots() -> Result<()> {
+    drain(Scene::direct(
+        "drain-dsr",
+        &["ring-size = 1009"],
+        &[100; 4],
+    )?)
+}
+
+/// Each connection goes on, and what is known of it is told, when entries for all of them are
+/// begun and given up, which is when the ring does not say where they are.
+#[test]
+fn connections_outlive_the_scheduler_that_chose_their_backend() -> Result<()> {
+    let scene = Scene::direct("exchange", &[], &[100; 4])?;
+    let service = &scene.services[0];
+    let mut held = Vec::new();
+    for scheduler in ["round-robin", "maglev", "least-connections", "maglev"] {
+        scene.lb(|service| format!("service set {} --scheduler {scheduler}", service.name))?;
+        held.extend(scene.hold(service, 20)?.0);
+        for connection in &mut held {
+            connection.get("/", false)?;
+        }
+        let flows = scene.balancer.lb(&format!(
+            "flows {} --state established --json",
+            service.name
+        ))?;
+        let flows: serde_json::Value = serde_json::from_str(&flows)?;
+        let flows = flows["flows"].as_array().context("no list of flows")?.len();
+        let has_entries = scheduler != "maglev";
+        ensure!(!has_entries || flows >= 20, "{scheduler}: {flows}");
+    }
+    scene.balancer.stop()
+}
+
+#[test]
+fn a_service_whose_checks_all_fail_may_serve_on() -> Result<()> {
+    let scene = Scene::new("empty", &["on-empty = \"fail-open\""], &[100; 4])?;
+    // Nobody listens there.
+    scene.lb(|service| {
+        format!(
+            "service set {} --health-fall 1 --health-port 81",
+            service.name
+        )
+    })?;
+    scene.balancer.wait_until("all checks fail", |status| {
+        let backends = status.services.iter().flat_map(|service| &service.backends);
+        backends.into_iter().all(|backend| backend.state == "down")
+    })?;
+    for service in &scene.services {
+        let report = scene.load(service, 100)?;
+        assert_eq!(
+            report.connections.len(),
+            usize::from(BACKENDS),
+            "{report:?}"
+        );
+    }
+    scene.lb(|service| format!("service set {} --on-empty drop", service.name))?;
+    for service in &scene.services {
+        let brief = std::time::Duration::from_millis(300);
+        let open = || Connection::open(service.address, brief);
+        assert!(scene.topology.client.enter(open).is_err(), "nobody serves");
+    }
+    let drops = scene.balancer.status()?.drops;
+    ensure!(drops["no-backend"] > 0, "{drops:?}");
     scene.balancer.stop()
 }
 

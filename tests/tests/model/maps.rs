@@ -61,7 +61,7 @@ fn frontend(service: &world::Service) -> Frontend {
 
 fn service(service: &world::Service) -> Service {
     Service {
-        id: service.id,
+        id: service.id as u16,
         mode: mode(service.mode) as u8,
         ..Service::default()
     }

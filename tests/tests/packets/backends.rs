@@ -61,7 +61,7 @@ fn no_backend(kind: Kind) -> Case {
         .given(|world| world.set_ring(kind, 0))
         .refuse("opening", &flow, &flow.opening(), DropReason::NoBackend)
         .then("without a ring", move |world| {
-            world.rings.remove(&kind.service().id);
+            world.rings.remove(&kind.service().id());
         })
         .refuse("opening", &flow, &flow.opening(), DropReason::NoBackend)
         .then("a backend", move |world| {

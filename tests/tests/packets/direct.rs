@@ -27,7 +27,7 @@ fn no_backend(kind: Kind) -> Case {
         |case: Case, name: &str| case.refuse(name, &flow, &flow.request(), DropReason::NoBackend);
     let case = Case::of(kind, "a ring without a backend").given(|world| world.set_ring(kind, 0));
     let case = refused(case, "empty").then("without a ring", move |world| {
-        world.rings.remove(&kind.service().id);
+        world.rings.remove(&kind.service().id());
     });
     let case = refused(case, "none").then("an id beyond all", move |world| {
         world.set_ring(kind, u32::MAX);

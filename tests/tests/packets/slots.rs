@@ -181,7 +181,7 @@ fn untracked(kind: Kind) -> Case {
 
 fn track(world: &mut World, kind: Kind) {
     for service in world.services.values_mut() {
-        if service.id == kind.service().id {
+        if service.id() == kind.service().id() {
             service.flags |= Service::TRACKED;
         }
     }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Instant};
 
 use lb_common::ring::{NO_BACKEND, Slot};
 use lb_tests::soak::say;
-use lb_userspace::scheduler::{self, Member, RingSize};
+use lb_userspace::{
+    scheduler::{self, Member, RingSize},
+    state::Scheduler,
+};
 
 use crate::{
     rule,
@@ -172,7 +175,7 @@ fn round_robin_is_exact() {
     let weight = |id: u32| 1 + id * 31 % 120;
     let members: Vec<Member> = (1..=1_000).map(|id| member(id, weight(id), id)).collect();
     let start = Instant::now();
-    let ring = scheduler::round_robin(&members, RingSize::DEFAULT);
+    let ring = scheduler::ring(Scheduler::RoundRobin, &members, RingSize::DEFAULT);
     say(format_args!(
         "spread: round-robin, 1,000 backends: {} turns, made in {:.1?}",
         ring.turns,

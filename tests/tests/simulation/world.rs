@@ -7,7 +7,7 @@ use lb_tests::rng::Rng;
 use lb_userspace::{
     scheduler::{self, Member, RingSize},
     slots::{SlotSet, Slots},
-    state::{BackendAddress, BackendPort},
+    state::{BackendAddress, BackendPort, Scheduler},
 };
 
 use crate::rule;
@@ -44,7 +44,7 @@ pub(crate) fn member(number: u32, weight: u32, id: u32) -> Member {
 
 /// The owners of slots.
 pub(crate) fn owners(members: &[Member]) -> Vec<u32> {
-    scheduler::ring(members, RingSize::DEFAULT)
+    scheduler::ring(Scheduler::Maglev, members, RingSize::DEFAULT).owners
 }
 
 #[derive(Clone, Copy, Debug)]

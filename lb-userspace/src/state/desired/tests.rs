@@ -3,7 +3,7 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::state::{Mode, Protocol, rules::same_address};
+use crate::state::{Hash, Mode, Protocol, Scheduler, rules::same_address};
 
 fn service(name: &str, address: &str, protocol: Protocol, backends: &[&str]) -> ServiceSpec {
     ServiceSpec {
@@ -58,6 +58,33 @@ fn an_address_belongs_to_one_service_for_each_protocol() {
     let moved = service("web", "192.0.2.10:444", Protocol::Tcp, &[]);
     desired.apply(Change::SetService(Box::new(moved))).unwrap();
     desired.apply(Change::SetService(Box::new(tcp))).unwrap();
+}
+
+/// Where flows have entries, or no slot that says more than where new ones go, nothing is lost.
+#[test]
+fn slots_that_flows_live_by_stay_the_same() {
+    let set = |mode: Mode, protocol, edit: &dyn Fn(&mut ServiceSpec)| {
+        let backends: &[&str] = if mode.translates() {
+            &["10.0.0.11:8443"]
+        } else {
+            &["10.0.0.11"]
+        };
+        let mut spec = service("web", "192.0.2.10:443", protocol, backends);
+        spec.mode = mode;
+        let mut desired = Desired::new([spec.clone()]).unwrap();
+        edit(&mut spec);
+        desired.apply(Change::SetService(Box::new(spec)))
+    };
+    let hash: &dyn Fn(&mut ServiceSpec) = &|spec| spec.hash = Hash::Client;
+    let size: &dyn Fn(&mut ServiceSpec) = &|spec| spec.ring_size = 251;
+    for edit in [hash, size] {
+        let refusal = set(Mode::Dsr, Protocol::Tcp, edit);
+        assert!(matches!(refusal, Err(Refusal::Conflict(_))), "{refusal:?}");
+        set(Mode::Dsr, Protocol::Udp, edit).unwrap();
+        set(Mode::FullNat, Protocol::Tcp, edit).unwrap();
+    }
+    let scheduler = |spec: &mut ServiceSpec| spec.scheduler = Scheduler::Random;
+    set(Mode::Dsr, Protocol::Tcp, &scheduler).unwrap();
 }
 
 #[test]
