@@ -18,6 +18,7 @@ pub mod backend;
 pub mod checksum;
 pub mod counters;
 pub mod decap;
+pub mod direct;
 pub mod drop_reason;
 pub mod flow;
 pub mod fragment;
@@ -29,7 +30,7 @@ pub mod service;
 pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {
@@ -39,6 +40,12 @@ pub mod map_name {
     pub const SERVICES_V4: &str = "SERVICES_V4";
     /// [`ServiceKey6`](crate::service::ServiceKey6) to [`Service`](crate::service::Service).
     pub const SERVICES_V6: &str = "SERVICES_V6";
+    /// What stands in front of `SERVICES_V4`: see [`direct`](crate::direct).
+    pub const DIRECT_V4: &str = "DIRECT_V4";
+    /// What stands in front of `SERVICES_V6`: see [`direct`](crate::direct).
+    pub const DIRECT_V6: &str = "DIRECT_V6";
+    /// Bits of the addresses of backends: see [`direct`](crate::direct).
+    pub const REPLY_SOURCES: &str = "REPLY_SOURCES";
     /// IPv4 address (`u32`, network byte order) to [`Vip`](crate::service::Vip).
     pub const VIPS_V4: &str = "VIPS_V4";
     /// IPv6 address (`[u32; 4]`, network byte order) to [`Vip`](crate::service::Vip).

@@ -11,6 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     MAX_EMBRYONIC,
     addr::LinkPath,
+    direct::DirectKey,
     drop_reason::DropReason,
     flow::{FlowValue, MAX_FLOWS, Tuple},
     fragment::{Fragment, MAX_FRAGMENTS},
@@ -98,7 +99,7 @@ pub trait Family: Sized {
     /// Value of the flow tables.
     type Flow: FlowValue<Key = Self::Tuple> + 'static;
     /// Key of the service tables.
-    type ServiceKey: Copy + 'static;
+    type ServiceKey: DirectKey + 'static;
     /// Key of the fragment table.
     type FragmentKey: Copy + 'static;
 
@@ -257,6 +258,12 @@ pub trait Family: Sized {
 
     /// Destination and protocol in such a key.
     fn fragment_owner(key: &Self::FragmentKey) -> (Self::Address, u8);
+
+    /// The entry of this index in the array in front of that, as words.
+    fn direct(index: u32) -> Option<*const u64>;
+
+    /// The bit of an address in `REPLY_SOURCES`.
+    fn reply_source(address: Self::Address) -> u32;
 
     /// Services on one address and port.
     fn services() -> &'static Services<Self::ServiceKey>;

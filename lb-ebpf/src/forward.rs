@@ -25,7 +25,9 @@ pub fn packet<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>) -> u32 {
     let service = service::find::<F>(&packet.tuple);
     let verdict = if service.id != 0 {
         to_backend(ctx, packet, &service)
-    } else if let Some(reply) = flow::of_reply::<F>(&packet.tuple) {
+    } else if service::may_be_reply::<F>(&packet.tuple)
+        && let Some(reply) = flow::of_reply::<F>(&packet.tuple)
+    {
         to_client(ctx, packet, reply)
     } else if service::refuses::<F>(&packet.tuple) {
         Err(Refused::unknown(DropReason::NoService))

@@ -13,6 +13,7 @@ use lb_common::{
     MAX_EMBRYONIC, Runtime,
     backend::{Backend, Interface, MAX_BACKENDS},
     counters::{Counters, DropKey, MAX_DROP_KEYS},
+    direct::{DIRECT_ENTRIES, DIRECT_WORDS_V4, DIRECT_WORDS_V6, REPLY_SOURCE_WORDS},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
     fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
     pin::Pin,
@@ -28,6 +29,8 @@ use lb_common::{
 use crate::family::Draft;
 
 const SERVICES: usize = MAX_SERVICES as usize;
+const DIRECT: usize = DIRECT_ENTRIES as usize;
+const FILTER_WORDS: usize = REPLY_SOURCE_WORDS as usize;
 const PREFIXES: usize = MAX_PREFIXES as usize;
 const PORT_PREFIXES: usize = MAX_PORT_PREFIXES as usize;
 const FIRST_FRAGMENTS: usize = MAX_FRAGMENTS as usize;
@@ -50,6 +53,21 @@ pub static SERVICES_V4: HashMap<ServiceKey4, Service, SERVICES> = HashMap::new()
 /// IPv6 services by address, port and protocol.
 #[btf_map]
 pub static SERVICES_V6: HashMap<ServiceKey6, Service, SERVICES> = HashMap::new();
+
+/// In front of [`SERVICES_V4`]: an array under a hash of our own, in memory that the daemon
+/// writes.
+#[btf_map]
+pub static DIRECT_V4: Array<[u64; DIRECT_WORDS_V4], DIRECT, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+
+/// In front of [`SERVICES_V6`].
+#[btf_map]
+pub static DIRECT_V6: Array<[u64; DIRECT_WORDS_V6], DIRECT, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+
+/// Bits of the addresses that replies may come from: those of backends.
+#[btf_map]
+pub static REPLY_SOURCES: Array<u64, FILTER_WORDS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// IPv4 addresses of services.
 #[btf_map]

@@ -5,7 +5,7 @@ use core::mem::{offset_of, transmute};
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     addr::LinkPath,
-    checksum,
+    checksum, direct,
     drop_reason::DropReason,
     flow::{Flow4, FlowKey4},
     fragment::FragmentKey4,
@@ -24,8 +24,8 @@ use crate::{
     embryonic,
     link::Link,
     maps::{
-        DRAFT_V4, EMBRYONIC_V4, FLOWS_V4, FRAGMENTS_V4, PINS_V4, PREFIXES_V4, REPLIES_V4,
-        SERVICES_V4, VIPS_V4,
+        DIRECT_V4, DRAFT_V4, EMBRYONIC_V4, FLOWS_V4, FRAGMENTS_V4, PINS_V4, PREFIXES_V4,
+        REPLIES_V4, SERVICES_V4, VIPS_V4,
     },
     open,
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
@@ -347,6 +347,16 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn fragment_owner(key: &FragmentKey4) -> (u32, u8) {
         (key.dst, key.protocol as u8)
+    }
+
+    #[inline(always)]
+    fn direct(index: u32) -> Option<*const u64> {
+        DIRECT_V4.get_ptr(index).map(<*const _>::cast)
+    }
+
+    #[inline(always)]
+    fn reply_source(address: u32) -> u32 {
+        direct::reply_source4(address)
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use core::mem::{offset_of, transmute};
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     addr::LinkPath,
-    checksum,
+    checksum, direct,
     drop_reason::DropReason,
     flow::{Flow6, FlowKey6},
     fragment::FragmentKey6,
@@ -24,8 +24,8 @@ use crate::{
     embryonic,
     link::Link,
     maps::{
-        DRAFT_V6, EMBRYONIC_V6, FLOWS_V6, FRAGMENTS_V6, PINS_V6, PREFIXES_V6, REPLIES_V6,
-        SERVICES_V6, VIPS_V6,
+        DIRECT_V6, DRAFT_V6, EMBRYONIC_V6, FLOWS_V6, FRAGMENTS_V6, PINS_V6, PREFIXES_V6,
+        REPLIES_V6, SERVICES_V6, VIPS_V6,
     },
     open,
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
@@ -365,6 +365,16 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn fragment_owner(key: &FragmentKey6) -> (Self::Address, u8) {
         (key.dst, key.protocol as u8)
+    }
+
+    #[inline(always)]
+    fn direct(index: u32) -> Option<*const u64> {
+        DIRECT_V6.get_ptr(index).map(<*const _>::cast)
+    }
+
+    #[inline(always)]
+    fn reply_source(address: [u32; 4]) -> u32 {
+        direct::reply_source6(address)
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use aya::maps::MapError;
+use aya::maps::{Array, MapData, MapError};
 use lb_common::{
     backend::Backend,
     map_name,
@@ -74,14 +74,7 @@ impl Datapath {
     /// The backends by id, and those that have been removed, as they were, until they are
     /// forgotten.
     pub fn backends(&self) -> Result<BTreeMap<u32, Backend>> {
-        let mut backends = BTreeMap::new();
-        for (id, backend) in (0..).zip(self.backends.iter()) {
-            let Plain(backend) = backend.map_err(map_error("reading", map_name::BACKENDS))?;
-            if backend != Backend::default() {
-                backends.insert(id, backend);
-            }
-        }
-        Ok(backends)
+        backends(&self.backends)
     }
 
     /// The interfaces that packets may leave for, by index.
@@ -142,4 +135,16 @@ impl Datapath {
         }
         Ok(adopted)
     }
+}
+
+/// [`Datapath::backends`] of this table.
+pub(super) fn backends(table: &Array<MapData, Plain<Backend>>) -> Result<BTreeMap<u32, Backend>> {
+    let mut backends = BTreeMap::new();
+    for (id, backend) in (0..).zip(table.iter()) {
+        let Plain(backend) = backend.map_err(map_error("reading", map_name::BACKENDS))?;
+        if backend != Backend::default() {
+            backends.insert(id, backend);
+        }
+    }
+    Ok(backends)
 }

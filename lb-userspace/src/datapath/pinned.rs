@@ -38,10 +38,13 @@ const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 
 /// The maps that are kept: all that hold what cannot be made anew, or that programs of
 /// two daemons must share while one replaces those of the other.
-const MAPS: [&str; 33] = [
+const MAPS: [&str; 36] = [
     map_name::RUNTIME,
     map_name::SERVICES_V4,
     map_name::SERVICES_V6,
+    map_name::DIRECT_V4,
+    map_name::DIRECT_V6,
+    map_name::REPLY_SOURCES,
     map_name::VIPS_V4,
     map_name::VIPS_V6,
     map_name::PREFIXES_V4,
