@@ -104,27 +104,21 @@ impl DirectKey for ServiceKey6 {
 
     #[inline(always)]
     fn index(&self) -> u32 {
-        let product = self.tag().wrapping_mul(MULTIPLIERS[2]);
-        top(product ^ product6(self.address), DIRECT_BITS)
+        let tag = self.tag().wrapping_mul(MULTIPLIERS[2]);
+        top(tag ^ product(self.address), DIRECT_BITS)
     }
 }
 
-/// The bit of `REPLY_SOURCES` of an IPv4 address, network byte order.
+/// The bit of `REPLY_SOURCES` of an address as backends have it, network byte order: an IPv4
+/// address fills the first word.
 #[inline(always)]
 #[must_use]
-pub const fn reply_source4(address: u32) -> u32 {
-    top((address as u64).wrapping_mul(MULTIPLIERS[0]), FILTER_BITS)
-}
-
-/// The bit of `REPLY_SOURCES` of an IPv6 address, network byte order.
-#[inline(always)]
-#[must_use]
-pub fn reply_source6(address: [u32; 4]) -> u32 {
-    top(product6(address), FILTER_BITS)
+pub fn reply_source(address: [u32; 4]) -> u32 {
+    top(product(address), FILTER_BITS)
 }
 
 #[inline(always)]
-fn product6(address: [u32; 4]) -> u64 {
+fn product(address: [u32; 4]) -> u64 {
     let [high, low]: [u64; 2] = transmute!(address);
     high.wrapping_mul(MULTIPLIERS[0]) ^ low.wrapping_mul(MULTIPLIERS[1])
 }

@@ -230,7 +230,7 @@ impl Bench {
             self.datapath.remove_vip(*address)?;
         }
         for id in missing(&old.backends, &world.backends) {
-            self.datapath.set_backend(*id, Backend::default())?;
+            self.datapath.remove_backend(*id)?;
         }
         for ifindex in missing(&old.interfaces, &world.interfaces) {
             self.datapath.remove_interface(*ifindex)?;

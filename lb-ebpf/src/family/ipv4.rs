@@ -356,7 +356,7 @@ impl Family for Ipv4 {
 
     #[inline(always)]
     fn reply_source(address: u32) -> u32 {
-        direct::reply_source4(address)
+        direct::reply_source([address, 0, 0, 0])
     }
 
     #[inline(always)]

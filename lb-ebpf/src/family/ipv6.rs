@@ -374,7 +374,7 @@ impl Family for Ipv6 {
 
     #[inline(always)]
     fn reply_source(address: [u32; 4]) -> u32 {
-        direct::reply_source6(address)
+        direct::reply_source(address)
     }
 
     #[inline(always)]

@@ -11,8 +11,7 @@ use std::{
 use lb_common::{
     backend::Backend,
     direct::{
-        ADDRESS, DIRECT_ENTRIES, DirectKey, MORE, REPLY_SOURCE_WORDS, SERVICE, TAG, reply_source4,
-        reply_source6,
+        ADDRESS, DIRECT_ENTRIES, DirectKey, MORE, REPLY_SOURCE_WORDS, SERVICE, TAG, reply_source,
     },
     service::Service,
 };
@@ -158,8 +157,8 @@ pub(super) struct ReplySources {
     memory: Mapping<AtomicU64>,
     /// How many backends have a bit.
     users: HashMap<u32, u32>,
-    /// The bits of each backend.
-    bits: HashMap<u32, Vec<u32>>,
+    /// The bit of each backend.
+    bits: HashMap<u32, u32>,
 }
 
 impl ReplySources {
@@ -184,22 +183,17 @@ impl ReplySources {
 
     /// A backend as its entry will be, [`Backend::default`] once no flow has it.
     pub(super) fn set(&mut self, id: u32, backend: &Backend) {
-        let new = if *backend == Backend::default() {
-            Vec::new()
-        } else {
-            bits_of(&backend.address)
-        };
-        for bit in &new {
-            *self.users.entry(*bit).or_default() += 1;
-            let (word, mask) = self.place(*bit);
+        let new = (*backend != Backend::default()).then(|| reply_source(backend.address));
+        if let Some(bit) = new {
+            *self.users.entry(bit).or_default() += 1;
+            let (word, mask) = self.place(bit);
             word.fetch_or(mask, Ordering::Release);
         }
-        let old = if new.is_empty() {
-            self.bits.remove(&id)
-        } else {
-            self.bits.insert(id, new)
+        let old = match new {
+            Some(bit) => self.bits.insert(id, bit),
+            None => self.bits.remove(&id),
         };
-        for bit in old.into_iter().flatten() {
+        if let Some(bit) = old {
             let users = self.users.entry(bit).or_default();
             *users -= 1;
             if *users == 0 {
@@ -214,14 +208,4 @@ impl ReplySources {
         let word = &self.memory.get()[(bit / u64::BITS) as usize];
         (word, 1 << (bit % u64::BITS))
     }
-}
-
-/// The bits of an address as backends have it, of which the first word alone may be an
-/// IPv4 address.
-fn bits_of(address: &[u32; 4]) -> Vec<u32> {
-    let mut bits = vec![reply_source6(*address)];
-    if let [word, 0, 0, 0] = address {
-        bits.push(reply_source4(*word));
-    }
-    bits
 }

@@ -86,10 +86,12 @@ fn backend(backend: &world::Backend, service: Option<&world::Service>) -> Backen
     let state = match backend.health {
         world::Health::Up => BackendState::Up,
         world::Health::Down => BackendState::Down,
-        world::Health::Removed => return Backend::default(),
+        world::Health::Removed => BackendState::Absent,
     };
+    let way = backend.path.as_ref();
+    let way = way.filter(|_| state != BackendState::Absent);
     Backend {
-        path: backend.path.as_ref().map_or(LinkPath::default(), path),
+        path: way.map_or(LinkPath::default(), path),
         mtu: backend.mtu.unwrap_or(0),
         service: backend.service,
         state: state as u8,
