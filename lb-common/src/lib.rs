@@ -29,7 +29,7 @@ pub mod service;
 pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {
@@ -62,9 +62,9 @@ pub mod map_name {
     pub const SIZED_RINGS: &str = "SIZED_RINGS";
     /// Service id to [`ServiceOptions`](crate::service::ServiceOptions).
     pub const OPTIONS: &str = "OPTIONS";
-    /// Service id to the number of turns so far, a `u64`.
+    /// Service id to [`Turns`](crate::service::Turns).
     pub const TURNS: &str = "TURNS";
-    /// Backend id to the number of its flows that are confirmed and not closed, a `u32`.
+    /// Backend id to the number of its flows, a [`load`](crate::flow::load).
     pub const LIVE: &str = "LIVE";
     /// Client to service, IPv4: [`FlowKey4`](crate::flow::FlowKey4) to [`Pin`](crate::pin::Pin).
     pub const PINS_V4: &str = "PINS_V4";

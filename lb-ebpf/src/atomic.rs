@@ -49,13 +49,13 @@ pub unsafe fn fetch_or_u64(word: *mut u64, bits: u64) -> u64 {
 ///
 /// `word` must point into a map value and be aligned.
 #[inline(always)]
-pub unsafe fn add_u32(word: *mut u32, value: u32) {
+pub unsafe fn add_u64(word: *mut u64, value: u64) {
     // SAFETY: the caller vouches for the pointer.
     unsafe {
         asm!(
-            "lock *(u32 *)({word} + 0) += {value}",
+            "lock *(u64 *)({word} + 0) += {value}",
             word = in(reg) word,
-            value = in(wreg) value,
+            value = in(reg) value,
             options(nostack),
         );
     }

@@ -129,13 +129,21 @@ impl<F: Family> Flow<F> {
     /// its end. Returns what the state was.
     #[inline(always)]
     fn advance(self, bits: u32) -> u32 {
-        let old = self.set(bits);
+        let old = self.change(bits);
         if !state::is_closed(old) && state::is_closed(old | bits) {
             count::ended(self.backend());
-            if old & state::CONFIRMED != 0 {
-                count::closed(self.backend());
-            }
         }
+        old
+    }
+
+    /// Adds bits to the state of the entry in `FLOWS_*`, and counts what they make of an open
+    /// flow. Returns what the state was.
+    #[inline(always)]
+    fn change(self, bits: u32) -> u32 {
+        let old = self.set(bits);
+        let new = old | bits;
+        let (before, after) = (state::is_closed(old), state::is_closed(new));
+        count::moved(self.backend(), (old, before), (new, after));
         old
     }
 }
@@ -224,17 +232,14 @@ fn confirm<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, flow: Flow<F>) -
             return true;
         }
     }
-    let old = flow.set(state::CONFIRMED);
+    let old = flow.change(state::CONFIRMED);
     if old & state::EVICTED != 0 {
         return false;
     }
-    if old & state::CONFIRMED == 0 {
-        if !state::is_closed(old) {
-            count::confirmed(flow.backend());
-        }
-        if let Some(reply) = of_reply::<F>(&flow.to().reversed()) {
-            reply.set(state::CONFIRMED);
-        }
+    if old & state::CONFIRMED == 0
+        && let Some(reply) = of_reply::<F>(&flow.to().reversed())
+    {
+        reply.set(state::CONFIRMED);
     }
     true
 }
@@ -374,7 +379,7 @@ pub fn seize<F: Family>(tuple: &F::Tuple, flow: Flow<F>) -> Option<u32> {
         return None;
     }
     // It may have been confirmed just now.
-    let old = flow.set(state::EVICTED);
+    let old = flow.change(state::EVICTED);
     if old & state::CONFIRMED != 0 {
         return None;
     }

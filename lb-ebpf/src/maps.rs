@@ -20,12 +20,12 @@ use lb_common::{
     ring::RING_SIZE,
     service::{
         MAX_PORT_PREFIXES, MAX_PREFIXES, MAX_SERVICES, PortKey, Service, ServiceKey4, ServiceKey6,
-        ServiceOptions, Vip,
+        ServiceOptions, Turns, Vip,
     },
     stage::{Handover, IcmpBudget, Stage},
 };
 
-use crate::family::Draft;
+use crate::{family::Draft, select::Search};
 
 const SERVICES: usize = MAX_SERVICES as usize;
 const PREFIXES: usize = MAX_PREFIXES as usize;
@@ -92,14 +92,18 @@ pub static SIZED_RINGS: ArrayOfMaps<SizedRing, SERVICES> = ArrayOfMaps::new();
 #[btf_map]
 pub static OPTIONS: Array<ServiceOptions, SERVICES> = Array::new();
 
-/// How many new flows have taken their turn, by service id.
+/// Whose turn it is, by service id.
 #[btf_map]
-pub static TURNS: Array<u64, SERVICES> = Array::new();
+pub static TURNS: Array<Turns, SERVICES> = Array::new();
+
+/// The search for a backend of few flows.
+#[btf_map]
+pub static SEARCH: PerCpuArray<Search, 1> = PerCpuArray::new();
 
 /// Flows of a backend, by its id, in memory that the daemon maps too: both sides count
-/// with atomic operations.
+/// with atomic operations. See [`load`](lb_common::flow::load).
 #[btf_map]
-pub static LIVE: Array<u32, BACKEND_IDS, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub static LIVE: Array<u64, BACKEND_IDS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Backends by id.
 #[btf_map]

@@ -88,19 +88,9 @@ impl Entry {
     fn advance(self, bits: u32) {
         let old = self.set(bits);
         let new = old | bits;
-        let was_live = old & state::CONFIRMED != 0 && !state::is_closed_by_client(old);
-        let is_live = new & state::CONFIRMED != 0
-            && !state::is_closed_by_client(new)
-            && new & state::EVICTED == 0;
-        if is_live && !was_live {
-            count::confirmed(self.backend());
-        } else if was_live && !is_live {
-            count::closed(self.backend());
-        }
-        if old & state::COUNTED != 0
-            && !state::is_closed_by_client(old)
-            && state::is_closed_by_client(new)
-        {
+        let closed = state::is_closed_by_client;
+        count::moved(self.backend(), (old, closed(old)), (new, closed(new)));
+        if old & state::COUNTED != 0 && !closed(old) && closed(new) {
             count::ended(self.backend());
         }
     }
@@ -235,6 +225,7 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> boo
     };
     match F::pins().insert(tuple, &pin, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
+            count::opened(backend, bits);
             if bits & state::COUNTED != 0 {
                 count::began(backend);
             }
@@ -264,13 +255,19 @@ pub fn evict<F: Family>(tuple: &F::Tuple, place: u32) {
     }
     // It may have been confirmed just now.
     let old = entry.set(state::EVICTED);
+    let is_closed = state::is_closed_by_client(old);
+    count::moved(
+        entry.backend(),
+        (old, is_closed),
+        (old | state::EVICTED, is_closed),
+    );
     if old & state::CONFIRMED != 0 || F::pins().remove(tuple).is_err() {
         return;
     }
     if old & state::JOINED != 0 {
         count::untracked(entry.backend());
     }
-    if old & state::COUNTED != 0 && !state::is_closed_by_client(old) {
+    if old & state::COUNTED != 0 && !is_closed {
         count::ended(entry.backend());
     }
 }

@@ -13,6 +13,7 @@ use lb_common::{
     flow::{FlowValue, state},
     fragment::FRAGMENT_TICKS,
     ring::{RING_SIZE, Slot},
+    service::ServiceOptions,
 };
 use lb_userspace::datapath::{
     Datapath, Family, FlowPair, FlowTable, FlowTables, LiveFlows, LogLevel, Options, Outlet,
@@ -258,6 +259,16 @@ impl Bench {
             self.pools.extend(&pools);
             self.fresh_pools.extend(pools);
         }
+        for id in missing(&old.turns, &world.turns) {
+            self.datapath.set_options(*id, ServiceOptions::default())?;
+        }
+        for (id, turns) in changed(&old.turns, &world.turns) {
+            let options = ServiceOptions {
+                turns: *turns,
+                ..ServiceOptions::default()
+            };
+            self.datapath.set_options(*id, options)?;
+        }
         let rings: Vec<_> = changed(&old.slots(), &world.slots())
             .map(|(id, (ring, origin))| {
                 let slot = |owner: &u32| Slot {
@@ -430,18 +441,15 @@ fn clear_pair<F: Family>(pair: &mut FlowPair<F>, live: &LiveFlows) -> Result<()>
     clear(&mut pair.flows, |flow| end_translated(flow, live))?;
     clear(&mut pair.replies, |_| {})?;
     clear(&mut pair.pins, |pin| {
-        if pin.state & state::CONFIRMED != 0 && !state::is_closed_by_client(pin.state) {
-            live.end(pin.backend);
-        }
+        let is_closed = state::is_closed_by_client(pin.state);
+        live.forget(pin.backend, pin.state, is_closed);
     })
 }
 
 /// What the daemon counts when it removes a flow.
 fn end_translated(flow: &impl FlowValue, live: &LiveFlows) {
     let entry = flow.entry();
-    if entry.state & state::CONFIRMED != 0 && !state::is_closed(entry.state) {
-        live.end(entry.backend);
-    }
+    live.forget(entry.backend, entry.state, state::is_closed(entry.state));
 }
 
 fn clear<K: Stored, V: Stored>(table: &mut FlowTable<K, V>, ended: impl Fn(&V)) -> Result<()> {

@@ -110,8 +110,8 @@ pub(crate) struct Snapshot {
     flows: Table,
     replies: Table,
     pins: BTreeMap<Tuple, Pin>,
-    /// Live flows, by backend.
-    live: BTreeMap<u32, u32>,
+    /// Open flows that are pending and that are live, by backend.
+    open: BTreeMap<u32, [u32; 2]>,
     /// Pool and port.
     ports: BTreeSet<(u32, u16)>,
     /// First fragments and when they were seen.
@@ -126,7 +126,8 @@ impl Snapshot {
         let mut snapshot = Self::default();
         for id in BACKEND_IDS {
             snapshot.counters.insert(id, datapath.counters(id)?);
-            snapshot.live.insert(id, datapath.live_flows(id));
+            let open = [tables.live.pending(id), tables.live.of(id)];
+            snapshot.open.insert(id, open);
         }
         snapshot.drops.extend(datapath.drops()?);
         for (id, words) in tables.ports.used() {
@@ -340,7 +341,7 @@ impl Snapshot {
                 lines.push(format!("reply {tuple:?} has no entry for the client"));
             }
         }
-        for (id, live) in &self.live {
+        for (id, counted) in &self.open {
             let flows = self.flows.values().map(|Entry { entry, .. }| {
                 let is_closed = state::is_closed(entry.state);
                 (entry.backend, entry.state, is_closed)
@@ -349,13 +350,16 @@ impl Snapshot {
                 let is_closed = state::is_closed_by_client(pin.state);
                 (pin.backend, pin.state, is_closed)
             });
-            let is_live = |(backend, bits, is_closed): &(u32, u32, bool)| {
-                backend == id && bits & state::CONFIRMED != 0 && !is_closed
-            };
-            let counted = flows.chain(pins).filter(is_live).count();
-            if counted != *live as usize {
+            let mut entries = [0; 2];
+            for (_, bits, _) in flows
+                .chain(pins)
+                .filter(|(backend, _, is_closed)| backend == id && !is_closed)
+            {
+                entries[usize::from(bits & state::CONFIRMED != 0)] += 1;
+            }
+            if entries != *counted {
                 lines.push(format!(
-                    "backend {id}: {live} live flows, but {counted} confirmed entries"
+                    "backend {id}: {counted:?} pending and live flows, but {entries:?} entries"
                 ));
             }
         }

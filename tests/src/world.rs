@@ -11,7 +11,7 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer},
     ring::RING_SIZE,
-    service::{Mode, Service, Vip},
+    service::{Mode, Scheduler, Service, Vip},
 };
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
@@ -140,6 +140,8 @@ pub struct World {
     pub rings: BTreeMap<u32, Arc<[u32]>>,
     /// Origins of all slots of a ring, by service id; where there is none they are clean.
     pub origins: BTreeMap<u32, u32>,
+    /// Slots of rings that turns go over, by service id; where there is no number, one.
+    pub turns: BTreeMap<u32, u32>,
     /// MTUs of the interfaces that packets may leave by, by index.
     pub interfaces: BTreeMap<u32, u32>,
 }
@@ -224,6 +226,18 @@ impl World {
     /// Gives the slots of a service's ring to backends by turns.
     pub fn share_ring(&mut self, kind: Kind, backends: &[u32]) {
         self.rings.insert(kind.service().id(), ring_of(backends));
+    }
+
+    /// Gives the slots of a service's ring to backends by turns, and has its new flows look
+    /// at as many.
+    pub fn schedule(&mut self, kind: Kind, scheduler: Scheduler, backends: &[u32]) {
+        let id = kind.service().id();
+        self.share_ring(kind, backends);
+        self.turns.insert(id, backends.len() as u32);
+        for service in self.services.values_mut().filter(|s| s.id() == id) {
+            service.scheduler = scheduler as u8;
+            service.flags |= Service::TRACKED;
+        }
     }
 
     /// Gives the whole ring of a service to one backend, 0 for none.

@@ -14,6 +14,7 @@ mod malformed;
 mod many_flows;
 mod ports;
 mod rewriting;
+mod schedulers;
 mod segment_size;
 mod slots;
 mod sources;
@@ -52,6 +53,7 @@ fn tables() -> Vec<Case> {
         icmp::cases,
         malformed::cases,
         sources::cases,
+        schedulers::cases,
     ]
     .into_iter()
     .flat_map(|table| table())
