@@ -15,9 +15,7 @@ use lb_common::{
     counters::{Counters, DropKey, MAX_DROP_KEYS},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
     fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
-    guard::{
-        BucketKey, Guard, MAX_SOURCE_BUCKETS, MAX_SOURCE_PREFIXES, SourceKey4, SourceKey6,
-    },
+    guard::{BucketKey, Guard, MAX_SOURCE_BUCKETS, MAX_SOURCE_PREFIXES, SourceKey4, SourceKey6},
     pin::Pin,
     ports::{MAX_PORT_POOLS, PortPool},
     ring::RING_SIZE,

@@ -414,7 +414,11 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
         let room = sources <= MAX_ALL_SOURCES;
         sources += of_service;
         if room && sources > MAX_ALL_SOURCES {
-            let field = if spec.deny.is_empty() { Field::Allow } else { Field::Deny };
+            let field = if spec.deny.is_empty() {
+                Field::Allow
+            } else {
+                Field::Deny
+            };
             out.push(value_error(service, field, rules::too_many_sources()));
         }
     }

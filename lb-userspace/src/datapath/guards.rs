@@ -13,7 +13,7 @@ use lb_common::{
 
 use super::{
     Datapath, Plain, Result, Trie,
-    error::map_error,
+    error::{gone, map_error},
     insert_prefix,
     key::{address, address6, word, words6},
     remove_prefix, take,
@@ -164,12 +164,8 @@ impl Datapath {
     pub fn remove_source(&mut self, source: Source) -> Result<()> {
         let guards = &mut self.guards;
         match source.key() {
-            SourceKey::V4(key) => {
-                remove_prefix(&mut guards.sources_v4, map_name::SOURCES_V4, &key)
-            }
-            SourceKey::V6(key) => {
-                remove_prefix(&mut guards.sources_v6, map_name::SOURCES_V6, &key)
-            }
+            SourceKey::V4(key) => remove_prefix(&mut guards.sources_v4, map_name::SOURCES_V4, &key),
+            SourceKey::V6(key) => remove_prefix(&mut guards.sources_v6, map_name::SOURCES_V6, &key),
         }
     }
 
@@ -177,7 +173,8 @@ impl Datapath {
     pub fn sources(&self) -> Result<BTreeMap<Source, bool>> {
         let mut sources = BTreeMap::new();
         for entry in self.guards.sources_v4.iter() {
-            let (key, Plain(verdict)) = entry.map_err(map_error("reading", map_name::SOURCES_V4))?;
+            let (key, Plain(verdict)) =
+                entry.map_err(map_error("reading", map_name::SOURCES_V4))?;
             let Plain(SourceKey4 {
                 service,
                 address: first,
@@ -186,7 +183,8 @@ impl Datapath {
             sources.insert(source, verdict == ALLOW);
         }
         for entry in self.guards.sources_v6.iter() {
-            let (key, Plain(verdict)) = entry.map_err(map_error("reading", map_name::SOURCES_V6))?;
+            let (key, Plain(verdict)) =
+                entry.map_err(map_error("reading", map_name::SOURCES_V6))?;
             let Plain(SourceKey6 {
                 service,
                 address: first,
@@ -229,5 +227,11 @@ impl Datapath {
             .source_buckets
             .insert(Plain(key), bucket, 0)
             .map_err(map_error("writing", map_name::SOURCE_BUCKETS))
+    }
+
+    /// Forgets the bucket of a source: it is full.
+    pub fn remove_source_bucket(&mut self, key: BucketKey) -> Result<()> {
+        gone(self.guards.source_buckets.remove(&Plain(key)))
+            .map_err(map_error("removing", map_name::SOURCE_BUCKETS))
     }
 }

@@ -516,7 +516,9 @@ fn limits(service: &ServiceSpec, found: &mut Vec<Violation>) {
         } else if u64::from(burst / rate) >= MAX_FILLING.as_secs() {
             found.push(Violation::new(
                 field,
-                format!("at {rate} a second, {burst} at once take more than a year to be there again"),
+                format!(
+                    "at {rate} a second, {burst} at once take more than a year to be there again"
+                ),
                 "use a smaller burst or a higher rate",
             ));
         }
@@ -1252,7 +1254,9 @@ pub fn too_many_backends() -> Reason {
 #[must_use]
 pub fn too_many_sources() -> Reason {
     Reason::new(
-        format!("there is room for {MAX_ALL_SOURCES} prefixes of sources, of all services together"),
+        format!(
+            "there is room for {MAX_ALL_SOURCES} prefixes of sources, of all services together"
+        ),
         "take out some that are parts of others, or of services that are not used",
     )
 }

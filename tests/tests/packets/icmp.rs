@@ -12,7 +12,7 @@ pub(crate) fn cases() -> Vec<Case> {
         for length in [0, 1, 56, 57, 1_400] {
             cases.push(answered(kind, length));
         }
-        cases.extend([silent(kind), of_nobody(kind), to_nobody(kind)]);
+        cases.extend([denied(kind), silent(kind), of_nobody(kind), to_nobody(kind)]);
     }
     cases
 }
@@ -35,6 +35,22 @@ fn answered(kind: Kind, length: usize) -> Case {
         Outcome::Sent(CLIENT_IF, pong),
         Change::default(),
     )
+}
+
+/// Whom a service takes packets from says nothing of its address.
+fn denied(kind: Kind) -> Case {
+    let request = Flow::first(kind).request();
+    let (ping, pong) = echo(&request, b"a denied source");
+    let client = kind.client().ip();
+    answering("echo of a denied source", kind)
+        .given(|world| world.list(kind, &[(client.into(), false)]))
+        .frame(
+            "ping",
+            CLIENT_IF,
+            ping,
+            Outcome::Sent(CLIENT_IF, pong),
+            Change::default(),
+        )
 }
 
 fn silent(kind: Kind) -> Case {

@@ -6,6 +6,7 @@ mod errors;
 mod foreign;
 mod forms;
 mod fragments;
+mod guards;
 mod icmp;
 mod jumbo;
 mod lifecycle;
@@ -52,6 +53,7 @@ fn tables() -> Vec<Case> {
         icmp::cases,
         malformed::cases,
         sources::cases,
+        guards::cases,
     ]
     .into_iter()
     .flat_map(|table| table())
