@@ -22,14 +22,16 @@ fn other_address(like: IpAddr) -> &'static str {
 
 /// The client speaks from its other addresses from now on, or from those that it has.
 fn use_other_addresses(topology: &Topology, other: bool) -> Result<()> {
-    let (v4, v6) = if other {
-        (" src 198.51.100.3", " src 2001:db8:1::3")
-    } else {
-        (" src 198.51.100.2", " src 2001:db8:1::2")
-    };
-    topology.client.ip_batch(&format!(
-        "route replace default via 198.51.100.1{v4}\nroute replace default via 2001:db8:1::1{v6}\n"
-    ))
+    for (router, own, others) in [
+        ("198.51.100.1", "198.51.100.2", "198.51.100.3"),
+        ("2001:db8:1::1", "2001:db8:1::2", "2001:db8:1::3"),
+    ] {
+        let source = if other { others } else { own };
+        topology
+            .client
+            .ip(&format!("route replace default via {router} src {source}"))?;
+    }
+    Ok(())
 }
 
 /// Connections to a service that nobody may have.
@@ -62,9 +64,10 @@ fn drops(status: &Status, service: &str, reason: &str) -> Result<u64> {
 #[test]
 fn a_denied_client_is_not_served_and_others_are() -> Result<()> {
     let (topology, _servers) = standard("sources", TopologyOptions::default())?;
-    topology.client.ip_batch(
-        "address add 198.51.100.3/24 dev eth0\naddress add 2001:db8:1::3/64 dev eth0 nodad\n",
-    )?;
+    topology.client.ip("address add 198.51.100.3/24 dev eth0")?;
+    topology
+        .client
+        .ip("address add 2001:db8:1::3/64 dev eth0 nodad")?;
     let services = of_each_kind(80, |name, address, mode| {
         let denied = other_address(address.ip());
         Service::http(name, &topology, address, mode).key(&format!("deny = [\"{denied}\"]"))
