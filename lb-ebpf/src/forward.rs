@@ -12,6 +12,7 @@ use crate::{
     count,
     family::Family,
     flow::{self, Flow},
+    guard,
     maps::BACKENDS,
     mss,
     packet::{Packet, Part, tcp},
@@ -40,6 +41,9 @@ pub fn packet<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>) -> u32 {
 fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Service) -> Verdict {
     let length = packet
         .check(ctx)
+        .map_err(|reason| Refused::forward(reason, service.id(), 0))?;
+    let (client, _) = F::addresses(&packet.tuple);
+    guard::admit::<F>(client, service)
         .map_err(|reason| Refused::forward(reason, service.id(), 0))?;
     let (id, action) = if Mode::translates(service.mode) {
         let (flow, backend) = flow::of_client(ctx, packet, service)

@@ -1,7 +1,7 @@
 //! The datapath of `lb`: one XDP program.
 //!
 //! ```text
-//! parse -> is it ours? -> which flow, which backend -> forward -> count
+//! parse -> is it ours? -> guard -> which flow, which backend -> forward -> count
 //! ```
 //!
 //! What is not ours leaves by `XDP_PASS` byte for byte as it came. What is ours is
@@ -21,6 +21,7 @@ mod family;
 mod flow;
 mod forward;
 mod fragment;
+mod guard;
 mod icmp;
 mod link;
 mod maps;

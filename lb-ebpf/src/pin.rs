@@ -14,6 +14,7 @@ use crate::{
     count, embryonic,
     family::{Family, Ipv4, Ipv6},
     flow::EXISTS,
+    guard,
     maps::{BACKENDS, clock},
     packet::tcp,
     select, service,
@@ -133,7 +134,11 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         (*draft).key = *tuple;
         &(*draft).key
     };
-    if let Some(entry) = Entry::of::<F>(tuple) {
+    let is_tracked = service.flags & Service::TRACKED != 0;
+    let is_tcp = signs & TCP != 0;
+    // A guarded service comes here with all that it gets.
+    let has_entries = is_tracked || is_tcp && !slot.is_clean();
+    if has_entries && let Some(entry) = Entry::of::<F>(tuple) {
         let id = entry.backend();
         if let Some(backend) = BACKENDS.get(id)
             && entry.goes_on(signs, backend)
@@ -146,13 +151,21 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         let _taken = F::pins().remove(tuple);
     }
     let begins = select::begins(signs);
+    if begins {
+        let (client, _) = F::addresses(tuple);
+        let limited = guard::begin::<F>(client, &service);
+        if limited != guard::FREE {
+            return select::limited(limited);
+        }
+    }
     let id = if begins {
         select::for_new_flow(&service, index, slot.owner)
-    } else {
+    } else if has_entries {
         select::of_slot(slot)
+    } else {
+        slot.owner
     };
-    let is_tracked = service.flags & Service::TRACKED != 0;
-    let needs_entry = is_tracked || slot.is_changing();
+    let needs_entry = is_tracked || is_tcp && slot.is_changing();
     if id != NO_BACKEND && id != select::FULL && needs_entry && signs & LATER == 0 {
         let mut state = if begins { 0 } else { state::JOINED };
         if is_tracked {

@@ -50,6 +50,8 @@ pub(crate) enum Action {
     Sweep(Box<Flow>),
     /// This many ticks of the flow clock pass.
     Wait(u32),
+    /// So much time passes for limits that this many tokens come.
+    Fill(u32),
 }
 
 /// What becomes of a frame.
@@ -82,6 +84,10 @@ pub struct Change {
     pub fragments: BTreeSet<First>,
     /// Errors that are sent and taken from the budget of this tick.
     pub errors: u32,
+    /// Tokens that are taken from buckets of sources.
+    pub source_tokens: i64,
+    /// Tokens that are taken from buckets of services.
+    pub service_tokens: i64,
     /// Entries of flows that have spoken; `None` where the packet does not tell.
     pub spoken: Option<u64>,
 }
@@ -387,6 +393,21 @@ impl Case {
     #[must_use]
     pub fn wait(self, ticks: u32) -> Self {
         self.step(format!("{ticks} ticks pass"), Action::Wait(ticks))
+    }
+
+    /// Time passes for limits: this many [`INTERVAL`](crate::INTERVAL)s.
+    #[must_use]
+    pub fn fill(self, tokens: u32) -> Self {
+        self.step(format!("{tokens} tokens come"), Action::Fill(tokens))
+    }
+
+    /// The last step's packet takes these tokens: of its source, and of the service.
+    #[must_use]
+    pub fn taking(self, source: i64, service: i64) -> Self {
+        self.changing(|change| {
+            change.source_tokens += source;
+            change.service_tokens += service;
+        })
     }
 
     /// The last step's packet is a first fragment that is remembered.

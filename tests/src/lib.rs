@@ -33,5 +33,5 @@ pub use self::{
     namespace::{in_network_namespace, on_one_cpu},
     packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
     tunnel::{Form, Outer, Tunnel},
-    world::{BACKEND_IF, CLIENT_IF, Link, OTHER_IF, World},
+    world::{BACKEND_IF, CLIENT_IF, INTERVAL, Link, OTHER_IF, World, at_once},
 };

@@ -99,6 +99,8 @@ impl Wired {
             backends,
             rings: BTreeMap::new(),
             found_rings,
+            guards: datapath.guards()?,
+            sources: datapath.sources()?,
             services,
             vips: datapath.vips()?,
         };
@@ -176,6 +178,10 @@ impl Tables for Wired {
                 }
                 self.datapath.remove_rings(rings)
             }
+            Op::SetGuard(id, guard) => self.datapath.set_guard(*id, *guard),
+            Op::RemoveGuard(id) => self.datapath.remove_guard(*id),
+            Op::SetSource(source, is_allowed) => self.datapath.set_source(*source, *is_allowed),
+            Op::RemoveSource(source) => self.datapath.remove_source(*source),
             Op::SetService(packets, service) => self.datapath.set_service(*packets, *service),
             Op::RemoveService(packets) => self.datapath.remove_service(*packets),
             Op::SetVip(address, vip) => self.datapath.set_vip(*address, *vip),

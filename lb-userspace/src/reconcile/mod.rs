@@ -6,6 +6,7 @@
 //! costs, are made only for what has changed.
 
 mod adopt;
+mod guards;
 mod ids;
 mod image;
 mod rings;
@@ -230,6 +231,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 is_tracked: spec.has_entries(),
             },
         );
+        guards::add(&mut image, service, spec);
         let entry = Service {
             id: service as u16,
             mode: service::Mode::from(spec.mode) as u8,
@@ -299,6 +301,7 @@ fn flags(spec: &ServiceSpec) -> u8 {
         (spec.hash == Hash::Client, Service::BY_CLIENT),
         (spec.hash == Hash::ClientPort, Service::BY_CLIENT_PORT),
         (spec.backends.iter().any(is_bounded), Service::BOUNDED),
+        (guards::has_any(spec), Service::GUARDED),
     ]
     .into_iter()
     .filter(|(is_set, _)| *is_set)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::{addr::LinkPath, ring::RING_SIZE};
+use lb_common::{addr::LinkPath, guard::Guard, ring::RING_SIZE};
 use proptest::{
     collection::{btree_map, vec},
     prelude::*,
@@ -12,9 +12,9 @@ use proptest::{
 use super::*;
 use crate::{
     address::{AddressPrefix, PortRange, PortSet},
-    datapath::Match,
+    datapath::{Match, Source},
     neighbour::NextHopState,
-    state::{BackendAddress, BackendPort, Protocol, Scheduler, ServiceAddress},
+    state::{BackendAddress, BackendPort, Protocol, RateLimit, Scheduler, ServiceAddress},
 };
 
 /// An interface that the balancer is attached to.
@@ -128,6 +128,19 @@ fn assert_sound(image: &Image) {
         // One that has or gets the usual size finds its old ring in another table.
         let usual = [size, service.ring_size()].contains(&RING_SIZE);
         assert!(usual || service.ring_size() <= size, "{packets:?}");
+        if service.flags & Service::GUARDED != 0 {
+            let guard = image.guards[&service.id()];
+            // What no prefix has is there as long as anything is looked for.
+            let any = Source {
+                service: service.id(),
+                prefix: AddressPrefix::new([0; 4].into(), 0),
+            };
+            let is_listed = guard.flags & Guard::LISTED != 0;
+            assert!(
+                !is_listed || image.sources.contains_key(&any),
+                "{packets:?}"
+            );
+        }
     }
     for (id, backend) in &image.backends {
         let ifindex = backend.path.ifindex;
@@ -890,6 +903,18 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
                         spec.other_ports = OtherPorts::Drop;
                         spec.icmp_echo = false;
                     }
+                    let prefix = |length| AddressPrefix::new([198, 51, 100, number].into(), length);
+                    match (wide, swap) {
+                        (true, true) => {
+                            spec.allow = vec![prefix(24)];
+                            spec.deny = vec![prefix(32)];
+                        }
+                        (true, false) => spec.deny = vec![prefix(16), prefix(24)],
+                        (false, true) => {
+                            spec.limits.new_per_source = Some(RateLimit::new(10));
+                        }
+                        (false, false) => {}
+                    }
                     for backend in &mut spec.backends {
                         if !mode.translates() {
                             backend.address.port = BackendPort::Unnamed;
@@ -948,6 +973,15 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
             } => format!("{} {protocol} {ports:?}", addresses[vip]),
         };
         lines.push(format!("{frontend} mode {mode} slots {size}"));
+        let guard = image.guards.get(&service.id());
+        lines.push(format!(
+            "{frontend} flags {} guard {guard:?}",
+            service.flags
+        ));
+        let sources = image.sources.iter();
+        for (source, is_allowed) in sources.filter(|(source, _)| source.service == service.id()) {
+            lines.push(format!("{frontend} source {} {is_allowed}", source.prefix));
+        }
         let ring = image.rings.get(&service.id());
         for member in ring.into_iter().flat_map(|ring| &ring.members) {
             let (address, weight) = (member.address, member.weight);

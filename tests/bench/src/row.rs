@@ -45,6 +45,10 @@ pub enum Feature {
     Prefixes,
     /// The services lower the segment size of connections.
     SegmentSize,
+    /// The services have lists of sources.
+    Sources,
+    /// The services have limits of new flows, of each source and of all together.
+    Limits,
 }
 
 /// An IP version.
@@ -216,13 +220,21 @@ impl Row {
 }
 
 impl Feature {
-    const ALL: [Self; 3] = [Self::Ranges, Self::Prefixes, Self::SegmentSize];
+    const ALL: [Self; 5] = [
+        Self::Ranges,
+        Self::Prefixes,
+        Self::SegmentSize,
+        Self::Sources,
+        Self::Limits,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
             Self::Ranges => "ranges",
             Self::Prefixes => "prefixes",
             Self::SegmentSize => "segment-size",
+            Self::Sources => "sources",
+            Self::Limits => "limits",
         }
     }
 }

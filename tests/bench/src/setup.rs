@@ -12,13 +12,14 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer as Family},
     counters::Counters,
+    guard::{Guard, Rate},
     ring::{self, NO_BACKEND, RING_SIZE, Slot},
     service::{self, Service, Vip},
 };
 use lb_tests::Outer;
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
-    datapath::{Datapath, Frontend, LogLevel, Options, Outlet, matches, words},
+    datapath::{Datapath, Frontend, LogLevel, Options, Outlet, Source, matches, words},
     state::{GUE_PORT, Mode, Protocol},
 };
 
@@ -94,7 +95,7 @@ impl Balancer {
         let flags = match group.feature {
             Some(Feature::Ranges) => Runtime::WIDE,
             Some(Feature::Prefixes) => Runtime::WIDE | Runtime::PREFIXES,
-            Some(Feature::SegmentSize) | None => 0,
+            Some(Feature::SegmentSize | Feature::Sources | Feature::Limits) | None => 0,
         };
         datapath.set_runtime(Runtime {
             clock: 1,
@@ -173,13 +174,14 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
     for id in backends_of(number) {
         datapath.set_backend(id, backend::<V>(id, number, group))?;
     }
+    let is_guarded = guard::<V>(datapath, number, group)?;
     let service = Service {
         id: number as u16,
         mode: service::Mode::from(group.mode) as u8,
         flags: match group.slots {
             Slots::Tracked => Service::TRACKED,
             Slots::Clean | Slots::Changing | Slots::Pinned => 0,
-        },
+        } | if is_guarded { Service::GUARDED } else { 0 },
         ..Service::default()
     };
     let frontend = frontend::<V>(number, group);
@@ -194,6 +196,47 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
     datapath.set_vip(frontend.address, Vip { id, flags })?;
     Ok(())
 }
+
+/// Writes the list or the limits of a service that has them: all clients are taken, by the
+/// longest of a thousand prefixes, and no limit is ever reached.
+fn guard<V: Ip>(datapath: &mut Datapath, service: u32, group: &Group) -> Result<bool> {
+    match group.feature {
+        Some(Feature::Sources) => {
+            let all = AddressPrefix::new(V::CLIENTS, 0);
+            let clients = AddressPrefix::new(V::CLIENTS, 16);
+            for (prefix, is_allowed) in [(all, false), (clients, true)] {
+                datapath.set_source(Source { service, prefix }, is_allowed)?;
+            }
+            for number in 0..LISTED {
+                let address: IpAddr = match V::CLIENTS {
+                    IpAddr::V4(_) => Ipv4Addr::from_bits(0x0a00_0000 | number << 8).into(),
+                    IpAddr::V6(_) => Ipv6Addr::from_bits(0xfd << 120 | u128::from(number)).into(),
+                };
+                let prefix = address.into();
+                datapath.set_source(Source { service, prefix }, false)?;
+            }
+            let guard = Guard {
+                flags: Guard::LISTED,
+                ..Guard::default()
+            };
+            datapath.set_guard(service, guard)?;
+        }
+        Some(Feature::Limits) => {
+            let rate = Rate::new(1_000_000_000, 1_000_000_000);
+            let guard = Guard {
+                per_source: rate,
+                per_service: rate,
+                ..Guard::default()
+            };
+            datapath.set_guard(service, guard)?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Other prefixes in a list.
+const LISTED: u32 = 1_000;
 
 /// What clients send to a service. The last one has the feature that makes it wide.
 fn frontend<V: Ip>(number: u32, group: &Group) -> Frontend {

@@ -24,6 +24,8 @@ pub struct ServiceStatus {
     /// Its counters.
     #[serde(flatten)]
     pub counters: Counters,
+    /// What was dropped, by reason and direction.
+    pub drops: Vec<DropStatus>,
     /// Its backends.
     pub backends: Vec<BackendStatus>,
 }
@@ -70,7 +72,7 @@ pub struct NextHopStatus {
     pub mac: Option<String>,
 }
 
-/// Packets to or from a backend that were dropped.
+/// Packets to or from a service or a backend that were dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct DropStatus {
     /// Name of the reason.

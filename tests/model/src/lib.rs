@@ -14,6 +14,7 @@
 //! | Modes | here, [`nat`] |
 //! | The outer headers of `ipip` and `gue` | [`tunnels`] |
 //! | Services | [`services`] |
+//! | Sources and limits | [`guards`] |
 //! | What no client sends | [`sources`] |
 //! | Fragments | [`fragments`] |
 //! | ICMP | [`icmp`], [`segment_size`] |
@@ -23,6 +24,7 @@
 mod bytes;
 pub mod checksum;
 pub mod fragments;
+pub mod guards;
 pub mod hash;
 pub mod icmp;
 pub mod link;
@@ -39,6 +41,7 @@ use std::sync::Arc;
 
 use crate::{
     fragments::{Fragments, Known},
+    guards::Buckets,
     icmp::{Message, Quote, Quoted},
     link::Link,
     nat::{Flow, Flows},
@@ -56,6 +59,8 @@ pub struct Model {
     pub flows: Flows,
     /// First fragments.
     pub fragments: Fragments,
+    /// Limits of new flows.
+    pub buckets: Buckets,
     /// What has been counted.
     pub totals: Totals,
     clock: u32,
@@ -218,6 +223,10 @@ impl Model {
         if let Some(service) = vip.and_then(|vip| vip.service(ip.protocol, ports[1])) {
             let refused = |reason| Drop::forward(reason, service.id, 0);
             ip.check(packet.bytes).map_err(refused)?;
+            // "Every packet of a client is held to this, also of a flow that is known."
+            if !guards::takes(service, ip.src) {
+                return Err(refused(Reason::SourceDenied).into());
+            }
             let outcome = if service.mode.translates() {
                 self.translated(world, service, packet, tuple)
             } else {
@@ -263,6 +272,7 @@ impl Model {
         let mut context = nat::Context {
             world,
             flows: &mut self.flows,
+            buckets: &mut self.buckets,
             totals: &mut self.totals,
             way_back: frame.link.way_back(frame.ifindex),
             clock: self.clock,
@@ -332,6 +342,11 @@ impl Model {
         // "Every packet is held to this."
         if sources::is_martian(ip.src, ip.dst) {
             return Err(Drop::forward(Reason::MartianSource, service.id, 0).into());
+        }
+        // "Without entries, a SYN."
+        if ip.flags(packet.bytes).opens() {
+            let limited = self.buckets.begin(service, ip.src);
+            limited.map_err(|reason| Drop::forward(reason, service.id, 0))?;
         }
         let (id, backend) = nat::of_ring(world, service, tuple)?;
         self.deliver(world, service, packet, tuple, (id, backend))
@@ -428,6 +443,10 @@ impl Model {
         if let Some(service) = services::find(world, tuple.dst, tuple.protocol) {
             let refused = |reason| Drop::forward(reason, service.id, 0);
             icmp::check(ip, &quote, bytes).map_err(refused)?;
+            // "Of an ICMP error, the client whose flow it is about."
+            if !guards::takes(service, tuple.src.ip()) {
+                return Err(refused(Reason::SourceDenied).into());
+            }
             if !service.mode.translates() {
                 let backend = nat::of_ring(world, service, tuple)?;
                 return self.deliver(world, service, packet, tuple, backend);

@@ -9,7 +9,9 @@ use std::{
 use crate::{
     Choice,
     bytes::{be16, put16},
-    checksum, hash,
+    checksum,
+    guards::Buckets,
+    hash,
     outcome::{Drop, Reason, Totals},
     packet::{self, Flags, Ip, Numbers, TCP, Tuple},
     sources,
@@ -144,6 +146,7 @@ impl Flows {
 pub(crate) struct Context<'a> {
     pub(crate) world: &'a World,
     pub(crate) flows: &'a mut Flows,
+    pub(crate) buckets: &'a mut Buckets,
     pub(crate) totals: &'a mut Totals,
     /// The way back to where the packet came from.
     pub(crate) way_back: Path,
@@ -307,6 +310,8 @@ fn begin(
     if sources::is_martian(ip.src, ip.dst) {
         return Err(refused(Reason::MartianSource, 0));
     }
+    let limited = context.buckets.begin(service, ip.src);
+    limited.map_err(|reason| refused(reason, 0))?;
     let (id, backend) = of_ring(context.world, service, tuple)?;
     if backend.path.is_none() {
         return Err(refused(Reason::NextHopUnresolved, id));

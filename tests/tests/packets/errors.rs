@@ -23,6 +23,7 @@ pub(crate) fn cases() -> Vec<Case> {
             not_for_us(kind),
             refused(kind),
             no_way(kind),
+            denied(kind),
             too_big_itself(kind),
             tagged(kind),
         ]);
@@ -384,6 +385,25 @@ fn refused(kind: Kind) -> Case {
     let mut frame = error();
     frame[at + 10] ^= 1;
     case.refuse_frame("checksum", &flow, frame, DropReason::IpChecksum)
+}
+
+/// The client whose flow it is about counts, not the router that sends it.
+fn denied(kind: Kind) -> Case {
+    let flow = Flow::first(kind);
+    let what = types(kind)[0];
+    let error = outside(&flow, &flow.reply(), what, ALL).frame;
+    let router = router(kind.ipv6);
+    let client = flow.client.ip();
+    let case = Case::of(kind, "errors about flows of a denied source")
+        .established(&flow)
+        .then("the client is denied", move |world| {
+            world.list(kind, &[(router.into(), true), (client.into(), false)]);
+        })
+        .refuse_frame("error", &flow, error, DropReason::SourceDenied)
+        .then("the router is", move |world| {
+            world.list(kind, &[(router.into(), false), (client.into(), true)]);
+        });
+    reaches_backend(case, "error", &flow, &flow.reply(), what, ALL)
 }
 
 fn no_way(kind: Kind) -> Case {

@@ -6,6 +6,7 @@ mod errors;
 mod foreign;
 mod forms;
 mod fragments;
+mod guards;
 mod icmp;
 mod jumbo;
 mod lifecycle;
@@ -54,6 +55,7 @@ fn tables() -> Vec<Case> {
         malformed::cases,
         sources::cases,
         schedulers::cases,
+        guards::cases,
     ]
     .into_iter()
     .flat_map(|table| table())

@@ -28,7 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// New flows go to the standard backend, those of before are at the spare one.
-fn change(world: &mut World, kind: Kind) {
+pub(crate) fn change(world: &mut World, kind: Kind) {
     world.set_slots(kind, kind.backend(), kind.spare_backend());
 }
 
@@ -179,7 +179,7 @@ fn untracked(kind: Kind) -> Case {
     next(case, "a datagram", &flow)
 }
 
-fn track(world: &mut World, kind: Kind) {
+pub(crate) fn track(world: &mut World, kind: Kind) {
     for service in world.services.values_mut() {
         if service.id() == kind.service().id() {
             service.flags |= Service::TRACKED;
