@@ -29,7 +29,7 @@ pub mod service;
 pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {
@@ -138,6 +138,9 @@ impl Runtime {
     pub const WIDE: u32 = 1;
     /// At least one service has a prefix as its address. Comes with [`Self::WIDE`].
     pub const PREFIXES: u32 = 1 << 1;
+    /// At least one backend is [`Resetting`](backend::BackendState::Resetting), so a packet
+    /// from a backend is worth a look at it.
+    pub const RESETTING: u32 = 1 << 4;
 }
 
 /// Length of one tick of [`Runtime::clock`], in milliseconds.

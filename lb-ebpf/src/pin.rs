@@ -83,9 +83,9 @@ impl Entry {
         }
     }
 
-    /// Adds bits to the state and counts what they mean.
+    /// Adds bits to the state and counts what they mean. Returns what it was.
     #[inline(always)]
-    fn advance(self, bits: u32) {
+    fn advance(self, bits: u32) -> u32 {
         let old = self.set(bits);
         let new = old | bits;
         let was_live = old & state::CONFIRMED != 0 && !state::is_closed_by_client(old);
@@ -103,6 +103,20 @@ impl Entry {
         {
             count::ended(self.backend());
         }
+        old
+    }
+
+    /// The flow is reset. Its end counts also where that of others is told by the flags of
+    /// their packets.
+    #[inline(always)]
+    fn reset(self) {
+        if self.state() & state::RST != 0 {
+            return;
+        }
+        let old = self.advance(state::RST);
+        if old & state::COUNTED == 0 && !state::is_closed_by_client(old) {
+            count::ended(self.backend());
+        }
     }
 
     /// Whether the flow stays with its backend.
@@ -110,12 +124,15 @@ impl Entry {
     fn goes_on(self, signs: u32, backend: &Backend) -> bool {
         const UP: u8 = BackendState::Up as u8;
         const DOWN: u8 = BackendState::Down as u8;
+        const RESETTING: u8 = BackendState::Resetting as u8;
         let (opens, state) = (tcp::opens(u64::from(signs)), self.state());
         let again = opens && state::is_closed_by_client(state);
         let unanswered = opens && state & state::CONFIRMED == 0;
         match backend.state {
             UP => !again,
             DOWN => signs & TCP != 0 && !again && !unanswered,
+            // Its client is told that it has ended, unless it says so itself, or knows.
+            RESETTING => signs & TCP != 0 && !opens,
             _ => false,
         }
     }
@@ -149,7 +166,13 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
             && entry.goes_on(signs, backend)
         {
             entry.touch();
-            entry.observe(signs);
+            if is_resetting(backend) && signs & tcp::RST as u32 == 0 {
+                if signs & LATER == 0 {
+                    entry.reset();
+                }
+            } else {
+                entry.observe(signs);
+            }
             return id;
         }
         entry.advance(state::RST);
@@ -162,9 +185,15 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         select::of_slot(slot)
     };
     let is_tracked = service.flags & Service::TRACKED != 0;
-    let needs_entry = is_tracked || slot.is_changing();
+    let is_reset = BACKENDS.get(id).is_some_and(is_resetting);
+    // What its client has ended itself needs none.
+    let is_over = is_reset && signs & tcp::RST as u32 != 0;
+    let needs_entry = (is_tracked || slot.is_changing()) && !is_over;
     if id != NO_BACKEND && id != select::FULL && needs_entry && signs & LATER == 0 {
         let mut state = if begins { 0 } else { state::JOINED };
+        if is_reset {
+            state |= state::RST;
+        }
         if is_tracked {
             state |= state::COUNTED;
         }
@@ -175,6 +204,12 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         }
     }
     id
+}
+
+/// Whether flows of a backend are reset.
+#[inline(always)]
+fn is_resetting(backend: &Backend) -> bool {
+    backend.state == BackendState::Resetting as u8
 }
 
 /// Whether a backend takes new flows.
@@ -222,7 +257,7 @@ pub extern "C" fn pinned_v6(
     }
 }
 
-/// Writes the entry of a flow. Returns whether it has one.
+/// Writes the entry of a flow, with these bits of its state. Returns whether it has one.
 #[inline(always)]
 fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> bool {
     let place = embryonic::place::<F>();
@@ -238,12 +273,18 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> boo
             if bits & state::COUNTED != 0 {
                 count::began(backend);
             }
+            if bits & state::RST != 0 {
+                count::ended(backend);
+            }
             true
         }
         // Another CPU was quicker with a packet of the same flow.
         Err(EXISTS) => true,
         Err(_full) => {
-            count::untracked(backend);
+            // One that is over needs none.
+            if bits & state::RST == 0 {
+                count::untracked(backend);
+            }
             false
         }
     }

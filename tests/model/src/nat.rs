@@ -12,7 +12,7 @@ use crate::{
     checksum, hash,
     outcome::{Drop, Reason, Totals},
     packet::{self, Flags, Ip, Numbers, TCP, Tuple},
-    sources,
+    reset, sources,
     world::{Backend, Health, Mode, Path, Service, World},
 };
 
@@ -170,6 +170,9 @@ pub(crate) fn of_client(
     if let Some(known) = context.flows.of_client(&tuple).cloned() {
         match fate(context.world, service, &known, ip, flags) {
             Fate::Stays => return Ok(went_on(context, known, ip, flags)),
+            Fate::Drained => {
+                return Err(Drop::forward(Reason::Drained, service.id, known.backend));
+            }
             Fate::BeginsAnew if begins(service.mode, ip, flags) => end(context, &known),
             Fate::BeginsAnew | Fate::Gone => {
                 end(context, &known);
@@ -185,6 +188,8 @@ enum Fate {
     Stays,
     BeginsAnew,
     Gone,
+    /// Its backend's drain is over.
+    Drained,
 }
 
 /// The table "a packet whose backend is" of the architecture.
@@ -196,7 +201,7 @@ fn fate(world: &World, service: &Service, flow: &Flow, ip: &Ip, flags: Flags) ->
     if ip.protocol != TCP {
         return match health {
             Health::Up => Fate::Stays,
-            Health::Down | Health::Removed => Fate::BeginsAnew,
+            Health::Down | Health::Resetting | Health::Removed => Fate::BeginsAnew,
         };
     }
     // "A SYN on a closed flow begins a new one."
@@ -207,6 +212,10 @@ fn fate(world: &World, service: &Service, flow: &Flow, ip: &Ip, flags: Flags) ->
         Health::Up => Fate::Stays,
         Health::Down if flags.opens() && !flow.seen.reply => Fate::BeginsAnew,
         Health::Down => Fate::Stays,
+        // *Drained backends*: "a SYN begins a new connection", "an RST goes on".
+        Health::Resetting if flags.opens() => Fate::BeginsAnew,
+        Health::Resetting if flags.rst() => Fate::Stays,
+        Health::Resetting => Fate::Drained,
         Health::Removed if flags.opens() => Fate::BeginsAnew,
         // "NAT: other TCP begins a flow at the ring's backend", but for RST and SYN+ACK.
         Health::Removed if service.mode == Mode::Nat && !flags.rst() && !flags.accepts() => {
@@ -282,6 +291,24 @@ pub(crate) fn replied(
     }
 }
 
+/// *Drained backends*: a packet of a side, 0 for the client and 1 for the backend, ends the
+/// flow. What it was before.
+pub(crate) fn reset(
+    flows: &mut Flows,
+    totals: &mut Totals,
+    client: &Tuple,
+    (side, clock): (usize, u32),
+) -> Option<Flow> {
+    let flow = flows.by_client.get_mut(client)?;
+    let before = flow.clone();
+    if !flow.seen.closed() {
+        totals.backend(flow.backend).ended_flows += 1;
+    }
+    flow.seen.rst = true;
+    flow.spoke[side] = clock;
+    Some(before)
+}
+
 /// The table "a packet without an entry" of the architecture.
 fn begins(mode: Mode, ip: &Ip, flags: Flags) -> bool {
     match mode {
@@ -308,6 +335,9 @@ fn begin(
         return Err(refused(Reason::MartianSource, 0));
     }
     let (id, backend) = of_ring(context.world, service, tuple)?;
+    if reset::refuses(backend, flags) {
+        return Err(refused(Reason::Drained, id));
+    }
     if backend.path.is_none() {
         return Err(refused(Reason::NextHopUnresolved, id));
     }

@@ -52,6 +52,7 @@ reasons! {
     FragmentTiny = 23, "fragment-tiny";
     FragmentOverlap = 24, "fragment-overlap";
     IcmpHeader = 25, "icmp-header";
+    Drained = 35, "drained";
 }
 
 /// Which way a packet goes.
