@@ -49,7 +49,6 @@ fn what_is_not_done_yet_is_refused() {
         "deny",
         "new-per-source",
         "new-per-service",
-        "on-deadline",
         "affinity",
         "quic",
     ];
