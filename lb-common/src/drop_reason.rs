@@ -99,6 +99,8 @@ drop_reasons! {
     RateLimitedSource = 31, "rate-limited-source";
     /// All sources together have begun as many flows as the service lets begin.
     RateLimitedService = 32, "rate-limited-service";
+    /// The deadline of the backend's drain has passed; of a TCP connection, an RST goes to one of its ends.
+    Drained = 35, "drained";
     /// The headers of a tunnel to a backend host are truncated, contradict each other, or are of no form that is unwrapped.
     TunnelHeader = 40, "tunnel-header";
     /// A tunnel packet to a backend host comes from a source that is not allowed.

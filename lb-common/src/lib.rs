@@ -149,6 +149,9 @@ impl Runtime {
     pub const WIDE: u32 = 1;
     /// At least one service has a prefix as its address. Comes with [`Self::WIDE`].
     pub const PREFIXES: u32 = 1 << 1;
+    /// At least one backend is [`Resetting`](backend::BackendState::Resetting), so a packet
+    /// from a backend is worth a look at it.
+    pub const RESETTING: u32 = 1 << 4;
 }
 
 /// Length of one tick of [`Runtime::clock`], in milliseconds.

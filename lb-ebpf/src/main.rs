@@ -30,6 +30,7 @@ mod open;
 mod packet;
 mod pin;
 mod ports;
+mod reset;
 mod select;
 mod service;
 mod stage;
@@ -96,6 +97,13 @@ pub fn lb_icmp_tunnel(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn lb_too_big(ctx: XdpContext) -> u32 {
     by_family!(&ctx, icmp::too_big)
+}
+
+/// Tells the ends of a TCP connection that it is over.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_reset(ctx: XdpContext) -> u32 {
+    by_family!(&ctx, reset::path)
 }
 
 /// The path of an IP packet.

@@ -226,3 +226,9 @@ pub static ICMP_BUDGET: PerCpuArray<IcmpBudget, 1> = PerCpuArray::new();
 pub fn clock() -> u32 {
     RUNTIME.get(0).map_or(0, |runtime| runtime.clock)
 }
+
+/// The flags of [`Runtime`].
+#[inline(always)]
+pub fn switches() -> u32 {
+    RUNTIME.get(0).map_or(0, |runtime| runtime.flags)
+}

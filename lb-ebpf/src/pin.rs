@@ -84,14 +84,28 @@ impl Entry {
         }
     }
 
-    /// Adds bits to the state and counts what they mean.
+    /// Adds bits to the state and counts what they mean. Returns what it was.
     #[inline(always)]
-    fn advance(self, bits: u32) {
+    fn advance(self, bits: u32) -> u32 {
         let old = self.set(bits);
         let new = old | bits;
         let closed = state::is_closed_by_client;
         count::moved(self.backend(), (old, closed(old)), (new, closed(new)));
         if old & state::COUNTED != 0 && !closed(old) && closed(new) {
+            count::ended(self.backend());
+        }
+        old
+    }
+
+    /// The flow is reset. Its end counts also where that of others is told by the flags of
+    /// their packets.
+    #[inline(always)]
+    fn reset(self) {
+        if self.state() & state::RST != 0 {
+            return;
+        }
+        let old = self.advance(state::RST);
+        if old & state::COUNTED == 0 && !state::is_closed_by_client(old) {
             count::ended(self.backend());
         }
     }
@@ -101,12 +115,15 @@ impl Entry {
     fn goes_on(self, signs: u32, backend: &Backend) -> bool {
         const UP: u8 = BackendState::Up as u8;
         const DOWN: u8 = BackendState::Down as u8;
+        const RESETTING: u8 = BackendState::Resetting as u8;
         let (opens, state) = (tcp::opens(u64::from(signs)), self.state());
         let again = opens && state::is_closed_by_client(state);
         let unanswered = opens && state & state::CONFIRMED == 0;
         match backend.state {
             UP => !again,
             DOWN => signs & TCP != 0 && !again && !unanswered,
+            // Its client is told that it has ended, unless it says so itself, or knows.
+            RESETTING => signs & TCP != 0 && !opens,
             _ => false,
         }
     }
@@ -144,7 +161,13 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
             && entry.goes_on(signs, backend)
         {
             entry.touch();
-            entry.observe(signs);
+            if is_resetting(backend) && signs & tcp::RST as u32 == 0 {
+                if signs & LATER == 0 {
+                    entry.reset();
+                }
+            } else {
+                entry.observe(signs);
+            }
             return id;
         }
         entry.advance(state::RST);
@@ -165,9 +188,15 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
     } else {
         slot.owner
     };
-    let needs_entry = is_tracked || is_tcp && slot.is_changing();
+    let is_reset = BACKENDS.get(id).is_some_and(is_resetting);
+    // What its client has ended itself needs none.
+    let is_over = is_reset && signs & tcp::RST as u32 != 0;
+    let needs_entry = (is_tracked || is_tcp && slot.is_changing()) && !is_over;
     if id != NO_BACKEND && id != select::FULL && needs_entry && signs & LATER == 0 {
         let mut state = if begins { 0 } else { state::JOINED };
+        if is_reset {
+            state |= state::RST;
+        }
         if is_tracked {
             state |= state::COUNTED;
         }
@@ -178,6 +207,12 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         }
     }
     id
+}
+
+/// Whether flows of a backend are reset.
+#[inline(always)]
+fn is_resetting(backend: &Backend) -> bool {
+    backend.state == BackendState::Resetting as u8
 }
 
 /// Whether a backend takes new flows.
@@ -225,7 +260,7 @@ pub extern "C" fn pinned_v6(
     }
 }
 
-/// Writes the entry of a flow. Returns whether it has one.
+/// Writes the entry of a flow, with these bits of its state. Returns whether it has one.
 #[inline(always)]
 fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> bool {
     let place = embryonic::place::<F>();
@@ -242,12 +277,18 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> boo
             if bits & state::COUNTED != 0 {
                 count::began(backend);
             }
+            if bits & state::RST != 0 {
+                count::ended(backend);
+            }
             true
         }
         // Another CPU was quicker with a packet of the same flow.
         Err(EXISTS) => true,
         Err(_full) => {
-            count::untracked(backend);
+            // One that is over needs none.
+            if bits & state::RST == 0 {
+                count::untracked(backend);
+            }
             false
         }
     }

@@ -59,7 +59,7 @@ pub fn of_packet<F: Family>(
         let word = service::word(service);
         F::pinned(&packet.tuple, word, word_of(slot), index, signs)
     };
-    reachable(id)
+    reachable(id, packet.transport.flags)
 }
 
 /// The backend for a flow that begins and is translated, like [`of_packet`].
@@ -73,7 +73,7 @@ pub fn of_new<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<Choice, 
     }
     let index = index(tuple, service);
     let slot = slot(service, index);
-    let (id, backend) = reachable(for_new_flow(service, index, slot.owner))?;
+    let (id, backend) = reachable(for_new_flow(service, index, slot.owner), 0)?;
     if service.mode == Mode::Nat as u8 && F::same(client, F::address(&backend.address)) {
         return Err((DropReason::Hairpin, id));
     }
@@ -161,14 +161,22 @@ fn is_there(id: u32, backend: &Backend) -> bool {
     id != NO_BACKEND && backend.state != BackendState::Absent as u8
 }
 
-/// The backend of this id, if there is a way to it.
+/// The backend of this id, if it takes packets with these TCP flags, and there is a way to it.
 #[inline(always)]
-fn reachable(id: u32) -> Result<Choice, (DropReason, u32)> {
+fn reachable(id: u32, flags: u64) -> Result<Choice, (DropReason, u32)> {
+    const UP: u8 = BackendState::Up as u8;
+    const DOWN: u8 = BackendState::Down as u8;
+    const RESETTING: u8 = BackendState::Resetting as u8;
     let Some(backend) = BACKENDS.get(id) else {
         return Err((refusal(id), 0));
     };
-    if !is_there(id, backend) {
-        return Err((DropReason::NoBackend, 0));
+    match backend.state {
+        _ if id == NO_BACKEND => return Err((DropReason::NoBackend, 0)),
+        UP | DOWN => {}
+        // The other side is to hear of the end, too.
+        RESETTING if flags & tcp::RST != 0 => {}
+        RESETTING => return Err((DropReason::Drained, id)),
+        _ => return Err((DropReason::NoBackend, 0)),
     }
     if backend.path.ifindex == 0 {
         return Err((DropReason::NextHopUnresolved, id));

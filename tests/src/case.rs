@@ -12,6 +12,7 @@ use crate::{
     fragment::First,
     icmp,
     packet::{Packet, Transport},
+    reset::{reset_for, reset_onward},
     world::{CLIENT_IF, World},
 };
 
@@ -372,6 +373,60 @@ impl Case {
         change.errors = 1;
         let ifindex = flow.backend_link.ifindex;
         let told = Outcome::Sent(ifindex, icmp::too_big(reply, mtu));
+        self.frame(label, ifindex, reply.build(), told, change)
+    }
+
+    /// A packet of a connection whose backend's drain is over: it is dropped, and the client
+    /// gets an RST.
+    #[must_use]
+    pub fn reset(self, label: impl Into<String>, flow: &Flow, request: &Packet) -> Self {
+        let reason = DropReason::Drained;
+        let mut change = Change::dropped(reason, Direction::Forward, flow.service, flow.backend);
+        change.spoken = Some(flow.kind.translates().into());
+        let ifindex = flow.client_link.ifindex;
+        let told = Outcome::Sent(ifindex, reset_for(request).build());
+        self.frame(label, ifindex, request.build(), told, change)
+    }
+
+    /// The same, but the backend, which has not been told, gets the RST.
+    #[must_use]
+    pub fn reset_onward(self, label: impl Into<String>, flow: &Flow, request: &Packet) -> Self {
+        let reason = DropReason::Drained;
+        let mut change = Change::dropped(reason, Direction::Forward, flow.service, flow.backend);
+        change.spoken = Some(1);
+        let told = reset_onward(request, flow.source, flow.server);
+        let told = flow.backend_link.outgoing(told).build();
+        let told = Outcome::Sent(flow.backend_link.ifindex, told);
+        let ifindex = flow.client_link.ifindex;
+        self.frame(label, ifindex, request.build(), told, change)
+    }
+
+    /// A packet from the backend of a translated connection in whose place the client, which
+    /// has not been told, gets an RST.
+    #[must_use]
+    pub fn reset_back_onward(self, label: impl Into<String>, flow: &Flow, reply: &Packet) -> Self {
+        let reason = DropReason::Drained;
+        let mut change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
+        change.spoken = Some(1);
+        let told = reset_onward(reply, flow.vip, flow.client);
+        let told = flow.client_link.outgoing(told).build();
+        let told = Outcome::Sent(flow.client_link.ifindex, told);
+        let ifindex = flow.backend_link.ifindex;
+        self.frame(label, ifindex, reply.build(), told, change)
+    }
+
+    /// The same of a packet from the backend, which gets the RST; handed to the host in the
+    /// modes that don't translate.
+    #[must_use]
+    pub fn reset_back(self, label: impl Into<String>, flow: &Flow, reply: &Packet) -> Self {
+        if !flow.kind.translates() {
+            return self.pass(label, flow.backend_link.ifindex, reply.build());
+        }
+        let reason = DropReason::Drained;
+        let mut change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
+        change.spoken = Some(1);
+        let ifindex = flow.backend_link.ifindex;
+        let told = Outcome::Sent(ifindex, reset_for(reply).build());
         self.frame(label, ifindex, reply.build(), told, change)
     }
 

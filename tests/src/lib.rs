@@ -17,6 +17,7 @@ mod fragment;
 mod icmp;
 mod namespace;
 mod packet;
+mod reset;
 pub mod rng;
 mod snapshot;
 pub mod soak;
@@ -32,6 +33,7 @@ pub use self::{
     icmp::{IcmpError, echo, too_big_about},
     namespace::{in_network_namespace, on_one_cpu},
     packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
+    reset::reset_for,
     tunnel::{Form, Outer, Tunnel},
     world::{BACKEND_IF, CLIENT_IF, INTERVAL, Link, OTHER_IF, World, at_once},
 };

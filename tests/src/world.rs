@@ -350,7 +350,7 @@ impl World {
         position.expect("an address of a service") as u32 + 1
     }
 
-    /// Flags of [`Runtime`] that the services need.
+    /// Flags of [`Runtime`] that the services and backends need.
     pub(crate) fn flags(&self) -> u32 {
         let vips = self.vips();
         let drops = |vip: &Vip| vip.flags & Vip::DROP_OTHER_PORTS != 0;
@@ -358,7 +358,11 @@ impl World {
             self.services.keys().any(|frontend| frontend.is_wide()) || vips.values().any(drops);
         let prefixes = vips.keys().any(|address| !address.is_address());
         let flag = |needed, flag| if needed { flag } else { 0 };
-        flag(wide, Runtime::WIDE) | flag(prefixes, Runtime::PREFIXES)
+        let is_resetting = |backend: &Backend| backend.state == BackendState::Resetting as u8;
+        let resetting = self.backends.values().any(is_resetting);
+        flag(wide, Runtime::WIDE)
+            | flag(prefixes, Runtime::PREFIXES)
+            | flag(resetting, Runtime::RESETTING)
     }
 }
 

@@ -26,8 +26,8 @@ use crate::{
     reconcile::{self, Found, Reconciler, World},
     slow_start::{self, Seen, Warmth},
     state::{
-        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus, Reason,
-        Refusal, ServiceSpec, Status, rules,
+        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
+        OnDeadline, Reason, Refusal, ServiceSpec, Status, rules,
     },
 };
 
@@ -156,8 +156,33 @@ impl<P: Plane> Balancer<P> {
         };
         balancer.health = balancer.expected_health(&Desired::default());
         balancer.follow_drains(now);
+        balancer.adopt_drains(now);
         balancer.adopt_health();
         balancer
+    }
+
+    /// Where the datapath resets the flows of a backend, the deadline has passed.
+    fn adopt_drains(&mut self, now: Duration) {
+        for spec in self.desired.services() {
+            let name: Arc<str> = spec.name.as_str().into();
+            for backend in &spec.backends {
+                let id = self
+                    .reconciler
+                    .ids()
+                    .backends
+                    .get(&(Arc::clone(&name), backend.address));
+                let entry = id.and_then(|id| self.reconciler.image().backends.get(&id));
+                if let Some(wanted) = backend.drain
+                    && wanted.on_deadline == OnDeadline::Reset
+                    && entry.is_some_and(|entry| entry.state == BackendState::Resetting as u8)
+                {
+                    let flows = self.live_flows(spec, backend.address);
+                    let drain = Drain::over(wanted, now, flows);
+                    self.drains
+                        .insert((spec.name.clone(), backend.address), drain);
+                }
+            }
+        }
     }
 
     /// Backends that the datapath has are up as long as they were, and until a check says
@@ -170,7 +195,9 @@ impl<P: Plane> Balancer<P> {
             let Some(entry) = id.and_then(|id| image.backends.get(&id)) else {
                 continue;
             };
-            health.is_up |= entry.state == BackendState::Up as u8;
+            // Of one whose flows are reset nothing else is known.
+            health.is_up |= entry.state == BackendState::Up as u8
+                || entry.state == BackendState::Resetting as u8;
             if entry.path.ifindex != 0 {
                 self.awaited.insert(address.ip);
             }
@@ -246,16 +273,18 @@ impl<P: Plane> Balancer<P> {
         let before = std::mem::replace(&mut self.desired, desired);
         let health = self.expected_health(&before);
         let health_before = std::mem::replace(&mut self.health, health);
+        let drains_before = self.drains.clone();
+        self.follow_drains(now);
         if let Err(error) = self.reconcile(now) {
             self.desired = before;
             self.health = health_before;
+            self.drains = drains_before;
             self.overdue = Some(now);
             self.reconcile_if_needed(now);
             return Err(Refusal::Failed(chain(&error)));
         }
         let addresses = self.addresses();
         self.hops.retain(|address, _| addresses.contains(address));
-        self.follow_drains(now);
         Ok(())
     }
 
@@ -294,6 +323,14 @@ impl<P: Plane> Balancer<P> {
                 }
                 Some(DrainPhase::Over) => {
                     tracing::warn!(%service, %backend, flows, "the deadline of the drain has passed");
+                }
+                Some(DrainPhase::Resetting) => {
+                    tracing::warn!(
+                        %service,
+                        %backend,
+                        flows,
+                        "the deadline of the drain has passed: flows are reset"
+                    );
                 }
                 Some(DrainPhase::Draining) | None => {}
             }
@@ -651,6 +688,12 @@ impl<P: Plane> Balancer<P> {
         }
     }
 
+    /// When the datapath is to be brought in line with the rest next.
+    #[cfg(test)]
+    pub(super) fn overdue(&self) -> Option<Duration> {
+        self.overdue
+    }
+
     /// Brings the datapath in line with the rest, if it is not, and tries again later
     /// where it refuses.
     pub(super) fn reconcile_if_needed(&mut self, now: Duration) {
@@ -686,6 +729,10 @@ impl<P: Plane> Balancer<P> {
                 self.health.get(&name).is_some_and(|health| health.is_up)
             },
             share: &share,
+            resets: &|spec, backend| {
+                let drain = || self.drains.get(&(spec.name.clone(), backend.address));
+                backend.drain.is_some() && drain().is_some_and(|drain| drain.resets(now))
+            },
             next_hop: &|address| self.hops.get(&address),
             interfaces: &interfaces,
         };
@@ -697,7 +744,12 @@ impl<P: Plane> Balancer<P> {
             tracing::debug!(steps, "the datapath is as it should be");
         }
         let retry = (!all_attached).then_some(now + RETRY);
-        self.overdue = [retry, next_step].into_iter().flatten().min();
+        let deadlines = self.drains.values().filter_map(|drain| drain.next(now));
+        let next_deadline = deadlines.min();
+        self.overdue = [retry, next_step, next_deadline]
+            .into_iter()
+            .flatten()
+            .min();
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use lb_common::{
-    backend::Backend,
+    backend::{Backend, BackendState},
     guard::Guard,
     ring::RING_SIZE,
     service::{Service, Vip},
@@ -211,7 +211,12 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
             ops.push(Op::ReservePorts(*id, both));
         }
     }
-    ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
+    // A backend whose flows are reset takes no new ones: the ring must not name it any more.
+    let is_reset = |backend: &Backend| backend.state == BackendState::Resetting as u8;
+    let (resetting, serving): (Vec<_>, Vec<_>) =
+        changed(&old.backends, &new.backends).partition(|(_, backend)| is_reset(backend));
+    let set_backend = |(id, backend): (&u32, &Backend)| Op::SetBackend(*id, *backend);
+    ops.extend(serving.into_iter().map(set_backend));
     // A packet must not look for a slot beyond the end of a ring. So a service knows of a
     // smaller one before it takes the place of a larger one, and of a larger one after.
     for (packets, service) in &old.services {
@@ -238,6 +243,7 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     sources.sort_by_key(|(source, _)| Reverse(source.prefix.length()));
     ops.extend(sources.into_iter().map(|(k, v)| Op::SetSource(*k, *v)));
     ops.extend(changed(&old.guards, &new.guards).map(|(k, v)| Op::SetGuard(*k, *v)));
+    ops.extend(resetting.into_iter().map(set_backend));
     ops.extend(changed(&old.services, &new.services).map(|(k, v)| Op::SetService(*k, *v)));
     // A flag is set before the first address that needs it, and goes after the last.
     if old.flags | new.flags != old.flags {

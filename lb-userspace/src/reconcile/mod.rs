@@ -54,6 +54,8 @@ pub struct World<'a> {
     pub is_up: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
     /// The part of its weight that a backend has at the moment, of [`slow_start::WHOLE`].
     pub share: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> u32,
+    /// Whether the flows that a backend has are reset.
+    pub resets: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
     /// The interfaces that packets come in by, by index.
@@ -182,7 +184,10 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             let (mut entry, pool) = backend(world, spec, backend_spec, &mut taken);
             let pool = pool.map(|pool| pool.shared(&every_port));
             entry.service = service;
-            entry.state = if is_up {
+            entry.state = if (world.resets)(spec, backend_spec) {
+                image.flags |= Runtime::RESETTING;
+                BackendState::Resetting
+            } else if is_up {
                 BackendState::Up
             } else {
                 BackendState::Down

@@ -119,6 +119,7 @@ fn assert_sound(image: &Image) {
             let backend = image.backends.get(&member.id);
             let backend = backend.unwrap_or_else(|| panic!("{service} names {member:?}"));
             assert_eq!(backend.service, *service);
+            assert_ne!(backend.state, BackendState::Resetting as u8);
         }
     }
     for (packets, service) in &image.services {
@@ -207,6 +208,8 @@ struct Inputs {
     unattached: BTreeSet<u8>,
     /// Backends behind a gateway.
     routed: BTreeSet<u8>,
+    /// Backends whose flows are reset, if they take no new ones.
+    reset: BTreeSet<u8>,
     /// Whether the kernel has another source address towards backends than before.
     renumbered: bool,
 }
@@ -224,6 +227,9 @@ impl Inputs {
             desired: &self.desired,
             is_up: &|_, backend| !self.down.contains(&last_byte(backend.address.ip)),
             share: &|_, _| slow_start::WHOLE,
+            resets: &|_, backend| {
+                !backend.takes_flows() && self.reset.contains(&last_byte(backend.address.ip))
+            },
             next_hop: &|address| hops.get(&last_byte(address)),
             interfaces: &BTreeMap::from([(
                 ETH0,
@@ -294,6 +300,7 @@ fn inputs(services: impl IntoIterator<Item = ServiceSpec>) -> Inputs {
         resolved: (0..=255).collect(),
         unattached: BTreeSet::new(),
         routed: BTreeSet::new(),
+        reset: BTreeSet::new(),
         renumbered: false,
     }
 }
@@ -734,6 +741,30 @@ fn a_backend_leaves_the_ring_by_health_by_weight_and_without_a_next_hop() {
     assert_eq!(state(3), BackendState::Down as u8);
 }
 
+/// Whatever its check says; and new flows never find it in between.
+#[test]
+fn flows_of_a_backend_are_reset_when_the_ring_no_longer_names_it() {
+    let (mut reconciler, mut tables) = (Reconciler::default(), Checked::default());
+    let mut inputs = web(&[100, 100]);
+    let mut enter = |inputs: &Inputs, seconds| {
+        let entered = inputs.reconcile(&mut reconciler, &mut tables, at(seconds));
+        entered.unwrap();
+        let image = &tables.image;
+        (image.backends[&1].state, image.flags & Runtime::RESETTING)
+    };
+    let up = (BackendState::Up as u8, 0);
+    let resetting = (BackendState::Resetting as u8, Runtime::RESETTING);
+    inputs.reset.insert(11);
+    assert_eq!(enter(&inputs, 1), up, "it takes flows");
+    inputs.desired = web(&[0, 100]).desired;
+    assert_eq!(enter(&inputs, 2), resetting);
+    inputs.down.insert(11);
+    assert_eq!(enter(&inputs, 3), resetting);
+    inputs.down.clear();
+    inputs.desired = web(&[100, 100]).desired;
+    assert_eq!(enter(&inputs, 4), up);
+}
+
 #[test]
 fn only_what_changed_is_written() {
     let mut reconciler = Reconciler::default();
@@ -932,16 +963,18 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         subsequence(bytes.clone(), 0..=6),
         subsequence(bytes.clone(), 0..=6),
         subsequence(bytes.clone(), 0..=2),
-        subsequence(bytes, 0..=2),
+        subsequence(bytes.clone(), 0..=2),
+        subsequence(bytes, 0..=3),
         any::<bool>(),
     )
         .prop_map(
-            |(services, down, resolved, unattached, routed, renumbered)| Inputs {
+            |(services, down, resolved, unattached, routed, reset, renumbered)| Inputs {
                 desired: desired(services),
                 down: down.into_iter().collect(),
                 resolved: resolved.into_iter().collect(),
                 unattached: unattached.into_iter().collect(),
                 routed: routed.into_iter().collect(),
+                reset: reset.into_iter().collect(),
                 renumbered,
             },
         )

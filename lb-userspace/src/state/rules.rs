@@ -291,14 +291,8 @@ pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
         (service.affinity.is_some(), Field::Affinity),
         (service.quic.is_some(), Field::Quic),
     ];
-    let of_backends = (0..).zip(&service.backends).map(|(index, backend)| {
-        let drain = backend.drain.as_ref();
-        let resets = drain.is_some_and(|drain| drain.on_deadline == OnDeadline::Reset);
-        (resets, Field::BackendOnDeadline(index))
-    });
     of_service
         .into_iter()
-        .chain(of_backends)
         .filter(|(is_wanted, _)| *is_wanted)
         .map(|(_, field)| {
             Violation::new(

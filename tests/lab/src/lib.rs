@@ -69,7 +69,7 @@ pub use process::Process;
 pub use routed::{Routed, RoutedOptions};
 pub use snmp::Snmp;
 pub use status::{
-    BackendStatus, Counters, DropStatus, HealthStatus, InterfaceStatus, NextHopStatus,
+    BackendStatus, Counters, DrainStatus, DropStatus, HealthStatus, InterfaceStatus, NextHopStatus,
     ServiceStatus, Status,
 };
 pub use topology::{Backend, SERVER_READY, Topology, TopologyOptions, port};

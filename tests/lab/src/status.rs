@@ -43,6 +43,8 @@ pub struct BackendStatus {
     pub health: HealthStatus,
     /// How its packets leave.
     pub next_hop: NextHopStatus,
+    /// Its drain.
+    pub drain: Option<DrainStatus>,
     /// Its counters.
     #[serde(flatten)]
     pub counters: Counters,
@@ -73,6 +75,18 @@ pub struct NextHopStatus {
 }
 
 /// Packets to or from a service or a backend that were dropped.
+/// The drain of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct DrainStatus {
+    /// `draining`, `drained`, `over` or `resetting`.
+    pub phase: String,
+    /// Live flows.
+    pub flows_left: u64,
+    /// Seconds to the deadline.
+    pub seconds_left: Option<u64>,
+}
+
+/// Packets to or from a backend that were dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct DropStatus {
     /// Name of the reason.

@@ -18,6 +18,7 @@
 //! | What no client sends | [`sources`] |
 //! | Fragments | [`fragments`] |
 //! | ICMP | [`icmp`], [`segment_size`] |
+//! | Drained backends | [`reset`] |
 //! | The path of a packet, and what it is held to (architecture) | here, [`link`], [`packet`] |
 #![forbid(unsafe_code)]
 
@@ -31,6 +32,7 @@ pub mod link;
 pub mod nat;
 pub mod outcome;
 pub mod packet;
+pub mod reset;
 pub mod segment_size;
 pub mod services;
 pub mod sources;
@@ -280,7 +282,8 @@ impl Model {
             numbers: ip.numbers(bytes),
             complaint: &mut complaint,
         };
-        let flow = nat::of_client(&mut context, service, tuple, ip, ip.flags(bytes))?;
+        let flow = nat::of_client(&mut context, service, tuple, ip, ip.flags(bytes));
+        let flow = flow.map_err(|drop| self.refused(world, packet, drop, &tuple, 0))?;
         let refused = |reason| Drop::forward(reason, service.id, flow.backend);
         let backend = world
             .backends
@@ -306,13 +309,42 @@ impl Model {
         })
     }
 
+    /// A packet of the flow of a client is dropped, which a side sent, 0 for the client and 1
+    /// for the backend. *Drained backends*: an end of it is told.
+    fn refused(
+        &mut self,
+        world: &World,
+        packet: &Packet<'_>,
+        drop: Drop,
+        client: &Tuple,
+        side: usize,
+    ) -> Outcome {
+        if drop.reason != Reason::Drained || !reset::is_answered(packet) {
+            return drop.into();
+        }
+        let spoke = (side, self.clock);
+        let flow = nat::reset(&mut self.flows, &mut self.totals, client, spoke);
+        let onward = flow.and_then(|flow| reset::onward(world, &flow, packet, side));
+        match onward {
+            Some((to, path)) => reset::passed_on(world, drop, packet, to, &path),
+            None => reset::answered(drop, packet),
+        }
+    }
+
     /// A packet of a backend to a client.
     fn reply(&mut self, world: &World, packet: &Packet<'_>, flow: &Flow) -> Verdict {
         let Packet { frame, ip, bytes } = packet;
         let service = service_of(world, flow);
         let refused = |reason| Drop::reply(reason, service, flow.backend);
-        self.fits(packet, flow.mtu, &refused)?;
         let flags = ip.flags(bytes);
+        let backend = world.backends.get(&flow.backend);
+        if ip.protocol == packet::TCP
+            && backend.is_some_and(|backend| reset::refuses(backend, flags))
+        {
+            let drop = refused(Reason::Drained);
+            return Err(self.refused(world, packet, drop, &flow.client, 1));
+        }
+        self.fits(packet, flow.mtu, &refused)?;
         let told = (flags, ip.numbers(bytes));
         nat::replied(&mut self.flows, &mut self.totals, flow, told, self.clock);
         let mut changed = bytes.to_vec();
@@ -349,6 +381,10 @@ impl Model {
             limited.map_err(|reason| Drop::forward(reason, service.id, 0))?;
         }
         let (id, backend) = nat::of_ring(world, service, tuple)?;
+        if reset::refuses(backend, ip.flags(packet.bytes)) {
+            let drop = Drop::forward(Reason::Drained, service.id, id);
+            return Err(reset::answered(drop, packet));
+        }
         self.deliver(world, service, packet, tuple, (id, backend))
     }
 

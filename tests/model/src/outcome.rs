@@ -55,6 +55,7 @@ reasons! {
     SourceDenied = 30, "source-denied";
     RateLimitedSource = 31, "rate-limited-source";
     RateLimitedService = 32, "rate-limited-service";
+    Drained = 35, "drained";
 }
 
 /// Which way a packet goes.

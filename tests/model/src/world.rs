@@ -109,6 +109,8 @@ pub enum Health {
     Up,
     /// It failed its checks.
     Down,
+    /// Its drain is over, and what is left of its connections is reset.
+    Resetting,
     /// It was removed.
     Removed,
 }

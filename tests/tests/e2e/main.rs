@@ -5,6 +5,7 @@ mod backends;
 mod counters;
 mod decap;
 mod guards;
+mod drained;
 mod lifecycle;
 mod modes;
 mod next_hops;

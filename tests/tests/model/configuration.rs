@@ -289,7 +289,12 @@ fn backend(rng: &mut Rng, service: &Service, id: u32, others: &BTreeMap<u32, Bac
     let ports = *rng.pick(&[1, 3, 40, 2_000, 20_000]);
     Backend {
         service: service.id,
-        health: rng.weighted(&[(90, Health::Up), (7, Health::Down), (3, Health::Removed)]),
+        health: rng.weighted(&[
+            (85, Health::Up),
+            (7, Health::Down),
+            (5, Health::Resetting),
+            (3, Health::Removed),
+        ]),
         path: (!rng.percent(4)).then(|| path(rng, 0x40 + id as u8)),
         mtu: mtu(rng),
         address,
@@ -366,9 +371,10 @@ pub(crate) fn change(rng: &mut Rng, world: &mut World) {
     };
     let way = path(rng, 0x40 + id as u8);
     let backend = world.backends.get_mut(&id).expect("one of its keys");
-    match rng.below(5) {
+    match rng.below(6) {
         0 => backend.health = Health::Down,
         1 => backend.health = Health::Removed,
+        4 => backend.health = Health::Resetting,
         2 => backend.path = (!rng.percent(30)).then_some(way),
         3 => {
             let service = rng.below(world.services.len());

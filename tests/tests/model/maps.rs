@@ -122,6 +122,7 @@ fn backend(backend: &world::Backend, service: Option<&world::Service>) -> Backen
     let state = match backend.health {
         world::Health::Up => BackendState::Up,
         world::Health::Down => BackendState::Down,
+        world::Health::Resetting => BackendState::Resetting,
         world::Health::Removed => return Backend::default(),
     };
     Backend {

@@ -68,6 +68,8 @@ fn checksums(kind: Kind) -> Case {
             )
         },
     )
+}
+
 /// Whom a service takes packets from says nothing of its address.
 fn denied(kind: Kind) -> Case {
     let request = Flow::first(kind).request();

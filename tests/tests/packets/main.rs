@@ -2,6 +2,7 @@
 
 mod backends;
 mod direct;
+mod drained;
 mod errors;
 mod foreign;
 mod forms;
@@ -45,6 +46,7 @@ fn tables() -> Vec<Case> {
         segment_size::cases,
         forms::cases,
         backends::cases,
+        drained::cases,
         ports::cases,
         ports::table_full,
         fragments::cases,

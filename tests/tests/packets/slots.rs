@@ -170,7 +170,7 @@ fn table_full(kind: Kind) -> Case {
 }
 
 /// Entries that the tables have room for.
-const ROOM: u16 = 64 + 64;
+pub(crate) const ROOM: u16 = 64 + 64;
 
 /// Datagrams do not say whether they begin a flow.
 fn untracked(kind: Kind) -> Case {
@@ -179,6 +179,7 @@ fn untracked(kind: Kind) -> Case {
     next(case, "a datagram", &flow)
 }
 
+/// Every flow of the service has an entry.
 pub(crate) fn track(world: &mut World, kind: Kind) {
     for service in world.services.values_mut() {
         if service.id() == kind.service().id() {
