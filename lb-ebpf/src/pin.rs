@@ -73,8 +73,7 @@ impl Entry {
     /// whoever confirms it that it lives.
     #[inline(always)]
     fn observe(self, signs: u32) {
-        let signs_of = |sign: u64, bit| if signs & sign as u32 != 0 { bit } else { 0 };
-        let mut bits = signs_of(tcp::FIN, state::FIN_CLIENT) | signs_of(tcp::RST, state::RST);
+        let mut bits = ends(signs);
         if signs & TCP == 0 || signs & tcp::SYN as u32 == 0 {
             bits |= state::CONFIRMED;
         }
@@ -121,6 +120,13 @@ impl Entry {
     }
 }
 
+/// The bits of [`state`] that say how a packet with these signs ends its flow, 0 if it does not.
+#[inline(always)]
+fn ends(signs: u32) -> u32 {
+    let sign = |sign: u64, bit| if signs & sign as u32 != 0 { bit } else { 0 };
+    sign(tcp::FIN, state::FIN_CLIENT) | sign(tcp::RST, state::RST)
+}
+
 /// The backend of the flow with this tuple, [`NO_BACKEND`] if it has no entry.
 #[inline(always)]
 pub fn known<F: Family>(tuple: &F::Tuple) -> u32 {
@@ -164,7 +170,11 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
     let is_tracked = service.flags & Service::TRACKED != 0;
     let needs_entry = is_tracked || slot.is_changing();
     if id != NO_BACKEND && id != select::FULL && needs_entry && signs & LATER == 0 {
-        let mut state = if begins { 0 } else { state::JOINED };
+        let mut state = if begins {
+            0
+        } else {
+            state::JOINED | ends(signs)
+        };
         if is_tracked {
             state |= state::COUNTED;
         }
@@ -237,6 +247,9 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> boo
         Ok(()) => {
             if bits & state::COUNTED != 0 {
                 count::began(backend);
+                if state::is_closed_by_client(bits) {
+                    count::ended(backend);
+                }
             }
             true
         }

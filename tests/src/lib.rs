@@ -11,6 +11,7 @@
 mod bench;
 mod case;
 pub mod conformance;
+mod connection;
 mod decode;
 mod flow;
 mod fragment;
@@ -18,6 +19,7 @@ mod icmp;
 mod namespace;
 mod packet;
 pub mod rng;
+mod site;
 mod snapshot;
 pub mod soak;
 mod tunnel;
@@ -26,12 +28,14 @@ mod world;
 pub use self::{
     bench::Bench,
     case::{Case, Change, Outcome, Step},
+    connection::Connection,
     decode::difference,
     flow::{Flow, Kind},
     fragment::{First, split},
     icmp::{IcmpError, echo, too_big_about},
     namespace::{in_network_namespace, on_one_cpu},
     packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
+    site::{Fate, Front, Site, slot_of},
     tunnel::{Form, Outer, Tunnel},
     world::{BACKEND_IF, CLIENT_IF, Link, OTHER_IF, World},
 };
