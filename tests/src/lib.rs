@@ -13,6 +13,7 @@ mod case;
 pub mod conformance;
 mod connection;
 mod decode;
+mod flood;
 mod flow;
 mod fragment;
 mod icmp;
@@ -30,10 +31,11 @@ pub use self::{
     case::{Case, Change, Outcome, Step},
     connection::Connection,
     decode::difference,
+    flood::Flood,
     flow::{Flow, Kind},
     fragment::{First, split},
     icmp::{IcmpError, echo, too_big_about},
-    namespace::{in_network_namespace, on_one_cpu},
+    namespace::{in_network_namespace, on_one_cpu, with_bpf_file_system},
     packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
     site::{Fate, Front, Site, slot_of},
     tunnel::{Form, Outer, Tunnel},

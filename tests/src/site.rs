@@ -14,7 +14,7 @@ use lb_common::{
 use lb_model::hash::five_tuple;
 use lb_userspace::{
     daemon::Stepped,
-    datapath::{Datapath, Options, Pinned, Verdict},
+    datapath::{Datapath, Options, Pinned, Verdict, XdpMode},
     neighbour::{Interface, NextHop, NextHopState},
     state::{
         BackendAddress, BackendPort, BackendSpec, Change, Desired, HealthSpec, Mode, Probe,
@@ -358,7 +358,8 @@ impl Site {
     }
 
     fn send(&mut self, mut packet: Packet, from: [u8; 6]) -> Fate {
-        (packet.dst_mac, packet.src_mac) = (BALANCER_MAC, from);
+        packet.src_mac = from;
+        packet.dst_mac = BALANCER_MAC;
         let frame = packet.build();
         let datapath = self.daemon().datapath();
         let run = datapath.test_run(&frame, CLIENT_IF).expect("a run");
@@ -379,6 +380,14 @@ impl Site {
         }
     }
 
+    /// What was dropped, for people to read.
+    pub fn drops(&mut self) -> String {
+        let drops = self.daemon().status().drops.into_iter();
+        let drops = drops.filter(|(_, packets)| *packets != 0);
+        let drops = drops.map(|(reason, packets)| format!("{packets} {reason}"));
+        drops.collect::<Vec<_>>().join(", ")
+    }
+
     /// The slots of a service's ring, as packets see them.
     ///
     /// # Panics
@@ -396,6 +405,11 @@ impl Site {
     }
 }
 
+/// Gives a packet the Ethernet addresses of one from a client.
+pub(crate) fn address(packet: &mut Packet) {
+    (packet.dst_mac, packet.src_mac) = (BALANCER_MAC, CLIENT_MAC);
+}
+
 /// The place in a ring of so many slots that packets from a client have.
 #[must_use]
 pub fn slot_of(front: Front, client: SocketAddr, slots: usize) -> usize {
@@ -404,8 +418,12 @@ pub fn slot_of(front: Front, client: SocketAddr, slots: usize) -> usize {
 
 fn load_pinned(directory: &Path, options: &Options) -> Datapath {
     let pinned = Pinned::open(directory).expect("a directory for pins");
-    Datapath::load_pinned(options, pinned)
-        .expect("these tests load the XDP program and must run as root")
+    let mut datapath = Datapath::load_pinned(options, pinned)
+        .expect("these tests load the XDP program and must run as root");
+    // Tables that nothing is attached with are not kept.
+    let mode = datapath.attach_at("client", CLIENT_IF, XdpMode::Auto);
+    mode.expect("the program at the interface");
+    datapath
 }
 
 fn interface() -> Interface {

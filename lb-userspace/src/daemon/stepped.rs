@@ -2,11 +2,13 @@
 //! it runs hours in seconds, and the same hours again, on the tables in the kernel.
 
 use std::{
+    io,
     net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -17,7 +19,7 @@ use super::{
 };
 use crate::{
     datapath::{self, AttachedMode, Datapath, XdpMode},
-    flows::Sweeper,
+    flows::{Report, Sweeper},
     health,
     neighbour::{self, Interface, NextHop},
     state::{BackendAddress, Change, Desired, HealthStatus, Refusal, Status},
@@ -29,13 +31,54 @@ use crate::{
 /// one daemon to the next.
 pub struct Stepped {
     balancer: Balancer<Wired>,
-    sweeper: Sweeper,
+    sweep: Sweep,
     /// The owner's time when this daemon began.
     zero: Duration,
     /// The time since then.
     now: Arc<Time>,
-    /// A sweep that has walked over the tables, and of which nothing has followed yet.
-    swept: Option<Swept>,
+}
+
+/// A sweep, or who is to make one.
+enum Sweep {
+    /// There is none.
+    Idle(Sweeper),
+    /// It has walked over the tables, and nothing has followed from it yet.
+    Walked(Sweeper, Swept),
+    /// It walks on another thread since then.
+    Walks(JoinHandle<(Sweeper, datapath::Result<Report>)>, Duration),
+    /// It is being exchanged for another of these.
+    Between,
+}
+
+impl Sweep {
+    /// Waits for the sweep, if there is one, and takes what came of it.
+    ///
+    /// # Panics
+    ///
+    /// Where its thread has panicked.
+    fn take(&mut self) -> Option<Swept> {
+        let (sweeper, swept) = match std::mem::replace(self, Self::Between) {
+            Self::Between => return None,
+            Self::Idle(sweeper) => (sweeper, None),
+            Self::Walked(sweeper, swept) => (sweeper, Some(swept)),
+            Self::Walks(thread, began) => {
+                let ended = thread.join();
+                let (sweeper, result) = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                (sweeper, Some(Swept { began, result }))
+            }
+        };
+        *self = Self::Idle(sweeper);
+        swept
+    }
+
+    /// Forgets the sweep that there may be, and takes who is to make the next.
+    fn sweeper(&mut self) -> Option<Sweeper> {
+        let _forgotten = self.take();
+        match std::mem::replace(self, Self::Between) {
+            Self::Idle(sweeper) => Some(sweeper),
+            _ => None,
+        }
+    }
 }
 
 /// A time that the daemon and its tables share.
@@ -88,16 +131,17 @@ impl Stepped {
         }
         Ok(Self {
             balancer,
-            sweeper,
+            sweep: Sweep::Idle(sweeper),
             zero: now,
             now: time,
-            swept: None,
         })
     }
 
     /// The daemon ends. The datapath goes on, for another to begin with.
     #[must_use]
-    pub fn end(self) -> Datapath {
+    pub fn end(mut self) -> Datapath {
+        // A sweep that is under way has the tables for itself until then.
+        let _forgotten = self.sweep.take();
         self.balancer.plane.into_datapath()
     }
 
@@ -157,39 +201,50 @@ impl Stepped {
 
     /// Walks over the flow tables. What follows from it comes with [`Self::end_sweep`],
     /// before which packets may come and time may pass.
+    pub fn begin_sweep(&mut self) {
+        let order = self.balancer.sweep(self.now.get());
+        if let Some(mut sweeper) = self.sweep.sweeper() {
+            let result = sweeper.sweep(order.tick, &order.lifetimes, &order.gone);
+            let began = order.now;
+            self.sweep = Sweep::Walked(sweeper, Swept { began, result });
+        }
+    }
+
+    /// Walks over the flow tables on another thread, as it is when the daemon runs: packets
+    /// come meanwhile. [`Self::end_sweep`] waits for it.
     ///
     /// # Errors
     ///
-    /// Where the kernel refuses to read or write a table.
-    pub fn begin_sweep(&mut self) -> datapath::Result<()> {
+    /// Where no thread can be started.
+    pub fn begin_sweep_beside(&mut self) -> io::Result<()> {
         let order = self.balancer.sweep(self.now.get());
-        let report = self
-            .sweeper
-            .sweep(order.tick, &order.lifetimes, &order.gone)?;
-        self.swept = Some(Swept {
-            began: order.now,
-            result: Ok(report),
-        });
+        if let Some(mut sweeper) = self.sweep.sweeper() {
+            let began = order.now;
+            let thread = thread::Builder::new().name("sweep".into()).spawn(move || {
+                let result = sweeper.sweep(order.tick, &order.lifetimes, &order.gone);
+                (sweeper, result)
+            })?;
+            self.sweep = Sweep::Walks(thread, began);
+        }
         Ok(())
     }
 
     /// Takes what the sweep found that has begun, if any has.
+    ///
+    /// # Panics
+    ///
+    /// Where it has panicked on a thread of its own.
     pub fn end_sweep(&mut self) {
-        if let Some(swept) = self.swept.take() {
+        if let Some(swept) = self.sweep.take() {
             self.balancer.swept(swept);
             self.bring_in_line();
         }
     }
 
     /// Both at once.
-    ///
-    /// # Errors
-    ///
-    /// As with [`Self::begin_sweep`].
-    pub fn sweep(&mut self) -> datapath::Result<()> {
-        self.begin_sweep()?;
+    pub fn sweep(&mut self) {
+        self.begin_sweep();
         self.end_sweep();
-        Ok(())
     }
 
     /// What is wanted.

@@ -3,7 +3,6 @@
 //! Figures are nanoseconds of CPU time per packet above those of an empty XDP program
 //! that is called in the same way, the two measured in turns.
 
-mod driver;
 mod frame;
 mod ip;
 mod measure;
@@ -108,7 +107,7 @@ pub fn packet(
     filters: &[String],
     mut visit: impl FnMut(&Row, &Figures) -> Result<()>,
 ) -> Result<()> {
-    driver::pin_thread()?;
+    lb_driver::pin_thread()?;
     for group in row::groups(size.flows, filters) {
         measure::group(&group, size, &mut visit)?;
     }

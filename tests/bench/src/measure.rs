@@ -9,6 +9,7 @@ use lb_common::{
     counters::Counters,
     flow::{FlowValue as _, MAX_FLOWS},
 };
+use lb_driver::{Callee, Driver, Outcome, XDP_PASS, XDP_TX};
 use lb_userspace::{
     datapath::{FlowPair, FlowTables, Ipv4, Ipv6},
     state::Mode,
@@ -16,11 +17,10 @@ use lb_userspace::{
 
 use crate::{
     Row, Scenario,
-    driver::{Callee, Driver, Outcome, XDP_PASS, XDP_TX},
     frame::{self, Flags, Frame, HOPS, Macs},
     ip::{Ends, Ip},
     row::{Group, IpVersion, Slots},
-    setup::{Balancer, FROM_BACKEND, FROM_CLIENT, client, number_of},
+    setup::{Balancer, FROM_BACKEND, FROM_CLIENT, IFINDEX, client, number_of},
 };
 
 /// How much is measured.
@@ -120,7 +120,7 @@ impl<V: Ip> Bench<V> {
             balancer,
             tables,
             program,
-            driver: Driver::load(flows)?,
+            driver: Driver::load(flows, IFINDEX)?,
             flows,
             replies: Vec::new(),
         };

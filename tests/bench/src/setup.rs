@@ -23,11 +23,14 @@ use lb_userspace::{
 };
 
 use crate::{
-    driver::IFINDEX,
     frame::Macs,
     ip::Ip,
     row::{Feature, Group, Slots},
 };
+
+/// The interface that frames come in by: the loopback interface, of the same index in
+/// every network namespace.
+pub(crate) const IFINDEX: u32 = 1;
 
 /// Services.
 const SERVICES: u32 = 64;

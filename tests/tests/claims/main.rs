@@ -4,13 +4,18 @@
 //!
 //! - `LB_CLAIMS_SEED`: the seed of all that is random, another one each time if none
 //! - `LB_CLAIMS_FLOWS`, `LB_CLAIMS_CHANGES`: flows at a time, and changes of the backends
+//! - `LB_CLAIMS_SYNS`: SYNs of a flood
+//! - `LB_CLAIMS_CONNECTIONS`: connections that are counted
 
+mod counts;
+mod flood;
 mod spread;
 mod world;
 
 use lb_tests::{
     in_network_namespace,
     soak::{number, say, seed},
+    with_bpf_file_system,
 };
 
 /// A number from the environment, or what is enough for every day.
@@ -78,4 +83,90 @@ fn a_balancer_without_state_sends_nearly_all_flows_to_the_same_backends_after_a_
     let seed = said_seed("takeover");
     let flows = size("LB_CLAIMS_FLOWS", 20_000) as usize / 4;
     in_network_namespace(|| spread::nearly_all_agree_after_a_change(seed, flows));
+}
+
+/// All is as large as it is by default where the flood is as long as it is claimed; else in
+/// proportion.
+fn flood(against: flood::Against, edit: impl FnOnce(&mut flood::Size)) {
+    let syns = size("LB_CLAIMS_SYNS", 500_000);
+    let mut size = if syns >= 20_000_000 {
+        flood::Size {
+            syns,
+            each_second: 1_000_000,
+            live: 50_000,
+            new: 1_000,
+            flows: 1_048_576,
+            embryonic: 131_072,
+            backends: 8,
+        }
+    } else {
+        flood::Size {
+            syns,
+            each_second: 100_000,
+            live: 5_000,
+            new: 400,
+            flows: 65_536,
+            embryonic: 16_384,
+            backends: 8,
+        }
+    };
+    edit(&mut size);
+    let figures = in_network_namespace(|| flood::run(against, size));
+    say(&figures);
+    assert_eq!(figures.lost, 0);
+    assert!(figures.failed * 1_000 < figures.made, "{figures}");
+}
+
+#[test]
+fn a_flood_at_clean_slots_takes_no_connection() {
+    flood(flood::Against::Clean, |_| {});
+}
+
+#[test]
+fn a_flood_at_changing_slots_takes_no_connection() {
+    flood(flood::Against::Changing, |_| {});
+}
+
+#[test]
+fn a_flood_at_full_nat_takes_no_connection() {
+    flood(flood::Against::FullNat, |_| {});
+}
+
+#[test]
+fn a_flood_at_nat_takes_no_connection() {
+    flood(flood::Against::Nat, |_| {});
+}
+
+/// The flood has every source port that a live connection has not.
+#[test]
+fn a_flood_that_has_all_source_ports_takes_no_connection() {
+    flood(flood::Against::FullNat, |size| {
+        size.backends = 1 + size.live.div_ceil(16_384);
+        size.embryonic = 131_072;
+        size.each_second /= 2;
+    });
+}
+
+/// With hardly more room than for the connections that are there.
+#[test]
+fn a_flood_at_small_tables_takes_no_connection() {
+    for against in [flood::Against::Changing, flood::Against::FullNat] {
+        flood(against, |size| {
+            size.each_second = 100_000;
+            size.syns /= 4;
+            (size.flows, size.embryonic) = (size.live + size.live / 10, 16_384);
+        });
+    }
+}
+
+#[test]
+fn live_counts_are_exact() {
+    let seed = said_seed("counts");
+    let connections = size("LB_CLAIMS_CONNECTIONS", 20_000);
+    let each_second = if connections >= 1_000_000 { 5_000 } else { 500 };
+    let figures = in_network_namespace(|| {
+        with_bpf_file_system(|pins| counts::run(seed, pins, connections, each_second))
+    });
+    say(&figures);
+    assert!(figures.expired > 0);
 }
