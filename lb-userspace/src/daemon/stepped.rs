@@ -63,7 +63,8 @@ impl Sweep {
             Self::Walked(sweeper, swept) => (sweeper, Some(swept)),
             Self::Walks(thread, began) => {
                 let ended = thread.join();
-                let (sweeper, result) = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                let (sweeper, result) =
+                    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 (sweeper, Some(Swept { began, result }))
             }
         };

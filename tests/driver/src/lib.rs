@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+pub use aya::programs::ProgramFd;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, MapData, ProgramArray},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
-pub use aya::programs::ProgramFd;
-pub use lb_bench_driver::{FRAME, Order, Plan, Reply4, Reply6, Vary};
 use lb_bench_driver::name;
+pub use lb_bench_driver::{FRAME, Order, Plan, Reply4, Reply6, Vary};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::ClockId,
@@ -24,7 +24,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dr
 const PLAN: usize = size_of::<Plan>();
 const REPLY4: usize = size_of::<Reply4>();
 const REPLY6: usize = size_of::<Reply6>();
-
 
 /// Most bytes that a tunnel puts in front: headers of IPv6, UDP and GUE.
 const MAX_OVERHEAD: usize = 40 + 8 + 4;

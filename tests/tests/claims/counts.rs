@@ -227,9 +227,7 @@ impl World {
     }
 
     fn fate(&mut self) -> VecDeque<Step> {
-        use Step::{
-            Accept, FinOfBackend, FinOfClient, Reply, RstOfBackend, RstOfClient, Speak,
-        };
+        use Step::{Accept, FinOfBackend, FinOfClient, Reply, RstOfBackend, RstOfClient, Speak};
         let begin: &[Step] = self.rng.weighted(&[
             // The client is not there; it is gone before the answer; it gives up.
             (3, &[] as &[Step]),
@@ -256,7 +254,17 @@ impl World {
             (5, &[RstOfBackend]),
             (2, &[FinOfClient, RstOfBackend, Speak]),
             // The same more than once.
-            (2, &[FinOfClient, FinOfClient, FinOfBackend, FinOfBackend, RstOfClient, RstOfClient]),
+            (
+                2,
+                &[
+                    FinOfClient,
+                    FinOfClient,
+                    FinOfBackend,
+                    FinOfBackend,
+                    RstOfClient,
+                    RstOfClient,
+                ],
+            ),
         ]);
         steps.extend(end);
         steps
@@ -344,10 +352,7 @@ impl World {
             Step::FinOfBackend => assert!(line.answer(site, |tcp| tcp.fin = true)),
             Step::RstOfBackend => assert!(line.answer(site, |tcp| tcp.rst = true)),
         }
-        let is_of_client = matches!(
-            step,
-            Step::Speak | Step::FinOfClient | Step::RstOfClient
-        );
+        let is_of_client = matches!(step, Step::Speak | Step::FinOfClient | Step::RstOfClient);
         if flow.translates() || is_of_client {
             flow.seen = now;
             flow.is_accepted |= step == Step::Accept;
@@ -383,7 +388,11 @@ impl World {
                 flows.filter(move |flow| flow.connection.front == front && flow.is_live())
             };
             let now = self.now();
-            assert_eq!(service.active_flows, of_front().count() as u64, "{front:?} at {now}");
+            assert_eq!(
+                service.active_flows,
+                of_front().count() as u64,
+                "{front:?} at {now}"
+            );
             for number in &self.backends {
                 let address = front.backend(*number).to_string();
                 let mut named = service.backends.iter();
