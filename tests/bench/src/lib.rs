@@ -10,6 +10,7 @@ mod memory;
 mod report;
 mod row;
 mod setup;
+mod sweep;
 
 use std::io::{self, Write as _};
 
@@ -21,6 +22,7 @@ pub use self::{
     measure::{Figures, Size},
     memory::{Memory, memory},
     row::{Feature, IpVersion, Row, Scenario},
+    sweep::{Sweep, sweeps},
 };
 
 /// What to measure.
@@ -30,6 +32,8 @@ enum Subject {
     Packet,
     /// Bytes of the flow tables for each flow.
     Memory,
+    /// CPU time of a sweep of full tables, and of packets meanwhile.
+    Sweep,
 }
 
 /// Measure what the balancer costs. Needs root.
@@ -62,6 +66,7 @@ impl Arguments {
         match self.subject {
             Subject::Packet => self.packet(),
             Subject::Memory => self.memory(),
+            Subject::Sweep => self.sweep(),
         }
     }
 
@@ -73,6 +78,23 @@ impl Arguments {
         }
         for kind in &kinds {
             writeln!(io::stdout(), "{}", serde_json::to_string(kind)?)?;
+        }
+        Ok(())
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let size = if self.quick { Size::QUICK } else { Size::FULL };
+        let flows = size.flows.iter().max().copied().unwrap_or(1);
+        let mut results = Vec::new();
+        sweeps(flows, |sweep| {
+            if self.json {
+                writeln!(io::stdout(), "{}", serde_json::to_string(sweep)?)?;
+            }
+            results.push(sweep.clone());
+            Ok(())
+        })?;
+        if !self.json {
+            writeln!(io::stdout(), "{}", sweep::table(&results))?;
         }
         Ok(())
     }

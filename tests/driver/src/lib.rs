@@ -188,7 +188,11 @@ fn context(ifindex: u32) -> [u8; 24] {
 }
 
 /// CPU time of this thread.
-fn thread_time() -> Result<Duration> {
+///
+/// # Errors
+///
+/// Where the kernel does not tell.
+pub fn thread_time() -> Result<Duration> {
     Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
 }
 
