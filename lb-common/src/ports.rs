@@ -22,8 +22,9 @@ pub struct PortPool {
     pub used: [u64; PORT_WORDS],
     /// The port (host byte order) that the next search begins at.
     pub cursor: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// One more than the [`clock`](crate::Runtime::clock) was when a search found every port
+    /// in use.
+    pub exhausted: u32,
 }
 
 const _: () = assert!(size_of::<PortPool>() == 8_200);

@@ -74,8 +74,7 @@ impl Entry {
     /// whoever confirms it that it lives.
     #[inline(always)]
     fn observe(self, signs: u32) {
-        let signs_of = |sign: u64, bit| if signs & sign as u32 != 0 { bit } else { 0 };
-        let mut bits = signs_of(tcp::FIN, state::FIN_CLIENT) | signs_of(tcp::RST, state::RST);
+        let mut bits = ends(signs);
         if signs & TCP == 0 || signs & tcp::SYN as u32 == 0 {
             bits |= state::CONFIRMED;
         }
@@ -127,6 +126,13 @@ impl Entry {
             _ => false,
         }
     }
+}
+
+/// The bits of [`state`] that say how a packet with these signs ends its flow, 0 if it does not.
+#[inline(always)]
+fn ends(signs: u32) -> u32 {
+    let sign = |sign: u64, bit| if signs & sign as u32 != 0 { bit } else { 0 };
+    sign(tcp::FIN, state::FIN_CLIENT) | sign(tcp::RST, state::RST)
 }
 
 /// The backend of the flow with this tuple, [`NO_BACKEND`] if it has no entry.
@@ -193,14 +199,21 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
     let is_over = is_reset && signs & tcp::RST as u32 != 0;
     let needs_entry = (is_tracked || is_tcp && slot.is_changing()) && !is_over;
     if id != NO_BACKEND && id != select::FULL && needs_entry && signs & LATER == 0 {
-        let mut state = if begins { 0 } else { state::JOINED };
+        let mut state = if begins {
+            0
+        } else {
+            state::JOINED | ends(signs)
+        };
         if is_reset {
             state |= state::RST;
         }
         if is_tracked {
             state |= state::COUNTED;
         }
-        let is_known = write::<F>(tuple, id, index, state);
+        // The end of a flow that is not counted is told by the flags of its packets, but for
+        // one that is reset.
+        let is_end = is_reset || is_tracked && state::is_closed_by_client(state);
+        let is_known = write::<F>(tuple, id, index, state, is_end);
         // Its next packets will have no entry either.
         if !is_known && begins && slot.is_changing() && takes_new_flows(slot.origin) {
             return slot.origin;
@@ -260,9 +273,10 @@ pub extern "C" fn pinned_v6(
     }
 }
 
-/// Writes the entry of a flow, with these bits of its state. Returns whether it has one.
+/// Writes the entry of a flow, with these bits of its state, and counts its end if that
+/// `is_end`. Returns whether it has one.
 #[inline(always)]
-fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> bool {
+fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32, is_end: bool) -> bool {
     let place = embryonic::place::<F>();
     F::enter_embryonic(tuple, place);
     let pin = Pin {
@@ -273,11 +287,11 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> boo
     };
     match F::pins().insert(tuple, &pin, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
-            count::opened(backend, bits);
+            count::opened(backend, bits, state::is_closed_by_client(bits));
             if bits & state::COUNTED != 0 {
                 count::began(backend);
             }
-            if bits & state::RST != 0 {
+            if is_end {
                 count::ended(backend);
             }
             true

@@ -117,6 +117,10 @@ pub(super) struct Balancer<P> {
     overdue: Option<Duration>,
     /// What the flow clock was when the daemon began.
     epoch: u32,
+    /// Services without a ring, and until when they wait for what is to be known of all their
+    /// backends. A ring that was made of one after the other would have an origin in nearly
+    /// every slot, though no flow lives there.
+    waiting: HashMap<String, Duration>,
     /// Addresses that the datapath has the way to from a daemon before this one, while
     /// this one does not know it yet.
     awaited: BTreeSet<IpAddr>,
@@ -151,6 +155,7 @@ impl<P: Plane> Balancer<P> {
             drains: HashMap::new(),
             warmth: HashMap::new(),
             overdue: Some(Duration::ZERO),
+            waiting: HashMap::new(),
             awaited: BTreeSet::new(),
             begin: now,
         };
@@ -158,6 +163,7 @@ impl<P: Plane> Balancer<P> {
         balancer.follow_drains(now);
         balancer.adopt_drains(now);
         balancer.adopt_health();
+        balancer.await_news(&Desired::default(), now);
         balancer
     }
 
@@ -183,6 +189,43 @@ impl<P: Plane> Balancer<P> {
                 }
             }
         }
+    }
+
+    /// Lets services wait that were not there `before`, and that the datapath has no ring of
+    /// either.
+    fn await_news(&mut self, before: &Desired, now: Duration) {
+        let ids = &self.reconciler.ids().services;
+        let rings = &self.reconciler.image().found_rings;
+        for spec in self.desired.services() {
+            let id = ids.get(&spec.name.as_str().into());
+            let has_ring = id.is_some_and(|id| rings.contains_key(&id));
+            if before.service(&spec.name).is_none() && !has_ring {
+                self.waiting.insert(spec.name.clone(), now + RESOLUTION);
+            }
+        }
+    }
+
+    /// Lets no service wait any more of which all is known, or that has waited long enough.
+    /// Says when the next one has.
+    fn end_waiting(&mut self, now: Duration) -> Option<Duration> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|name, until| {
+            let spec = self.desired.service(name);
+            now < *until && spec.is_some_and(|spec| !self.is_known(spec))
+        });
+        self.waiting = waiting;
+        self.waiting.values().min().copied()
+    }
+
+    /// Whether each backend of a service has been checked, if it is to be, and the way to it
+    /// has been looked up.
+    fn is_known(&self, spec: &ServiceSpec) -> bool {
+        spec.backends.iter().all(|backend| {
+            let health = self.health_of(&spec.name, backend.address);
+            let is_checked = health.is_some_and(|health| health.status != health::unknown());
+            let hop = self.hops.get(&backend.address.ip);
+            is_checked && hop.is_some_and(|hop| hop.state != NextHopState::NoNeighbour)
+        })
     }
 
     /// Backends that the datapath has are up as long as they were, and until a check says
@@ -275,6 +318,7 @@ impl<P: Plane> Balancer<P> {
         let health_before = std::mem::replace(&mut self.health, health);
         let drains_before = self.drains.clone();
         self.follow_drains(now);
+        self.await_news(&before, now);
         if let Err(error) = self.reconcile(now) {
             self.desired = before;
             self.health = health_before;
@@ -534,7 +578,7 @@ impl<P: Plane> Balancer<P> {
                 tracing::warn!(%service, %backend, error, "the backend is down");
             }
         }
-        if health.is_up != event.up {
+        if health.is_up != event.up || is_first {
             self.overdue = Some(Duration::ZERO);
         }
         *health = Health {
@@ -713,6 +757,7 @@ impl<P: Plane> Balancer<P> {
         let all_attached = self.attach_what_is_back();
         let interfaces = self.outlets();
         let next_step = self.follow_slow_starts(now);
+        let next_end = self.end_waiting(now);
         let share = |spec: &ServiceSpec, backend: &BackendSpec| {
             if spec.slow_start.is_none() {
                 return slow_start::WHOLE;
@@ -725,6 +770,9 @@ impl<P: Plane> Balancer<P> {
         let world = World {
             desired: &self.desired,
             is_up: &|spec, backend| {
+                if self.waiting.contains_key(&spec.name) {
+                    return false;
+                }
                 let name = (spec.name.clone(), backend.address);
                 self.health.get(&name).is_some_and(|health| health.is_up)
             },
@@ -746,7 +794,7 @@ impl<P: Plane> Balancer<P> {
         let retry = (!all_attached).then_some(now + RETRY);
         let deadlines = self.drains.values().filter_map(|drain| drain.next(now));
         let next_deadline = deadlines.min();
-        self.overdue = [retry, next_step, next_deadline]
+        self.overdue = [retry, next_step, next_end, next_deadline]
             .into_iter()
             .flatten()
             .min();

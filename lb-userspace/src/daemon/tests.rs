@@ -307,12 +307,40 @@ fn a_checked_backend_serves_after_its_first_good_check() {
     let status = &balancer.status(at(0)).services[0].backends[0];
     assert_eq!(status.state, BackendState::Down);
     assert_eq!(status.health, health::unknown());
+    check(&mut balancer, 12, false);
     check(&mut balancer, 11, true);
     assert_eq!(ring(&balancer), [1]);
     check(&mut balancer, 11, false);
     assert_eq!(ring(&balancer), [0_u32; 0]);
     assert_eq!(balancer.plane.image.backends[&1].state, Entry::Down as u8);
     assert_eq!(balancer.targets().len(), 2);
+}
+
+/// Else slots would have origins that no flow of theirs ever lived at, and a balancer that
+/// takes over from another would send its flows there.
+#[test]
+fn the_first_ring_waits_for_news_of_all_backends() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11, 12, 30]));
+    check(&mut balancer, 11, true);
+    check(&mut balancer, 12, true);
+    check(&mut balancer, 30, true);
+    assert_eq!(ring(&balancer), [0_u32; 0], "the way to one is not known");
+    resolve(&mut balancer, 30, hop(30));
+    balancer.reconcile_if_needed(at(0));
+    assert_eq!(ring(&balancer), [1, 2, 3]);
+    balancer.change(remove(12), at(0)).unwrap();
+    balancer.change(add(13), at(0)).unwrap();
+    assert_eq!(ring(&balancer), [1, 3], "others do not wait for a new one");
+}
+
+#[test]
+fn the_first_ring_does_not_wait_for_ever() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11, 12]));
+    check(&mut balancer, 11, true);
+    balancer.reconcile_if_needed(at(2));
+    assert_eq!(ring(&balancer), [0_u32; 0]);
+    balancer.reconcile_if_needed(at(3));
+    assert_eq!(ring(&balancer), [1]);
 }
 
 #[test]
@@ -814,6 +842,7 @@ fn a_service_without_a_backend_may_fail_open() {
     let mut balancer = balancer(spec);
     assert_eq!(ring(&balancer), [1, 2], "nothing is known of them");
     check(&mut balancer, 11, true);
+    check(&mut balancer, 12, false);
     assert_eq!(ring(&balancer), [1]);
     check(&mut balancer, 11, false);
     assert_eq!(ring(&balancer), [1, 2]);

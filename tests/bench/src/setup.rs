@@ -24,16 +24,19 @@ use lb_userspace::{
 };
 
 use crate::{
-    driver::IFINDEX,
     frame::Macs,
     ip::Ip,
     row::{Feature, Group, Slots},
 };
 
+/// The interface that frames come in by: the loopback interface, of the same index in
+/// every network namespace.
+pub(crate) const IFINDEX: u32 = 1;
+
 /// Services.
 const SERVICES: u32 = 64;
 /// Backends of all services.
-const BACKENDS: u32 = 200;
+pub(crate) const BACKENDS: u32 = 200;
 /// Backends of a service that gets no packets.
 const IDLE_BACKENDS: u32 = 2;
 /// Number and id of the service that gets the packets.
@@ -48,6 +51,8 @@ const BACKEND_PORT: u16 = 8_443;
 const FIRST_PORT: u16 = 1_024;
 const LAST_PORT: u16 = 65_535;
 const MTU: u32 = 1_500;
+/// Of [`Feature::RingSize`].
+const OTHER_RING_SIZE: u32 = 16_381;
 /// Of [`Feature::SegmentSize`].
 const SEGMENT_SIZE: u16 = 1_400;
 
@@ -73,6 +78,7 @@ pub(crate) struct Balancer {
     pub(crate) mode: Mode,
     pub(crate) protocol: Protocol,
     pub(crate) address: SocketAddr,
+    ring_size: u32,
 }
 
 /// Which backend, and how packets reach it.
@@ -95,7 +101,10 @@ impl Balancer {
         let flags = match group.feature {
             Some(Feature::Ranges) => Runtime::WIDE,
             Some(Feature::Prefixes) => Runtime::WIDE | Runtime::PREFIXES,
-            Some(Feature::SegmentSize | Feature::Sources | Feature::Limits) | None => 0,
+            Some(
+                Feature::SegmentSize | Feature::Sources | Feature::Limits | Feature::RingSize,
+            )
+            | None => 0,
         };
         datapath.set_runtime(Runtime {
             clock: 1,
@@ -113,7 +122,7 @@ impl Balancer {
         datapath.create_port_pools(&pools)?;
         // In one step: each costs a wait for the programs that run.
         let rings: Vec<_> = (1..=SERVICES)
-            .map(|number| (number, ring_of(number, group.slots)))
+            .map(|number| (number, ring_of(number, group)))
             .collect();
         datapath.set_rings(&rings)?;
         for number in 1..=SERVICES {
@@ -124,12 +133,13 @@ impl Balancer {
             mode: group.mode,
             protocol: group.protocol,
             address: (V::service(MEASURED), SERVICE_PORT).into(),
+            ring_size: ring_size(group),
         })
     }
 
     /// The backend of new flows with this hash.
     pub(crate) fn target<V: Ip>(&self, hash: u32) -> Target {
-        let id = backend_of_slot(MEASURED, ring::slot(hash, RING_SIZE));
+        let id = backend_of_slot(MEASURED, ring::slot(hash, self.ring_size));
         Target {
             address: (V::backend(id), BACKEND_PORT).into(),
             macs: backend_macs(id),
@@ -183,7 +193,8 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
             Slots::Clean | Slots::Changing | Slots::Pinned => 0,
         } | if is_guarded { Service::GUARDED } else { 0 },
         ..Service::default()
-    };
+    }
+    .with_ring_size(ring_size(group));
     let frontend = frontend::<V>(number, group);
     let id = if frontend.is_wide() { number } else { 0 };
     for (packets, service) in matches([(frontend, service)], |_| id) {
@@ -193,6 +204,7 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
         Protocol::Tcp => Vip::TCP,
         Protocol::Udp => Vip::UDP,
     };
+    let flags = flags | Vip::ECHO;
     datapath.set_vip(frontend.address, Vip { id, flags })?;
     Ok(())
 }
@@ -305,17 +317,25 @@ fn backends_of(service: u32) -> std::ops::Range<u32> {
 }
 
 /// The ring of a service. Where its slots changed hands, they were the next backend's.
-fn ring_of(service: u32, slots: Slots) -> Arc<[Slot]> {
+fn ring_of(service: u32, group: &Group) -> Arc<[Slot]> {
     let slot = |index| {
         let owner = backend_of_slot(service, index);
-        let origin = match slots {
+        let origin = match group.slots {
             Slots::Clean | Slots::Tracked => NO_BACKEND,
             Slots::Changing => backend_of_slot(service, index + 1),
             Slots::Pinned => owner,
         };
         Slot { owner, origin }
     };
-    (0..RING_SIZE).map(slot).collect()
+    (0..ring_size(group)).map(slot).collect()
+}
+
+/// Slots of a ring.
+fn ring_size(group: &Group) -> u32 {
+    match group.feature {
+        Some(Feature::RingSize) => OTHER_RING_SIZE,
+        _ => RING_SIZE,
+    }
 }
 
 /// The slots of a ring have the backends in turn.

@@ -6,6 +6,7 @@ mod counters;
 mod decap;
 mod guards;
 mod drained;
+mod flood;
 mod lifecycle;
 mod modes;
 mod next_hops;
