@@ -152,7 +152,12 @@ struct Evenness {
 type Weights = (&'static str, fn(u32) -> u32);
 
 /// A trace for so many backends, of which one joins.
-fn run(choose: &mut dyn Choose, trace: &[Connection], backends: u32, weight: fn(u32) -> u32) -> Evenness {
+fn run(
+    choose: &mut dyn Choose,
+    trace: &[Connection],
+    backends: u32,
+    weight: fn(u32) -> u32,
+) -> Evenness {
     let last = backends as usize - 1;
     let mut members: Vec<Member> = (1..backends).map(|id| member(id, weight(id), id)).collect();
     let mut loads = vec![Load::default(); backends as usize];
