@@ -81,24 +81,6 @@ pub unsafe fn fetch_add_u64(word: *mut u64, value: u64) -> u64 {
     value
 }
 
-/// Adds to a word.
-///
-/// # Safety
-///
-/// `word` must point into a map value and be aligned.
-#[inline(always)]
-pub unsafe fn add_u64(word: *mut u64, value: u64) {
-    // SAFETY: the caller vouches for the pointer.
-    unsafe {
-        asm!(
-            "lock *(u64 *)({word} + 0) += {value}",
-            word = in(reg) word,
-            value = in(reg) value,
-            options(nostack),
-        );
-    }
-}
-
 /// Gives a word another value if it has the expected one. Returns what it was.
 ///
 /// # Safety

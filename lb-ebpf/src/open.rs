@@ -222,7 +222,7 @@ fn write_entries<F: Family>(
     match F::flows().insert(&*key, &*flow, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             count::began(id);
-            count::opened(id, 0);
+            count::opened(id, 0, false);
             Ok(())
         }
         Err(error) => {

@@ -101,9 +101,7 @@ impl Balancer {
         let flags = match group.feature {
             Some(Feature::Ranges) => Runtime::WIDE,
             Some(Feature::Prefixes) => Runtime::WIDE | Runtime::PREFIXES,
-            Some(
-                Feature::SegmentSize | Feature::Sources | Feature::Limits | Feature::RingSize,
-            )
+            Some(Feature::SegmentSize | Feature::Sources | Feature::Limits | Feature::RingSize)
             | None => 0,
         };
         datapath.set_runtime(Runtime {
