@@ -40,8 +40,9 @@ pub fn take(backend: &Backend) -> Option<u16> {
     // In a flood every packet would look at every port in vain. The tick is one more than the
     // clock, so that a new pool is not taken for exhausted.
     let tick = clock().wrapping_add(1);
-    // SAFETY: the pointer is a map value, and the word is a hint.
-    if unsafe { (&raw const (*pool).exhausted).read_volatile() } == tick {
+    let range = first | last << 16;
+    // SAFETY: the pointer is a map value, and the words are a hint.
+    if unsafe { (*pool).exhausted == tick && (*pool).exhausted_range == range } {
         return None;
     }
     // SAFETY: the pointer is a map value. The cursor is a hint: two CPUs that read
@@ -70,7 +71,10 @@ pub fn take(backend: &Backend) -> Option<u16> {
     }
     if search.taken == 0 {
         // SAFETY: as above.
-        unsafe { (&raw mut (*pool).exhausted).write_volatile(tick) };
+        unsafe {
+            (*pool).exhausted_range = range;
+            (*pool).exhausted = tick;
+        }
         return None;
     }
     // SAFETY: as above.
@@ -135,7 +139,7 @@ pub fn look_again(backend: &Backend) -> bool {
         return false;
     };
     // SAFETY: as in `take`.
-    unsafe { (&raw mut (*pool).exhausted).write_volatile(0) };
+    unsafe { (*pool).exhausted = 0 };
     true
 }
 
@@ -184,5 +188,6 @@ pub fn give_back(pool: u32, port: u16) {
     unsafe {
         let word = (&raw mut (*pool).used).cast::<u64>().add(index);
         and_u64(word, !(1u64 << (port % 64)));
+        (*pool).exhausted = 0;
     }
 }

@@ -514,6 +514,13 @@ impl Case {
         self.changing(|change| change.counters(flow.backend).ended_flows += 1)
     }
 
+    /// The last step's packet is of a flow that is reset, and the first that says so: its end
+    /// counts, also where nothing else is counted of it.
+    #[must_use]
+    pub fn ending_by_reset(self, flow: &Flow) -> Self {
+        self.counting(|counters| counters.ended_flows = 1, flow.backend)
+    }
+
     /// For the last step's packet the program takes the entries of an old flow away.
     #[must_use]
     pub fn removing(self, flow: &Flow) -> Self {

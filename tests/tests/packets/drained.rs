@@ -66,9 +66,12 @@ fn drained(kind: Kind, name: &str) -> (Case, Flow) {
 /// backend is told. So far a clean slot was all that was known of others.
 fn first(case: Case, label: &str, flow: &Flow, request: &Packet) -> Case {
     if flow.kind.translates() {
-        case.reset_onward(label, flow, request).ending(flow)
+        case.reset_onward(label, flow, request)
+            .ending_by_reset(flow)
     } else {
-        case.reset(label, flow, request).ending(flow).pinning(1)
+        case.reset(label, flow, request)
+            .ending_by_reset(flow)
+            .pinning(1)
     }
 }
 
@@ -88,7 +91,7 @@ fn backend_first(kind: Kind) -> Case {
         return first(case, "request", &flow, &flow.request());
     }
     case.reset_back_onward("reply", &flow, &flow.reply())
-        .ending(&flow)
+        .ending_by_reset(&flow)
         .reset_back("reply, again", &flow, &flow.reply())
         .reset("request", &flow, &flow.request())
         .reset_back("reply", &flow, &flow.reply())
@@ -107,14 +110,14 @@ fn acknowledgement_first(kind: Kind) -> Case {
         .established(&quiet);
     let case = drain(case, kind)
         .reset("of the client", &flow, &flow.confirmation())
-        .ending(&flow);
+        .ending_by_reset(&flow);
     let case = if kind.translates() {
         case.reset_back(
             "of the backend",
             &quiet,
             &quiet.answer(|_| {}).with_payload([]),
         )
-        .ending(&quiet)
+        .ending_by_reset(&quiet)
     } else {
         case.pinning(1)
     };
@@ -153,10 +156,10 @@ fn onward(kind: Kind) -> Case {
     let marked = flow.request().with_tags(&tags);
     let case = drain(case, kind)
         .reset_onward("request", &flow, &marked)
-        .ending(&flow)
+        .ending_by_reset(&flow)
         .reset("again", &flow, &marked)
         .reset_back_onward("reply", &other, &jumbo::sized(other.reply(), 1_400))
-        .ending(&other)
+        .ending_by_reset(&other)
         .reset_back("again", &other, &other.reply());
     let third = Flow::first(kind);
     case.then("unresolved", move |world| {
@@ -213,12 +216,12 @@ fn ended_by_itself(kind: Kind) -> Case {
         .established(&other);
     let mut case = drain(case, kind).forward("RST", &flow, &flow.segment(rst));
     if kind.translates() {
-        case = case.ending(&flow);
+        case = case.ending_by_reset(&flow);
     }
     case = case.reply("RST of the backend", &other, &other.answer(rst));
     if kind.translates() {
         case = case
-            .ending(&other)
+            .ending_by_reset(&other)
             .reset("data, late", &other, &other.request())
             .reset_back("data of the backend, late", &flow, &flow.reply());
     }
@@ -233,7 +236,7 @@ fn unanswered(kind: Kind) -> Case {
     let case = drain(case, kind);
     let case = if kind.translates() {
         case.reset_back("SYN, ACK", &old, &old.acceptance())
-            .ending(&old)
+            .ending_by_reset(&old)
             .begin("SYN again", &new, &new.opening())
             .removing(&old)
     } else {
@@ -268,7 +271,7 @@ fn opened_again(kind: Kind) -> Case {
                 &other.opening(),
             )
             .removing(&early)
-            .ending(&early)
+            .ending_by_reset(&early)
     } else {
         case.forward("SYN", &new, &new.opening())
             .forward("confirmation", &new, &new.confirmation())
@@ -291,7 +294,7 @@ fn half_closed(kind: Kind) -> Case {
     let case = drain(case, kind);
     let case = case
         .reset("an acknowledgement", &flow, &flow.confirmation())
-        .ending(&flow);
+        .ending_by_reset(&flow);
     let case = if kind.translates() {
         case
     } else {
@@ -414,7 +417,7 @@ fn whatever_the_way(kind: Kind) -> Case {
         world.edit(backend, |backend| backend.path = Default::default());
     });
     // Nobody else can be told.
-    let case = case.reset("request", &flow, &wide).ending(&flow);
+    let case = case.reset("request", &flow, &wide).ending_by_reset(&flow);
     let case = match kind.translates() {
         true => case,
         false => case.pinning(1),
@@ -583,7 +586,7 @@ fn with_entry(kind: Kind) -> Case {
     });
     let case = case
         .reset("request", &flow, &flow.request())
-        .ending(&flow)
+        .ending_by_reset(&flow)
         .reset("again", &flow, &flow.request());
     // It had its time to speak.
     let quiet = quiet.moved();
@@ -608,7 +611,7 @@ fn table_full(kind: Kind) -> Case {
         .reset("a quiet flow", &late, &late.request())
         .reset("the same", &late, &late.request())
         .reset("a known flow", &flow(3), &flow(3).request())
-        .ending(&flow(3))
+        .ending_by_reset(&flow(3))
 }
 
 /// There is no reset of datagrams: they go elsewhere, as from any backend that takes none.
@@ -621,7 +624,7 @@ fn datagrams(kind: Kind) -> Case {
             .reply("reply", &old, &old.reply())
             .begin("request", &new, &new.request())
             .removing(&old)
-            .ending(&old)
+            .ending_by_reset(&old)
             .reply("reply", &new, &new.reply());
     }
     let case = case
