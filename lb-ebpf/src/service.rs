@@ -11,7 +11,7 @@ use lb_common::{
 
 use crate::{
     family::Family,
-    maps::{PORTS, REPLY_SOURCES, RUNTIME},
+    maps::{PORTS, REPLY_SOURCES, switches},
     packet::{Protocol, TCP, UDP},
 };
 
@@ -170,10 +170,4 @@ fn vip_word<F: Family>(address: F::Address) -> u64 {
     F::prefixes()
         .get(&Key::new(F::ADDRESS_BITS, address))
         .map_or(0, word)
-}
-
-/// The flags of [`Runtime`].
-#[inline(always)]
-fn switches() -> u32 {
-    RUNTIME.get(0).map_or(0, |runtime| runtime.flags)
 }

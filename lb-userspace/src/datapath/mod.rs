@@ -8,6 +8,7 @@ mod decap;
 mod direct;
 mod error;
 mod flows;
+mod guards;
 mod key;
 mod live;
 mod log;
@@ -62,6 +63,7 @@ pub use self::{
     decap::Decap,
     error::{Error, Result},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
+    guards::Source,
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
     live::LiveFlows,
     log::ProgramLog,
@@ -73,6 +75,7 @@ pub use self::{
 use self::{
     direct::{Direct, ReplySources},
     error::{gone, map_error},
+    guards::Guards,
     key::{ServiceKey, VipKey},
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
@@ -170,6 +173,7 @@ pub struct Datapath {
     /// Of other sizes.
     sized_rings: OfMaps<Slot>,
     options: Array<MapData, Plain<ServiceOptions>>,
+    guards: Guards,
     backends: Array<MapData, Plain<Backend>>,
     port_pools: OfMaps<PortPool>,
     ports: Arc<PortPools>,
@@ -272,6 +276,7 @@ impl Datapath {
             port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, Inner::new(1))?,
             ports: Arc::default(),
             options: take(&mut ebpf, map_name::OPTIONS)?,
+            guards: Guards::take(&mut ebpf)?,
             flows: take_flow_tables(&mut ebpf)?,
             live: take_live(&mut ebpf)?,
             embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,
