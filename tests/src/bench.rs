@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
     Runtime,
-    backend::Backend,
     flow::{FlowValue, state},
     fragment::FRAGMENT_TICKS,
     ring::{RING_SIZE, Slot},

@@ -657,10 +657,9 @@ impl Model {
     }
 }
 
-/// The service that a flow's backend belongs to; 0 once the backend is removed.
+/// The service that a flow's backend belongs to, also once the backend is removed: its flows
+/// keep its entry.
 fn service_of(world: &World, flow: &Flow) -> u32 {
-    match world.backends.get(&flow.backend) {
-        Some(backend) if backend.health != Health::Removed => backend.service,
-        _ => 0,
-    }
+    let backend = world.backends.get(&flow.backend);
+    backend.map_or(0, |backend| backend.service)
 }
