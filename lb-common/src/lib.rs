@@ -24,12 +24,13 @@ pub mod fragment;
 pub mod hash;
 pub mod pin;
 pub mod ports;
+pub mod quic;
 pub mod ring;
 pub mod service;
 pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {
@@ -62,6 +63,8 @@ pub mod map_name {
     pub const SIZED_RINGS: &str = "SIZED_RINGS";
     /// Service id to [`ServiceOptions`](crate::service::ServiceOptions).
     pub const OPTIONS: &str = "OPTIONS";
+    /// [`ServerIdKey`](crate::quic::ServerIdKey) to the id of a backend, a `u32`.
+    pub const SERVER_IDS: &str = "SERVER_IDS";
     /// Service id to the number of turns so far, a `u64`.
     pub const TURNS: &str = "TURNS";
     /// Backend id to the number of its flows that are confirmed and not closed, a `u32`.

@@ -15,7 +15,7 @@ use crate::{
     maps::BACKENDS,
     mss,
     packet::{Packet, Part, tcp},
-    select, service, tunnel,
+    quic, select, service, tunnel,
     verdict::{Refused, Verdict, conclude},
 };
 
@@ -41,15 +41,16 @@ fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Ser
     let length = packet
         .check(ctx)
         .map_err(|reason| Refused::forward(reason, service.id(), 0))?;
+    let named = quic::named(ctx, packet, service, length);
     let (id, action) = if Mode::translates(service.mode) {
-        let (flow, backend) = flow::of_client(ctx, packet, service)
+        let (flow, backend) = flow::of_client(ctx, packet, service, named)
             .map_err(|(reason, backend)| Refused::forward(reason, service.id(), backend))?;
         let id = flow.backend();
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         (id, translate(ctx, packet, flow, backend))
     } else {
-        let (id, backend) = select::of_packet(packet, service)
+        let (id, backend) = select::of_packet(packet, service, named)
             .map_err(|(reason, backend)| Refused::forward(reason, service.id(), backend))?;
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);

@@ -29,6 +29,7 @@ mod open;
 mod packet;
 mod pin;
 mod ports;
+mod quic;
 mod select;
 mod service;
 mod stage;

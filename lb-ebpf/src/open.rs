@@ -24,14 +24,16 @@ const ATTEMPTS: u32 = 4;
 /// Flows that are looked at for one that gives up its source port.
 const CANDIDATES: u32 = 8;
 
-/// Begins the flow of a packet from a client: chooses a backend and writes both entries.
+/// Begins the flow of a packet from a client: chooses a backend, unless one is `named`, and
+/// writes both entries.
 #[inline(always)]
 pub fn flow<F: Family>(
     packet: &Packet<'_, F>,
     service: &Service,
+    named: u32,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
     const EXHAUSTED: u32 = DropReason::SourcePortsExhausted as u32;
-    let (id, backend) = select::of_new::<F>(&packet.tuple, service)?;
+    let (id, backend) = select::of_new::<F>(&packet.tuple, service, named)?;
     let path = packet.link.way_back();
     let service = service::word(service);
     let mut refused = F::write_entries(&packet.tuple, &path, service, id);

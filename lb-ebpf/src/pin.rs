@@ -23,6 +23,9 @@ use crate::{
 pub const TCP: u32 = 1 << 8;
 /// Beside the control bits of TCP: the packet is a later fragment.
 pub const LATER: u32 = 1 << 9;
+/// Beside the control bits of TCP: the slot is none of the ring, but stands for the backend
+/// that a connection ID names.
+pub const NAMED: u32 = 1 << 10;
 
 /// The entry of a flow.
 #[derive(Clone, Copy)]
@@ -143,9 +146,12 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         (*draft).key = *tuple;
         &(*draft).key
     };
+    // A later fragment is told of the name, but follows its first one.
+    let is_named = signs & (NAMED | LATER) == NAMED;
     if let Some(entry) = Entry::of::<F>(tuple) {
         let id = entry.backend();
-        if let Some(backend) = BACKENDS.get(id)
+        if (!is_named || id == slot.owner)
+            && let Some(backend) = BACKENDS.get(id)
             && entry.goes_on(signs, backend)
         {
             entry.touch();
@@ -156,7 +162,7 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         let _taken = F::pins().remove(tuple);
     }
     let begins = select::begins(signs);
-    let id = if begins {
+    let id = if begins && !is_named {
         select::for_new_flow(&service, index, slot.owner)
     } else {
         select::of_slot(slot)

@@ -30,16 +30,22 @@ pub const FULL: u32 = u32::MAX - 1;
 /// Slots that are tried for a new flow until a backend takes it.
 const ATTEMPTS: u32 = 8;
 
-/// The backend of a packet of a flow that is not translated, with the way to it known. An
-/// error comes with the id of the backend that can't be used, 0 for none.
+/// The backend of a packet of a flow that is not translated, with the way to it known: the
+/// one that is `named` unless that is [`NO_BACKEND`]. An error comes with the id of the backend
+/// that can't be used, 0 for none.
 #[inline(always)]
 pub fn of_packet<F: Family>(
     packet: &Packet<'_, F>,
     service: &Service,
+    named: u32,
 ) -> Result<Choice, (DropReason, u32)> {
     admit::<F>(&packet.tuple)?;
     let index = index(&packet.tuple, service);
-    let slot = slot(service, index);
+    let slot = if named == NO_BACKEND {
+        slot(service, index)
+    } else {
+        Slot::clean(named)
+    };
     let is_tcp = packet.transport.is_tcp;
     let id = if service.flags & Service::TRACKED == 0 && (slot.is_clean() || !is_tcp) {
         slot.owner
@@ -51,6 +57,7 @@ pub fn of_packet<F: Family>(
         } else {
             0
         };
+        signs |= if named == NO_BACKEND { 0 } else { pin::NAMED };
         let word = service::word(service);
         F::pinned(&packet.tuple, word, word_of(slot), index, signs)
     };
@@ -59,11 +66,20 @@ pub fn of_packet<F: Family>(
 
 /// The backend for a flow that begins and is translated, like [`of_packet`].
 #[inline(always)]
-pub fn of_new<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<Choice, (DropReason, u32)> {
+pub fn of_new<F: Family>(
+    tuple: &F::Tuple,
+    service: &Service,
+    named: u32,
+) -> Result<Choice, (DropReason, u32)> {
     admit::<F>(tuple)?;
-    let index = index(tuple, service);
-    let slot = slot(service, index);
-    let (id, backend) = reachable(for_new_flow(service, index, slot.owner))?;
+    let chosen = if named == NO_BACKEND {
+        let index = index(tuple, service);
+        let slot = slot(service, index);
+        for_new_flow(service, index, slot.owner)
+    } else {
+        named
+    };
+    let (id, backend) = reachable(chosen)?;
     let (src, _) = F::addresses(tuple);
     if service.mode == Mode::Nat as u8 && F::same(src, F::address(&backend.address)) {
         return Err((DropReason::Hairpin, id));

@@ -13,6 +13,7 @@ use lb_common::{
     flow::{FlowValue, state},
     fragment::FRAGMENT_TICKS,
     ring::{RING_SIZE, Slot},
+    service::ServiceOptions,
 };
 use lb_userspace::datapath::{
     Datapath, Family, FlowPair, FlowTable, FlowTables, LiveFlows, LogLevel, Options, Outlet,
@@ -269,6 +270,19 @@ impl Bench {
             .collect();
         if !rings.is_empty() {
             self.datapath.set_rings(&rings)?;
+        }
+        for id in missing(&old.server_ids, &world.server_ids) {
+            self.datapath.remove_server_id(*id)?;
+        }
+        for (id, backend) in changed(&old.server_ids, &world.server_ids) {
+            self.datapath.set_server_id(*id, *backend)?;
+        }
+        for (service, ids) in changed(&old.connection_ids, &world.connection_ids) {
+            let options = ServiceOptions {
+                connection_ids: *ids,
+                ..self.datapath.options(*service)?
+            };
+            self.datapath.set_options(*service, options)?;
         }
         for (packets, service) in changed(&old.matches(), &world.matches()) {
             self.datapath.set_service(*packets, *service)?;

@@ -10,6 +10,7 @@ use lb_common::{
     Runtime,
     addr::LinkPath,
     backend::{Backend, BackendState, Outer},
+    quic::{ConnectionIds, ServerIdKey},
     ring::RING_SIZE,
     service::{Mode, Service, Vip},
 };
@@ -140,6 +141,10 @@ pub struct World {
     pub rings: BTreeMap<u32, Arc<[u32]>>,
     /// Origins of all slots of a ring, by service id; where there is none they are clean.
     pub origins: BTreeMap<u32, u32>,
+    /// Where connection IDs of QUIC have server IDs, by service id.
+    pub connection_ids: BTreeMap<u32, ConnectionIds>,
+    /// Ids of backends by these.
+    pub server_ids: BTreeMap<ServerIdKey, u32>,
     /// MTUs of the interfaces that packets may leave by, by index.
     pub interfaces: BTreeMap<u32, u32>,
 }

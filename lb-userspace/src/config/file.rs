@@ -17,7 +17,7 @@ use super::{
 };
 use crate::state::{
     Reason,
-    rules::{self, Field, MAX_BACKENDS, MAX_SERVICES},
+    rules::{self, Field, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES},
 };
 
 const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`";
@@ -370,7 +370,7 @@ fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {
 /// What [`Desired`](crate::state::Desired) asks of services together.
 fn check_together(services: &[ReadService], out: &mut Diagnostics) {
     let mut names = HashMap::new();
-    let mut backends = 0;
+    let (mut backends, mut server_ids) = (0, 0);
     let owners: HashMap<IpAddr, &ReadService> = services
         .iter()
         .filter(|service| service.is_read(Field::Address))
@@ -408,6 +408,12 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
         if room && backends > MAX_BACKENDS && spec.backends.len() <= MAX_BACKENDS {
             let reason = rules::too_many_backends();
             out.push(value_error(service, Field::Backends, reason));
+        }
+        let room = server_ids <= MAX_SERVER_IDS;
+        server_ids += spec.server_ids();
+        if room && server_ids > MAX_SERVER_IDS {
+            let reason = rules::too_many_server_ids();
+            out.push(value_error(service, Field::Quic, reason));
         }
     }
 }

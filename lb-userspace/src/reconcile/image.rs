@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use lb_common::{
     backend::Backend,
+    quic::{ConnectionIds, ServerIdKey},
     ring::RING_SIZE,
     service::{Service, Vip},
 };
@@ -59,6 +60,10 @@ pub struct Image {
     pub pools: BTreeMap<u32, PortSet>,
     /// Backends by id; those that are absent are not in it.
     pub backends: BTreeMap<u32, Backend>,
+    /// Backends by the server IDs that connection IDs of QUIC may have.
+    pub server_ids: BTreeMap<ServerIdKey, u32>,
+    /// Where connection IDs have these, by service id; those that have none are not in it.
+    pub connection_ids: BTreeMap<u32, ConnectionIds>,
     /// Rings by service id. To the datapath one that was never made is one without members.
     pub rings: BTreeMap<u32, Ring>,
     /// Numbers of slots of rings of which it is not known what they were made from, those of
@@ -89,6 +94,14 @@ pub enum Op {
     SetBackend(u32, Backend),
     /// Makes it absent.
     RemoveBackend(u32),
+    /// Writes which backend has a server ID.
+    SetServerId(ServerIdKey, u32),
+    /// None has it.
+    RemoveServerId(ServerIdKey),
+    /// Writes where connection IDs of a service have server IDs.
+    SetConnectionIds(u32, ConnectionIds),
+    /// They have none.
+    RemoveConnectionIds(u32),
     /// Fills and replaces the rings of services.
     SetRings(Vec<(u32, Ring)>),
     /// Removes the rings of services with so many slots.
@@ -142,6 +155,18 @@ impl Tables for Image {
             Op::RemoveBackend(id) => {
                 self.backends.remove(id);
             }
+            Op::SetServerId(id, backend) => {
+                self.server_ids.insert(*id, *backend);
+            }
+            Op::RemoveServerId(id) => {
+                self.server_ids.remove(id);
+            }
+            Op::SetConnectionIds(service, ids) => {
+                self.connection_ids.insert(*service, *ids);
+            }
+            Op::RemoveConnectionIds(service) => {
+                self.connection_ids.remove(service);
+            }
             Op::SetRings(rings) => {
                 self.rings.extend(rings.iter().cloned());
                 self.found_rings
@@ -187,6 +212,12 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
         }
     }
     ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
+    // Where server IDs stand changes when the new ones are there, and before the old ones go.
+    ops.extend(changed(&old.server_ids, &new.server_ids).map(|(k, v)| Op::SetServerId(*k, *v)));
+    ops.extend(
+        changed(&old.connection_ids, &new.connection_ids)
+            .map(|(k, v)| Op::SetConnectionIds(*k, *v)),
+    );
     // A packet must not look for a slot beyond the end of a ring. So a service knows of a
     // smaller one before it takes the place of a larger one, and of a larger one after.
     for (packets, service) in &old.services {
@@ -233,6 +264,10 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     let rings = known.chain(found);
     let rings = rings.filter(|(id, slots)| !is_replaced(*id, *slots));
     ops.extend(some(rings.collect()).map(Op::RemoveRings));
+    ops.extend(
+        gone(&old.connection_ids, &new.connection_ids).map(|k| Op::RemoveConnectionIds(*k)),
+    );
+    ops.extend(gone(&old.server_ids, &new.server_ids).map(|k| Op::RemoveServerId(*k)));
     ops.extend(gone(&old.backends, &new.backends).map(|k| Op::RemoveBackend(*k)));
     let pools: Vec<u32> = gone(&old.pools, &new.pools).copied().collect();
     ops.extend(some(pools).map(Op::RemovePools));

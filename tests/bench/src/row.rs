@@ -21,6 +21,9 @@ pub enum Scenario {
     Changing,
     /// From a client, of a slot that changed hands: its flow has none.
     Pinned,
+    /// From a client, with a connection ID of QUIC that names the backend. No flow has an
+    /// entry.
+    Quic,
 }
 
 /// What the slots of the service that is measured say of its flows.
@@ -34,6 +37,8 @@ pub(crate) enum Slots {
     Pinned,
     /// Nothing: the service has an entry for every flow.
     Tracked,
+    /// Nothing: packets name their backend.
+    Named,
 }
 
 /// What a configuration can have more than services on one address and port.
@@ -124,6 +129,7 @@ pub(crate) fn groups(flows: &[u32], filters: &[String]) -> Vec<Group> {
             (Slots::Changing, Protocol::Tcp),
             (Slots::Tracked, Protocol::Tcp),
             (Slots::Tracked, Protocol::Udp),
+            (Slots::Named, Protocol::Udp),
         ] {
             for flows in flows {
                 push(Mode::Dsr, family, protocol, *flows, slots, None);
@@ -182,6 +188,7 @@ impl Group {
             Slots::Changing => &[Scenario::Changing],
             Slots::Pinned => &[Scenario::Pinned],
             Slots::Tracked => &[Scenario::Tracked, Scenario::New],
+            Slots::Named => &[Scenario::Quic],
         }
     }
 }
@@ -198,6 +205,7 @@ impl Scenario {
             Self::Clean => "clean",
             Self::Changing => "changing",
             Self::Pinned => "pinned",
+            Self::Quic => "quic",
         }
     }
 }

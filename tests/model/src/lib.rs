@@ -16,6 +16,7 @@
 //! | Services | [`services`] |
 //! | What no client sends | [`sources`] |
 //! | Fragments | [`fragments`] |
+//! | Connection IDs of QUIC (selection) | [`quic`] |
 //! | ICMP | [`icmp`], [`segment_size`] |
 //! | The path of a packet, and what it is held to (architecture) | here, [`link`], [`packet`] |
 #![forbid(unsafe_code)]
@@ -29,6 +30,7 @@ pub mod link;
 pub mod nat;
 pub mod outcome;
 pub mod packet;
+pub mod quic;
 pub mod segment_size;
 pub mod services;
 pub mod sources;
@@ -218,35 +220,47 @@ impl Model {
         if let Some(service) = vip.and_then(|vip| vip.service(ip.protocol, ports[1])) {
             let refused = |reason| Drop::forward(reason, service.id, 0);
             ip.check(packet.bytes).map_err(refused)?;
+            let named = self.named(world, service, packet);
             let outcome = if service.mode.translates() {
-                self.translated(world, service, packet, tuple)
+                self.translated(world, service, packet, tuple, named)
             } else {
-                self.direct(world, service, packet, tuple)
+                self.direct(world, service, packet, tuple, named)
             }?;
-            self.forwarded(packet, ports);
+            self.forwarded(packet, ports, named);
             Ok(outcome)
         } else if let Some(flow) = self.flows.of_backend(&tuple).cloned() {
             let refused = |reason| Drop::reply(reason, service_of(world, &flow), flow.backend);
             ip.check(packet.bytes).map_err(refused)?;
             let outcome = self.reply(world, packet, &flow)?;
-            self.forwarded(packet, ports);
+            self.forwarded(packet, ports, None);
             Ok(outcome)
         } else if vip.is_some_and(Vip::drops_other_ports) {
             Err(Drop::unknown(Reason::NoService).into())
         } else {
             // "And also to the host where the first one went there."
             if vip.is_some_and(|vip| vip.has(Some(ip.protocol))) {
-                self.forwarded(packet, ports);
+                self.forwarded(packet, ports, None);
             }
             Ok(passed)
         }
     }
 
     /// A first fragment that has been forwarded is remembered.
-    fn forwarded(&mut self, packet: &Packet<'_>, ports: [u16; 2]) {
+    fn forwarded(&mut self, packet: &Packet<'_>, ports: [u16; 2], named: Option<u32>) {
         if let Some(piece) = packet.ip.piece.filter(|piece| piece.offset == 0) {
             self.fragments
-                .remember(&packet.ip, piece, ports, self.clock);
+                .remember(&packet.ip, piece, ports, self.clock, named);
+        }
+    }
+
+    /// The backend that a packet names. "A later fragment goes where the first one went", of
+    /// which the modes that translate have an entry.
+    fn named(&self, world: &World, service: &Service, packet: &Packet<'_>) -> Option<u32> {
+        let ip = &packet.ip;
+        match ip.piece.filter(|piece| piece.offset != 0) {
+            Some(_) if service.quic.is_none() || service.mode.translates() => None,
+            Some(piece) => quic::usable(world, service, self.fragments.named(ip, piece)?),
+            None => quic::named(world, service, ip, packet.bytes),
         }
     }
 
@@ -257,6 +271,7 @@ impl Model {
         service: &Service,
         packet: &Packet<'_>,
         tuple: Tuple,
+        named: Option<u32>,
     ) -> Verdict {
         let Packet { frame, ip, bytes } = packet;
         let mut complaint = None;
@@ -268,6 +283,7 @@ impl Model {
             clock: self.clock,
             choice: frame.choice,
             numbers: ip.numbers(bytes),
+            named,
             complaint: &mut complaint,
         };
         let flow = nat::of_client(&mut context, service, tuple, ip, ip.flags(bytes))?;
@@ -327,14 +343,15 @@ impl Model {
         service: &Service,
         packet: &Packet<'_>,
         tuple: Tuple,
+        named: Option<u32>,
     ) -> Verdict {
         let ip = &packet.ip;
         // "Every packet is held to this."
         if sources::is_martian(ip.src, ip.dst) {
             return Err(Drop::forward(Reason::MartianSource, service.id, 0).into());
         }
-        let (id, backend) = nat::of_ring(world, service, tuple)?;
-        self.deliver(world, service, packet, tuple, (id, backend))
+        let chosen = nat::named_or_of_ring(world, service, tuple, named)?;
+        self.deliver(world, service, packet, tuple, chosen)
     }
 
     /// Sends a packet of the flow `tuple` to its backend as it is, or wrapped.

@@ -37,7 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// Type, code and the last four bytes of an ICMP header.
-type Type = ((u8, u8), [u8; 4]);
+pub(crate) type Type = ((u8, u8), [u8; 4]);
 
 /// Errors that TCP and UDP react to.
 const TYPES_V4: [Type; 10] = [
@@ -136,7 +136,7 @@ fn outside(flow: &Flow, reply: &Packet, (kind, rest): Type, quote: usize) -> Out
 }
 
 /// The same reaches the backend.
-fn reaches_backend(
+pub(crate) fn reaches_backend(
     case: Case,
     label: impl Into<String>,
     flow: &Flow,

@@ -13,6 +13,7 @@ mod link;
 mod malformed;
 mod many_flows;
 mod ports;
+mod quic;
 mod rewriting;
 mod segment_size;
 mod slots;
@@ -52,6 +53,7 @@ fn tables() -> Vec<Case> {
         icmp::cases,
         malformed::cases,
         sources::cases,
+        quic::cases,
     ]
     .into_iter()
     .flat_map(|table| table())
