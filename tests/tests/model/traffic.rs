@@ -369,8 +369,8 @@ fn speak_quic(rng: &mut Rng, model: &Model, packet: &mut Packet, to: Tuple) {
     };
     let mut id = rng.bytes(quic.offset);
     id[0] = number << 5 | id[0] & 0x1f;
-    let server_ids: Vec<_> = quic.server_ids.keys().collect();
-    id.extend_from_slice(rng.pick(&server_ids));
+    let server_ids: Vec<&Vec<u8>> = quic.server_ids.keys().collect();
+    id.extend_from_slice(rng.pick::<&Vec<u8>>(&server_ids));
     let more = rng.below(5);
     id.extend(rng.bytes(more));
     let mut header = if rng.percent(50) {
