@@ -108,7 +108,11 @@ fn read(ctx: &XdpContext, service: u32, offset: usize, length: u32) -> Option<u3
     };
     let room = length.checked_sub(before)?;
     // Where the ID of a short header ends the server alone knows.
-    let id = if is_long { u32::from(head.id_length) } else { room };
+    let id = if is_long {
+        u32::from(head.id_length)
+    } else {
+        room
+    };
     let (skipped, named) = (u32::from(ids.offset), u32::from(ids.length));
     if id > room || skipped + named > id {
         return None;

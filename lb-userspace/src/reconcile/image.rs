@@ -264,9 +264,7 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     let rings = known.chain(found);
     let rings = rings.filter(|(id, slots)| !is_replaced(*id, *slots));
     ops.extend(some(rings.collect()).map(Op::RemoveRings));
-    ops.extend(
-        gone(&old.connection_ids, &new.connection_ids).map(|k| Op::RemoveConnectionIds(*k)),
-    );
+    ops.extend(gone(&old.connection_ids, &new.connection_ids).map(|k| Op::RemoveConnectionIds(*k)));
     ops.extend(gone(&old.server_ids, &new.server_ids).map(|k| Op::RemoveServerId(*k)));
     ops.extend(gone(&old.backends, &new.backends).map(|k| Op::RemoveBackend(*k)));
     let pools: Vec<u32> = gone(&old.pools, &new.pools).copied().collect();

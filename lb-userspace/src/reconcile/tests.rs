@@ -128,7 +128,10 @@ fn assert_sound(image: &Image) {
     }
     for (packets, service) in &image.services {
         let is_quic = service.flags & Service::QUIC != 0;
-        assert!(!is_quic || image.connection_ids.contains_key(&service.id()), "{packets:?}");
+        assert!(
+            !is_quic || image.connection_ids.contains_key(&service.id()),
+            "{packets:?}"
+        );
         // A ring that was never made has no slot to look for.
         let ring = image.rings.get(&service.id());
         let size = ring.map_or(u32::MAX, |ring| ring.size.get());

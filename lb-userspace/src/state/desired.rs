@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::{
     BackendAddress, BackendSpec, Change, Reason, Refusal, ServiceSpec,
     rules::{
-        self, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES, no_such_backend, no_such_service, same_name,
-        too_many_backends, too_many_server_ids, too_many_services,
+        self, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES, no_such_backend, no_such_service,
+        same_name, too_many_backends, too_many_server_ids, too_many_services,
     },
 };
 

@@ -265,7 +265,13 @@ fn shared_tuple(sort: Sort) -> Case {
     let case = sort.next(case, "confirmed", last, b"no".to_vec());
     // And back, from an entry that has been confirmed.
     let id = short(&id_of(ring.backend));
-    sort.switch(case, "an ID of the first", &spare, &nth(ring.clone(), 1), id)
+    sort.switch(
+        case,
+        "an ID of the first",
+        &spare,
+        &nth(ring.clone(), 1),
+        id,
+    )
 }
 
 /// The same flow, the `nth` to its backend: full NAT gives it the port that comes then.
@@ -360,7 +366,12 @@ fn foreign_backend(kind: Kind) -> u32 {
 fn truncated(sort: Sort) -> Case {
     let flow = sort.ring();
     let id = id_of(sort.kind.spare_backend());
-    let mut case = sort.begin(sort.quic("IDs that are cut off"), "empty", &flow, Vec::new());
+    let mut case = sort.begin(
+        sort.quic("IDs that are cut off"),
+        "empty",
+        &flow,
+        Vec::new(),
+    );
     for length in 1..=id.len() {
         let cut = [&[0x43][..], &id[..length - 1]].concat();
         case = sort.next(case, &format!("short, {length} bytes"), &flow, cut.clone());
@@ -486,11 +497,9 @@ fn in_fragments(sort: Sort) -> Case {
     let first = spare.request().with_payload(payload).as_fragment(0, true);
     let case = case.forward("first of a third", &spare, &first);
     let gone = spare.backend;
-    let case = case
-        .remembering(&first)
-        .then("gone", move |world| {
-            world.set_state(gone, BackendState::Absent);
-        });
+    let case = case.remembering(&first).then("gone", move |world| {
+        world.set_state(gone, BackendState::Absent);
+    });
     fragments::follows(case, "second of the third", &ring, &later)
 }
 
@@ -529,9 +538,11 @@ fn at_most(sort: Sort) -> Case {
 fn no_quic(sort: Sort) -> Case {
     let flow = sort.ring();
     let id = short(&id_of(sort.kind.spare_backend()));
-    let case = sort.quic("a service that does not read IDs").given(|world| {
-        sort.edit(world, |service| service.flags &= !Service::QUIC);
-    });
+    let case = sort
+        .quic("a service that does not read IDs")
+        .given(|world| {
+            sort.edit(world, |service| service.flags &= !Service::QUIC);
+        });
     let case = sort.begin(case, "an ID", &flow, id.clone());
     sort.next(case, "again", &flow, id)
 }
