@@ -190,7 +190,8 @@ impl Sort {
         if self.kind.translates() {
             case.removing(old).ending(old)
         } else if self.has_entries {
-            case.pinning(-1).ending(old)
+            case.pinning(-1)
+                .counting(|counters| counters.ended_flows = 1, old.backend)
         } else {
             case
         }
