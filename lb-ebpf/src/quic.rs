@@ -62,14 +62,16 @@ pub fn named<F: Family>(
         return NO_BACKEND;
     }
     if packet.part == Part::Later {
-        return match F::draft() {
-            // SAFETY: the draft belongs to this CPU, and a program does not migrate or
-            // re-enter itself while it runs.
-            Some(draft) if !Mode::translates(service.mode) => {
-                usable(service.id(), unsafe { (*draft).fragment.backend })
-            }
-            _ => NO_BACKEND,
+        if Mode::translates(service.mode) {
+            return NO_BACKEND;
+        }
+        let Some(draft) = F::draft() else {
+            return NO_BACKEND;
         };
+        // SAFETY: the draft belongs to this CPU, and a program does not migrate or re-enter
+        // itself while it runs.
+        let first = unsafe { (*draft).fragment.backend };
+        return usable(service.id(), first);
     }
     // Neither beyond the end of the datagram, nor, where that is a fragment, of the packet.
     let room = length - packet.headers as u32;
