@@ -51,7 +51,6 @@ fn what_is_not_done_yet_is_refused() {
         "new-per-service",
         "on-deadline",
         "affinity",
-        "quic",
     ];
     assert_eq!(refused, expected, "{complaints}");
 }
