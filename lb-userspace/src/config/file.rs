@@ -17,7 +17,7 @@ use super::{
 };
 use crate::state::{
     Reason,
-    rules::{self, Field, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES},
+    rules::{self, Field, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES},
 };
 
 const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`";
@@ -370,7 +370,9 @@ fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {
 /// What [`Desired`](crate::state::Desired) asks of services together.
 fn check_together(services: &[ReadService], out: &mut Diagnostics) {
     let mut names = HashMap::new();
-    let (mut backends, mut server_ids) = (0, 0);
+    let mut backends = 0;
+    let mut sources = 0;
+    let mut server_ids = 0;
     let owners: HashMap<IpAddr, &ReadService> = services
         .iter()
         .filter(|service| service.is_read(Field::Address))
@@ -414,6 +416,17 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
         if room && server_ids > MAX_SERVER_IDS {
             let reason = rules::too_many_server_ids();
             out.push(value_error(service, Field::Quic, reason));
+        }
+        let of_service = spec.allow.len() + spec.deny.len();
+        let room = sources <= MAX_ALL_SOURCES;
+        sources += of_service;
+        if room && sources > MAX_ALL_SOURCES {
+            let field = if spec.deny.is_empty() {
+                Field::Allow
+            } else {
+                Field::Deny
+            };
+            out.push(value_error(service, field, rules::too_many_sources()));
         }
     }
 }

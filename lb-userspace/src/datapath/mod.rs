@@ -7,6 +7,7 @@ mod contents;
 mod decap;
 mod error;
 mod flows;
+mod guards;
 mod key;
 mod live;
 mod log;
@@ -60,6 +61,7 @@ pub use self::{
     decap::Decap,
     error::{Error, Result},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
+    guards::Source,
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
     live::LiveFlows,
     log::ProgramLog,
@@ -70,6 +72,7 @@ pub use self::{
 };
 use self::{
     error::{gone, map_error},
+    guards::Guards,
     key::{ServiceKey, VipKey},
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
@@ -165,6 +168,7 @@ pub struct Datapath {
     sized_rings: OfMaps<Slot>,
     server_ids: Table<ServerIdKey, u32>,
     options: Array<MapData, Plain<ServiceOptions>>,
+    guards: Guards,
     backends: Array<MapData, Plain<Backend>>,
     port_pools: OfMaps<PortPool>,
     ports: Arc<PortPools>,
@@ -261,6 +265,7 @@ impl Datapath {
             ports: Arc::default(),
             server_ids: take(&mut ebpf, map_name::SERVER_IDS)?,
             options: take(&mut ebpf, map_name::OPTIONS)?,
+            guards: Guards::take(&mut ebpf)?,
             flows: take_flow_tables(&mut ebpf)?,
             live: take_live(&mut ebpf)?,
             embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,

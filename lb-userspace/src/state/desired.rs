@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use super::{
     BackendAddress, BackendSpec, Change, Reason, Refusal, ServiceSpec,
     rules::{
-        self, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES, no_such_backend, no_such_service,
-        same_name, too_many_backends, too_many_server_ids, too_many_services,
+        self, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES, no_such_backend,
+        no_such_service, same_name, too_many_backends, too_many_server_ids, too_many_services,
+        too_many_sources,
     },
 };
 
@@ -137,6 +138,11 @@ impl Desired {
         let server_ids: usize = others().map(ServiceSpec::server_ids).sum();
         if server_ids + service.server_ids() > MAX_SERVER_IDS {
             return Err(Refusal::Conflict(too_many_server_ids()));
+        }
+        let of = |service: &ServiceSpec| service.allow.len() + service.deny.len();
+        let sources: usize = others().map(of).sum();
+        if of(&service) != 0 && sources + of(&service) > MAX_ALL_SOURCES {
+            return Err(Refusal::Conflict(too_many_sources()));
         }
         self.services.insert(service.name.clone(), service);
         Ok(())

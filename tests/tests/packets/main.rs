@@ -2,10 +2,12 @@
 
 mod backends;
 mod direct;
+mod drained;
 mod errors;
 mod foreign;
 mod forms;
 mod fragments;
+mod guards;
 mod icmp;
 mod jumbo;
 mod lifecycle;
@@ -15,6 +17,7 @@ mod many_flows;
 mod ports;
 mod quic;
 mod rewriting;
+mod schedulers;
 mod segment_size;
 mod slots;
 mod sources;
@@ -44,6 +47,7 @@ fn tables() -> Vec<Case> {
         segment_size::cases,
         forms::cases,
         backends::cases,
+        drained::cases,
         ports::cases,
         ports::table_full,
         fragments::cases,
@@ -54,6 +58,8 @@ fn tables() -> Vec<Case> {
         malformed::cases,
         sources::cases,
         quic::cases,
+        schedulers::cases,
+        guards::cases,
     ]
     .into_iter()
     .flat_map(|table| table())
