@@ -26,6 +26,7 @@ pub mod guard;
 pub mod hash;
 pub mod pin;
 pub mod ports;
+pub mod quic;
 pub mod ring;
 pub mod service;
 pub mod stage;
@@ -70,6 +71,8 @@ pub mod map_name {
     pub const SIZED_RINGS: &str = "SIZED_RINGS";
     /// Service id to [`ServiceOptions`](crate::service::ServiceOptions).
     pub const OPTIONS: &str = "OPTIONS";
+    /// [`ServerIdKey`](crate::quic::ServerIdKey) to the id of a backend, a `u32`.
+    pub const SERVER_IDS: &str = "SERVER_IDS";
     /// Service id to [`Turns`](crate::service::Turns).
     pub const TURNS: &str = "TURNS";
     /// Service id to [`Guard`](crate::guard::Guard).

@@ -7,6 +7,7 @@ use lb_common::{
     backend::{Backend, BackendState},
     drop_reason::DropReason,
     flow::{FlowEntry, FlowValue, Tuple, state},
+    ring::NO_BACKEND,
     service::{Mode, Scheduler, Service},
 };
 
@@ -245,17 +246,20 @@ fn confirm<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, flow: Flow<F>) -
     true
 }
 
-/// The flow of a packet from a client and its backend. A packet that begins a flow
-/// gets one; of a flow that can't go on, the entries are taken away.
+/// The flow of a packet from a client and its backend, which is the one that is `named` unless
+/// that is [`NO_BACKEND`]. A packet that begins a flow gets one; of a flow that can't go on,
+/// the entries are taken away.
 #[inline(always)]
 pub fn of_client<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<'_, F>,
     service: &Service,
+    named: u32,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
     let mut refusal = DropReason::NoFlow;
     if let Some(flow) = of_tuple::<F>(&packet.tuple) {
-        if let Some(backend) = BACKENDS.get(flow.backend())
+        if (named == NO_BACKEND || named == flow.backend())
+            && let Some(backend) = BACKENDS.get(flow.backend())
             && goes_on(packet, flow, backend)
         {
             if flow.state() & state::CONFIRMED == 0 && !confirm(ctx, packet, flow) {
@@ -277,7 +281,7 @@ pub fn of_client<F: Family>(
     if !may_begin(packet, service) {
         return Err((refusal, 0));
     }
-    let (flow, backend) = open::flow(packet, service)?;
+    let (flow, backend) = open::flow(packet, service, named)?;
     // The FIN of a connection whose entry was lost begins a flow.
     spoke(packet, flow);
     Ok((flow, backend))

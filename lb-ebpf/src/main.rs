@@ -30,6 +30,7 @@ mod open;
 mod packet;
 mod pin;
 mod ports;
+mod quic;
 mod reset;
 mod select;
 mod service;

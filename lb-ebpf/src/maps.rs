@@ -2,7 +2,7 @@
 //! defaults that the daemon overrides when it loads the program.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{
         Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap,
         ProgramArray,
@@ -19,6 +19,7 @@ use lb_common::{
     guard::{BucketKey, Guard, MAX_SOURCE_BUCKETS, MAX_SOURCE_PREFIXES, SourceKey4, SourceKey6},
     pin::Pin,
     ports::{MAX_PORT_POOLS, PortPool},
+    quic::{MAX_SERVER_IDS, ServerIdKey},
     ring::RING_SIZE,
     service::{
         MAX_PORT_PREFIXES, MAX_PREFIXES, MAX_SERVICES, PortKey, Service, ServiceKey4, ServiceKey6,
@@ -41,6 +42,7 @@ const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
 const EMBRYONIC: usize = MAX_EMBRYONIC as usize;
 const POOLS: usize = MAX_PORT_POOLS as usize;
+const SERVER_ID_KEYS: usize = MAX_SERVER_IDS as usize;
 const POOL_WORDS: usize = size_of::<PortPool>() / size_of::<u64>();
 const DROP_KEYS: usize = MAX_DROP_KEYS as usize;
 const INTERFACE_INDEXES: usize = 1_024;
@@ -112,6 +114,12 @@ pub static SIZED_RINGS: ArrayOfMaps<SizedRing, SERVICES> = ArrayOfMaps::new();
 /// What few packets need of a service, by its id.
 #[btf_map]
 pub static OPTIONS: Array<ServiceOptions, SERVICES> = Array::new();
+
+/// Backends by the server IDs that they have in connection IDs of QUIC. Memory is taken as
+/// it is needed: the daemon alone writes, and most have none.
+#[btf_map]
+pub static SERVER_IDS: HashMap<ServerIdKey, u32, SERVER_ID_KEYS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// Whose turn it is, by service id.
 #[btf_map]

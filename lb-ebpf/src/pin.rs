@@ -24,6 +24,9 @@ use crate::{
 pub const TCP: u32 = 1 << 8;
 /// Beside the control bits of TCP: the packet is a later fragment.
 pub const LATER: u32 = 1 << 9;
+/// Beside the control bits of TCP: the slot is none of the ring, but stands for the backend
+/// that a connection ID names.
+pub const NAMED: u32 = 1 << 10;
 
 /// The entry of a flow.
 #[derive(Clone, Copy)]
@@ -161,9 +164,12 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
     let is_tcp = signs & TCP != 0;
     // A guarded service comes here with all that it gets.
     let has_entries = is_tracked || is_tcp && !slot.is_clean();
+    // A later fragment is told of the name, but follows its first one.
+    let is_named = signs & (NAMED | LATER) == NAMED;
     if has_entries && let Some(entry) = Entry::of::<F>(tuple) {
         let id = entry.backend();
-        if let Some(backend) = BACKENDS.get(id)
+        if (!is_named || id == slot.owner)
+            && let Some(backend) = BACKENDS.get(id)
             && entry.goes_on(signs, backend)
         {
             entry.touch();
@@ -187,7 +193,7 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
             return select::limited(limited);
         }
     }
-    let id = if begins {
+    let id = if begins && !is_named {
         select::for_new_flow(&service, index, slot.owner)
     } else if has_entries {
         select::of_slot(slot)

@@ -273,12 +273,16 @@ impl Bench {
             self.fresh_pools.extend(pools);
         }
         for id in missing(&old.turns, &world.turns) {
-            self.datapath.set_options(*id, ServiceOptions::default())?;
+            let options = ServiceOptions {
+                turns: 0,
+                ..self.datapath.options(*id)?
+            };
+            self.datapath.set_options(*id, options)?;
         }
         for (id, turns) in changed(&old.turns, &world.turns) {
             let options = ServiceOptions {
                 turns: *turns,
-                ..ServiceOptions::default()
+                ..self.datapath.options(*id)?
             };
             self.datapath.set_options(*id, options)?;
         }
@@ -293,6 +297,19 @@ impl Bench {
             .collect();
         if !rings.is_empty() {
             self.datapath.set_rings(&rings)?;
+        }
+        for id in missing(&old.server_ids, &world.server_ids) {
+            self.datapath.remove_server_id(*id)?;
+        }
+        for (id, backend) in changed(&old.server_ids, &world.server_ids) {
+            self.datapath.set_server_id(*id, *backend)?;
+        }
+        for (service, ids) in changed(&old.connection_ids, &world.connection_ids) {
+            let options = ServiceOptions {
+                connection_ids: *ids,
+                ..self.datapath.options(*service)?
+            };
+            self.datapath.set_options(*service, options)?;
         }
         for (source, is_allowed) in changed(&old.sources, &world.sources) {
             self.datapath.set_source(*source, *is_allowed)?;

@@ -11,6 +11,7 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer},
     guard::{Guard, Rate, TICKS_PER_NANOSECOND},
+    quic::{ConnectionIds, ServerIdKey},
     ring::RING_SIZE,
     service::{Mode, Scheduler, Service, Vip},
 };
@@ -147,6 +148,10 @@ pub struct World {
     pub guards: BTreeMap<u32, Guard>,
     /// Lists of sources: whether packets of them are taken.
     pub sources: BTreeMap<Source, bool>,
+    /// Where connection IDs of QUIC have server IDs, by service id.
+    pub connection_ids: BTreeMap<u32, ConnectionIds>,
+    /// Ids of backends by these.
+    pub server_ids: BTreeMap<ServerIdKey, u32>,
     /// MTUs of the interfaces that packets may leave by, by index.
     pub interfaces: BTreeMap<u32, u32>,
 }

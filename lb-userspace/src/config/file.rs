@@ -17,7 +17,7 @@ use super::{
 };
 use crate::state::{
     Reason,
-    rules::{self, Field, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVICES},
+    rules::{self, Field, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES},
 };
 
 const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`";
@@ -372,6 +372,7 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
     let mut names = HashMap::new();
     let mut backends = 0;
     let mut sources = 0;
+    let mut server_ids = 0;
     let owners: HashMap<IpAddr, &ReadService> = services
         .iter()
         .filter(|service| service.is_read(Field::Address))
@@ -409,6 +410,12 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
         if room && backends > MAX_BACKENDS && spec.backends.len() <= MAX_BACKENDS {
             let reason = rules::too_many_backends();
             out.push(value_error(service, Field::Backends, reason));
+        }
+        let room = server_ids <= MAX_SERVER_IDS;
+        server_ids += spec.server_ids();
+        if room && server_ids > MAX_SERVER_IDS {
+            let reason = rules::too_many_server_ids();
+            out.push(value_error(service, Field::Quic, reason));
         }
         let of_service = spec.allow.len() + spec.deny.len();
         let room = sources <= MAX_ALL_SOURCES;

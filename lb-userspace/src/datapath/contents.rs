@@ -10,6 +10,7 @@ use aya::maps::{Array, MapData, MapError};
 use lb_common::{
     backend::Backend,
     map_name,
+    quic::ServerIdKey,
     ring::{RING_SIZE, Slot},
     service::{Service, Vip},
 };
@@ -75,6 +76,15 @@ impl Datapath {
     /// forgotten.
     pub fn backends(&self) -> Result<BTreeMap<u32, Backend>> {
         backends(&self.backends)
+    }
+
+    /// Backends by the server IDs that they have in connection IDs of QUIC.
+    pub fn server_ids(&self) -> Result<BTreeMap<ServerIdKey, u32>> {
+        self.server_ids
+            .iter()
+            .map(|entry| entry.map(|(Plain(id), Plain(backend))| (id, backend)))
+            .collect::<Result<_, MapError>>()
+            .map_err(map_error("reading", map_name::SERVER_IDS))
     }
 
     /// The interfaces that packets may leave for, by index.

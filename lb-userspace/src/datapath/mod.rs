@@ -53,6 +53,7 @@ use lb_common::{
     fragment::{Fragment, FragmentKey4, FragmentKey6},
     map_name,
     ports::PortPool,
+    quic::ServerIdKey,
     ring::{RING_SIZE, Slot},
     service::{PortKey, Service, ServiceKey4, ServiceKey6, ServiceOptions, Vip},
     stage::{IcmpBudget, Stage},
@@ -172,6 +173,7 @@ pub struct Datapath {
     rings: OfMaps<Slot>,
     /// Of other sizes.
     sized_rings: OfMaps<Slot>,
+    server_ids: Table<ServerIdKey, u32>,
     options: Array<MapData, Plain<ServiceOptions>>,
     guards: Guards,
     backends: Array<MapData, Plain<Backend>>,
@@ -275,6 +277,7 @@ impl Datapath {
             backends,
             port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, Inner::new(1))?,
             ports: Arc::default(),
+            server_ids: take(&mut ebpf, map_name::SERVER_IDS)?,
             options: take(&mut ebpf, map_name::OPTIONS)?,
             guards: Guards::take(&mut ebpf)?,
             flows: take_flow_tables(&mut ebpf)?,
@@ -556,6 +559,27 @@ impl Datapath {
         self.options
             .set(service, Plain(options), 0)
             .map_err(map_error("writing", map_name::OPTIONS))
+    }
+
+    /// What few packets need of a service, as it was last written.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read.
+    pub fn options(&self, service: u32) -> Result<ServiceOptions> {
+        let options = self.options.get(&service, 0);
+        let Plain(options) = options.map_err(map_error("reading", map_name::OPTIONS))?;
+        Ok(options)
+    }
+
+    /// Says which backend has a server ID in connection IDs of QUIC.
+    pub fn set_server_id(&mut self, id: ServerIdKey, backend: u32) -> Result<()> {
+        insert(&mut self.server_ids, map_name::SERVER_IDS, id, backend)
+    }
+
+    /// No backend has this server ID any more.
+    pub fn remove_server_id(&mut self, id: ServerIdKey) -> Result<()> {
+        remove(&mut self.server_ids, map_name::SERVER_IDS, id)
     }
 
     /// Flows of a backend that are confirmed and not closed.

@@ -38,7 +38,7 @@ const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 
 /// The maps that are kept: all that hold what cannot be made anew, or that programs of
 /// two daemons must share while one replaces those of the other.
-const MAPS: [&str; 41] = [
+const MAPS: [&str; 42] = [
     map_name::RUNTIME,
     map_name::SERVICES_V4,
     map_name::SERVICES_V6,
@@ -54,6 +54,7 @@ const MAPS: [&str; 41] = [
     map_name::FRAGMENTS_V6,
     map_name::RINGS,
     map_name::SIZED_RINGS,
+    map_name::SERVER_IDS,
     map_name::OPTIONS,
     map_name::TURNS,
     map_name::GUARDS,

@@ -27,6 +27,8 @@ pub const MAX_NAME: usize = 63;
 pub const MAX_SERVICES: usize = lb_common::service::MAX_SERVICES as usize - 1;
 /// Backends of all services that the datapath has room for; id 0 is never used.
 pub const MAX_BACKENDS: usize = lb_common::backend::MAX_BACKENDS as usize - 1;
+/// Server IDs of all services that the datapath has room for, while others take their place.
+pub const MAX_SERVER_IDS: usize = lb_common::quic::MAX_SERVER_IDS as usize / 2;
 /// The longest that a flow may be silent.
 pub const MAX_FLOW_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The least time between two health checks of a backend.
@@ -287,10 +289,7 @@ pub fn check_written(service: &ServiceSpec, is_written: impl Fn(Field) -> bool) 
 /// taken without effect otherwise.
 #[must_use]
 pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
-    let of_service = [
-        (service.affinity.is_some(), Field::Affinity),
-        (service.quic.is_some(), Field::Quic),
-    ];
+    let of_service = [(service.affinity.is_some(), Field::Affinity)];
     of_service
         .into_iter()
         .filter(|(is_wanted, _)| *is_wanted)
@@ -1241,6 +1240,15 @@ pub fn too_many_backends() -> Reason {
     Reason::new(
         format!("there is room for {MAX_BACKENDS} backends, of all services together"),
         "remove backends that are not used",
+    )
+}
+
+/// One server ID too many.
+#[must_use]
+pub fn too_many_server_ids() -> Reason {
+    Reason::new(
+        format!("there is room for {MAX_SERVER_IDS} server IDs, of all services together"),
+        "give backends fewer of them",
     )
 }
 
