@@ -85,6 +85,8 @@ impl Service {
     pub const BY_CLIENT_PORT: u8 = 1 << 2;
     /// Some backend takes no more than a number of flows.
     pub const BOUNDED: u8 = 1 << 3;
+    /// A client gets the backend that it had last.
+    pub const AFFINE: u8 = 1 << 5;
 
     /// Index of its ring in `RINGS` or `SIZED_RINGS`, and its name in counters. At least 1.
     #[inline(always)]
@@ -170,8 +172,9 @@ pub struct ServiceOptions {
     /// turns go over, from the first on. 0 where no backend takes flows. With the latter no
     /// more than [`LOOKS`], or a prime.
     pub turns: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// [`Service::AFFINE`]: how long a client that begins no flow is remembered, in units of
+    /// [`CLOCK_TICK_MS`](crate::CLOCK_TICK_MS).
+    pub affinity: u32,
 }
 
 /// Value of `VIPS_V4`, `VIPS_V6`, `PREFIXES_V4` and `PREFIXES_V6`: what holds for an

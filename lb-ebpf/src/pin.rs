@@ -70,22 +70,22 @@ impl Entry {
     }
 
     /// Notes what the flags of a packet tell. Whoever closes the flow counts its end, and
-    /// whoever confirms it that it lives.
+    /// whoever confirms it that it lives. Returns whether this packet confirms it.
     #[inline(always)]
-    fn observe(self, signs: u32) {
+    fn observe(self, signs: u32) -> bool {
         let signs_of = |sign: u64, bit| if signs & sign as u32 != 0 { bit } else { 0 };
         let mut bits = signs_of(tcp::FIN, state::FIN_CLIENT) | signs_of(tcp::RST, state::RST);
         if signs & TCP == 0 || signs & tcp::SYN as u32 == 0 {
             bits |= state::CONFIRMED;
         }
-        if self.state() & bits != bits {
-            self.advance(bits);
-        }
+        self.state() & bits != bits
+            && self.advance(bits) & state::CONFIRMED == 0
+            && bits & state::CONFIRMED != 0
     }
 
-    /// Adds bits to the state and counts what they mean.
+    /// Adds bits to the state and counts what they mean. Returns what it was.
     #[inline(always)]
-    fn advance(self, bits: u32) {
+    fn advance(self, bits: u32) -> u32 {
         let old = self.set(bits);
         let new = old | bits;
         let closed = state::is_closed_by_client;
@@ -93,6 +93,7 @@ impl Entry {
         if old & state::COUNTED != 0 && !closed(old) && closed(new) {
             count::ended(self.backend());
         }
+        old
     }
 
     /// Whether the flow stays with its backend.
@@ -139,7 +140,9 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
             && entry.goes_on(signs, backend)
         {
             entry.touch();
-            entry.observe(signs);
+            if entry.observe(signs) && service.flags & Service::AFFINE != 0 {
+                F::note_client(tuple, service.id(), id, true);
+            }
             return id;
         }
         entry.advance(state::RST);
@@ -147,7 +150,7 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
     }
     let begins = select::begins(signs);
     let id = if begins {
-        select::for_new_flow(&service, index, slot.owner)
+        select::for_new_flow::<F>(tuple, &service, index, slot.owner)
     } else {
         select::of_slot(slot)
     };

@@ -63,7 +63,7 @@ pub fn of_new<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<Choice, 
     admit::<F>(tuple)?;
     let index = index(tuple, service);
     let slot = slot(service, index);
-    let (id, backend) = reachable(for_new_flow(service, index, slot.owner))?;
+    let (id, backend) = reachable(for_new_flow::<F>(tuple, service, index, slot.owner))?;
     let (src, _) = F::addresses(tuple);
     if service.mode == Mode::Nat as u8 && F::same(src, F::address(&backend.address)) {
         return Err((DropReason::Hairpin, id));
@@ -171,18 +171,29 @@ fn reachable(id: u32) -> Result<Choice, (DropReason, u32)> {
 /// The backend that a new flow gets, whose slot has this owner; [`NO_BACKEND`] or [`FULL`]
 /// where none takes it.
 #[inline(always)]
-pub fn for_new_flow(service: &Service, index: u32, owner: u32) -> u32 {
+pub fn for_new_flow<F: Family>(tuple: &F::Tuple, service: &Service, index: u32, owner: u32) -> u32 {
     let is_plain =
         service.scheduler == Scheduler::Hash as u8 && service.flags & Service::BOUNDED == 0;
     if is_plain {
         return owner;
     }
     let word = service::word(service);
-    if service.scheduler == Scheduler::LeastConnections as u8 {
+    let is_affine = service.flags & Service::AFFINE != 0;
+    if is_affine {
+        let known = F::remembered(tuple, word);
+        if known != NO_BACKEND {
+            return known;
+        }
+    }
+    let chosen = if service.scheduler == Scheduler::LeastConnections as u8 {
         least_loaded(word)
     } else {
         schedule(word, index)
+    };
+    if is_affine && chosen != NO_BACKEND && chosen != FULL {
+        F::note_client(tuple, service.id(), chosen, false);
     }
+    chosen
 }
 
 /// The backend that the scheduler of a service, given as a word, has for a new flow whose

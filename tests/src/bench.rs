@@ -259,15 +259,11 @@ impl Bench {
             self.pools.extend(&pools);
             self.fresh_pools.extend(pools);
         }
-        for id in missing(&old.turns, &world.turns) {
+        for id in missing(&old.options, &world.options) {
             self.datapath.set_options(*id, ServiceOptions::default())?;
         }
-        for (id, turns) in changed(&old.turns, &world.turns) {
-            let options = ServiceOptions {
-                turns: *turns,
-                ..ServiceOptions::default()
-            };
-            self.datapath.set_options(*id, options)?;
+        for (id, options) in changed(&old.options, &world.options) {
+            self.datapath.set_options(*id, *options)?;
         }
         let rings: Vec<_> = changed(&old.slots(), &world.slots())
             .map(|(id, (ring, origin))| {

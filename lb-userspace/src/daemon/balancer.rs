@@ -541,7 +541,7 @@ impl<P: Plane> Balancer<P> {
         let mut lifetimes = HashMap::new();
         for spec in self.desired.services() {
             let name: Arc<str> = spec.name.as_str().into();
-            let of_service = Lifetimes::new(spec.protocol, &spec.timeouts);
+            let of_service = Lifetimes::new(spec.protocol, &spec.timeouts, spec.affinity);
             for backend in &spec.backends {
                 let id = ids.backends.get(&(Arc::clone(&name), backend.address));
                 lifetimes.extend(id.map(|id| (id, of_service)));

@@ -115,7 +115,7 @@ impl Wired {
         for ring in rings {
             let options = ServiceOptions {
                 turns: ring.turns,
-                ..ServiceOptions::default()
+                affinity: ring.affinity,
             };
             self.datapath.set_options(ring.service, options)?;
         }

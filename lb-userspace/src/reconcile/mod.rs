@@ -36,6 +36,7 @@ pub use self::{
 use crate::{
     address::PortSet,
     datapath::{Frontend, Outlet, matches, words},
+    flows::ticks,
     neighbour::NextHop,
     scheduler::{
         Member, RingSize,
@@ -217,6 +218,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 entry.state = BackendState::Up as u8;
                 if spec.scheduler == Scheduler::LeastConnections {
                     entry.weight = member.weight;
+                } else if spec.affinity.is_some() {
+                    // It takes new flows, whatever its share of those of strangers.
+                    entry.weight = 1;
                 }
             });
         }
@@ -228,6 +232,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 members,
                 has_origins: spec.has_origins(),
                 is_tracked: spec.has_entries(),
+                affinity: spec.affinity.map_or(0, ticks),
             },
         );
         let entry = Service {
@@ -299,6 +304,7 @@ fn flags(spec: &ServiceSpec) -> u8 {
         (spec.hash == Hash::Client, Service::BY_CLIENT),
         (spec.hash == Hash::ClientPort, Service::BY_CLIENT_PORT),
         (spec.backends.iter().any(is_bounded), Service::BOUNDED),
+        (spec.affinity.is_some(), Service::AFFINE),
     ]
     .into_iter()
     .filter(|(is_set, _)| *is_set)

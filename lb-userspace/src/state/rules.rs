@@ -283,7 +283,6 @@ pub fn check_written(service: &ServiceSpec, is_written: impl Fn(Field) -> bool) 
 pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
     let limits = &service.limits;
     let of_service = [
-        (service.affinity.is_some(), Field::Affinity),
         (!service.allow.is_empty(), Field::Allow),
         (!service.deny.is_empty(), Field::Deny),
         (limits.new_per_source.is_some(), Field::NewPerSource),

@@ -26,7 +26,7 @@ pub(crate) fn maps(world: &world::World) -> World {
     World {
         services: services.collect(),
         backends: backends.collect(),
-        turns: BTreeMap::new(),
+        options: BTreeMap::new(),
         rings: rings.collect(),
         origins: BTreeMap::new(),
         vip_flags: vip_flags(world),
