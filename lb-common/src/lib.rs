@@ -22,6 +22,7 @@ pub mod decap;
 pub mod drop_reason;
 pub mod flow;
 pub mod fragment;
+pub mod guard;
 pub mod hash;
 pub mod pin;
 pub mod ports;
@@ -65,6 +66,16 @@ pub mod map_name {
     pub const OPTIONS: &str = "OPTIONS";
     /// Service id to [`Turns`](crate::service::Turns).
     pub const TURNS: &str = "TURNS";
+    /// Service id to [`Guard`](crate::guard::Guard).
+    pub const GUARDS: &str = "GUARDS";
+    /// [`SourceKey4`](crate::guard::SourceKey4) to a verdict of [`crate::guard`], longest match.
+    pub const SOURCES_V4: &str = "SOURCES_V4";
+    /// [`SourceKey6`](crate::guard::SourceKey6) to a verdict of [`crate::guard`], longest match.
+    pub const SOURCES_V6: &str = "SOURCES_V6";
+    /// Service id to the bucket of its new flows, a `u64`: see [`crate::guard`].
+    pub const SERVICE_BUCKETS: &str = "SERVICE_BUCKETS";
+    /// [`BucketKey`](crate::guard::BucketKey) to the bucket of a source's new flows, a `u64`.
+    pub const SOURCE_BUCKETS: &str = "SOURCE_BUCKETS";
     /// Backend id to the number of its flows, a [`load`](crate::flow::load).
     pub const LIVE: &str = "LIVE";
     /// Client to service, IPv4: [`FlowKey4`](crate::flow::FlowKey4) to [`Pin`](crate::pin::Pin).
@@ -147,6 +158,9 @@ impl Runtime {
     pub const WIDE: u32 = 1;
     /// At least one service has a prefix as its address. Comes with [`Self::WIDE`].
     pub const PREFIXES: u32 = 1 << 1;
+    /// At least one backend is [`Resetting`](backend::BackendState::Resetting), so a packet
+    /// from a backend is worth a look at it.
+    pub const RESETTING: u32 = 1 << 4;
 }
 
 /// Length of one tick of [`Runtime::clock`], in milliseconds.

@@ -85,6 +85,8 @@ impl Service {
     pub const BY_CLIENT_PORT: u8 = 1 << 2;
     /// Some backend takes no more than a number of flows.
     pub const BOUNDED: u8 = 1 << 3;
+    /// It has an entry in `GUARDS`: lists of sources, or limits of new flows.
+    pub const GUARDED: u8 = 1 << 4;
     /// A client gets the backend that it had last.
     pub const AFFINE: u8 = 1 << 5;
 

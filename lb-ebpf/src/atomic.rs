@@ -81,6 +81,27 @@ pub unsafe fn fetch_add_u64(word: *mut u64, value: u64) -> u64 {
     value
 }
 
+/// Gives a word another value if it has the expected one. Returns what it was.
+///
+/// # Safety
+///
+/// `word` must point into a map value and be aligned.
+#[inline(always)]
+pub unsafe fn compare_exchange_u64(word: *mut u64, expected: u64, new: u64) -> u64 {
+    let mut value = expected;
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inout("r0") value,
+            options(nostack),
+        );
+    }
+    value
+}
+
 /// Keeps only these bits of a word.
 ///
 /// # Safety

@@ -57,10 +57,13 @@ pub fn untracked(backend: u32) {
     of(backend, |counters| counters.untracked += 1);
 }
 
-/// An entry of a flow to the backend is there, in this state.
+/// An entry of a flow to the backend is there, in this state, which may be closed already.
 #[inline(always)]
-pub fn opened(backend: u32, state: u32) {
-    add_load(backend, load::of(state, false));
+pub fn opened(backend: u32, state: u32, is_closed: bool) {
+    let load = load::of(state, is_closed);
+    if load != 0 {
+        add_load(backend, load);
+    }
 }
 
 /// The state of an entry of a flow to the backend, and whether that is closed, went from `old`

@@ -16,6 +16,7 @@ use crate::{
     atomic::fetch_add_u64,
     count,
     family::Family,
+    guard,
     maps::{BACKENDS, OPTIONS, RINGS, SEARCH, SIZED_RINGS, TURNS},
     packet::{Packet, Part, tcp},
     pin, service,
@@ -26,6 +27,9 @@ pub type Choice = (u32, &'static Backend);
 
 /// In place of a backend's id: all that were tried have as many flows as they take.
 pub const FULL: u32 = u32::MAX - 1;
+/// In place of a backend's id: too many flows have begun. With the number of the reason, as
+/// [`guard::begin`] returns it, in the last bits.
+const LIMITED: u32 = 0xffff_0000;
 
 /// Slots that are tried for a new flow until a backend takes it.
 const ATTEMPTS: u32 = 8;
@@ -41,7 +45,8 @@ pub fn of_packet<F: Family>(
     let index = index(&packet.tuple, service);
     let slot = slot(service, index);
     let is_tcp = packet.transport.is_tcp;
-    let id = if service.flags & Service::TRACKED == 0 && (slot.is_clean() || !is_tcp) {
+    let looks_on = Service::TRACKED | Service::GUARDED;
+    let id = if service.flags & looks_on == 0 && (slot.is_clean() || !is_tcp) {
         slot.owner
     } else {
         let mut signs = packet.transport.flags as u32;
@@ -54,18 +59,22 @@ pub fn of_packet<F: Family>(
         let word = service::word(service);
         F::pinned(&packet.tuple, word, word_of(slot), index, signs)
     };
-    reachable(id)
+    reachable(id, packet.transport.flags)
 }
 
 /// The backend for a flow that begins and is translated, like [`of_packet`].
 #[inline(always)]
 pub fn of_new<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<Choice, (DropReason, u32)> {
     admit::<F>(tuple)?;
+    let (client, _) = F::addresses(tuple);
+    let limited = guard::begin::<F>(client, service);
+    if limited != guard::FREE {
+        return Err((guard::reason(limited), 0));
+    }
     let index = index(tuple, service);
     let slot = slot(service, index);
-    let (id, backend) = reachable(for_new_flow::<F>(tuple, service, index, slot.owner))?;
-    let (src, _) = F::addresses(tuple);
-    if service.mode == Mode::Nat as u8 && F::same(src, F::address(&backend.address)) {
+    let (id, backend) = reachable(for_new_flow::<F>(tuple, service, index, slot.owner), 0)?;
+    if service.mode == Mode::Nat as u8 && F::same(client, F::address(&backend.address)) {
         return Err((DropReason::Hairpin, id));
     }
     Ok((id, backend))
@@ -152,20 +161,45 @@ fn is_there(id: u32, backend: &Backend) -> bool {
     id != NO_BACKEND && backend.state != BackendState::Absent as u8
 }
 
-/// The backend of this id, if there is a way to it.
+/// The backend of this id, if it takes packets with these TCP flags, and there is a way to it.
 #[inline(always)]
-fn reachable(id: u32) -> Result<Choice, (DropReason, u32)> {
-    if id == FULL {
-        return Err((DropReason::BackendsFull, 0));
-    }
-    let backend = BACKENDS.get(id).ok_or((DropReason::NoBackend, 0))?;
-    if !is_there(id, backend) {
-        return Err((DropReason::NoBackend, 0));
+fn reachable(id: u32, flags: u64) -> Result<Choice, (DropReason, u32)> {
+    const UP: u8 = BackendState::Up as u8;
+    const DOWN: u8 = BackendState::Down as u8;
+    const RESETTING: u8 = BackendState::Resetting as u8;
+    let Some(backend) = BACKENDS.get(id) else {
+        return Err((refusal(id), 0));
+    };
+    match backend.state {
+        _ if id == NO_BACKEND => return Err((DropReason::NoBackend, 0)),
+        UP | DOWN => {}
+        // The other side is to hear of the end, too.
+        RESETTING if flags & tcp::RST != 0 => {}
+        RESETTING => return Err((DropReason::Drained, id)),
+        _ => return Err((DropReason::NoBackend, 0)),
     }
     if backend.path.ifindex == 0 {
         return Err((DropReason::NextHopUnresolved, id));
     }
     Ok((id, backend))
+}
+
+/// What stands in the place of a backend's id for a flow that may not begin, `number` being the
+/// reason that [`guard::begin`] has returned.
+#[inline(always)]
+pub const fn limited(number: u32) -> u32 {
+    LIMITED | number
+}
+
+/// Why there is no backend of this id.
+#[inline(always)]
+fn refusal(id: u32) -> DropReason {
+    const LAST_LIMITED: u32 = LIMITED | 0xff;
+    match id {
+        FULL => DropReason::BackendsFull,
+        LIMITED..=LAST_LIMITED => guard::reason(id & 0xff),
+        _ => DropReason::NoBackend,
+    }
 }
 
 /// The backend that a new flow gets, whose slot has this owner; [`NO_BACKEND`] or [`FULL`]

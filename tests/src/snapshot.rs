@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -11,12 +12,14 @@ use lb_common::{
     counters::{Counters, DropKey},
     drop_reason::DropReason,
     flow::{Flow4, Flow6, FlowEntry, FlowKey4, FlowKey6, state},
+    guard::{Guard, TICKS_PER_NANOSECOND},
     pin::Pin,
     stage::IcmpBudget,
 };
 use lb_userspace::datapath::{Datapath, Family, FlowPair, FlowTable, FlowTables, Stored};
+use nix::time::{ClockId, clock_gettime};
 
-use crate::{case::Change, fragment::First};
+use crate::{case::Change, fragment::First, world::INTERVAL};
 
 /// Ids of the backends whose counters are read after every packet: 0, which is none,
 /// those of the standard world, and a few that nobody has.
@@ -118,12 +121,23 @@ pub(crate) struct Snapshot {
     fragments: BTreeMap<First, u32>,
     /// Errors that were sent, by CPU.
     budgets: Vec<IcmpBudget>,
+    /// Tokens that are missing in buckets of sources.
+    source_tokens: i64,
+    /// Tokens that are missing in buckets of services.
+    service_tokens: i64,
 }
 
 impl Snapshot {
-    /// Reads the maps.
-    pub(crate) fn take(datapath: &Datapath, tables: &mut FlowTables) -> Result<Self> {
+    /// Reads the maps, among them the buckets of the services that have `guards`.
+    pub(crate) fn take(
+        datapath: &Datapath,
+        tables: &mut FlowTables,
+        guards: &BTreeMap<u32, Guard>,
+    ) -> Result<Self> {
         let mut snapshot = Self::default();
+        if !guards.is_empty() {
+            snapshot.read_buckets(datapath, guards)?;
+        }
         for id in BACKEND_IDS {
             snapshot.counters.insert(id, datapath.counters(id)?);
             let open = [tables.live.pending(id), tables.live.of(id)];
@@ -167,6 +181,22 @@ impl Snapshot {
         Ok(())
     }
 
+    fn read_buckets(&mut self, datapath: &Datapath, guards: &BTreeMap<u32, Guard>) -> Result<()> {
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos() as u64;
+        let now = now * TICKS_PER_NANOSECOND;
+        // The time since they were taken is nothing beside an interval.
+        let missing = |full: u64| {
+            let ahead = full.wrapping_sub(now) as i64;
+            (ahead.max(0) as f64 / INTERVAL as f64).round() as i64
+        };
+        for id in guards.keys() {
+            self.service_tokens += missing(datapath.service_bucket(*id)?);
+        }
+        let buckets = datapath.source_buckets()?;
+        self.source_tokens = buckets.values().map(|full| missing(*full)).sum();
+        Ok(())
+    }
+
     /// Whether ports of this pool are in use.
     pub(crate) fn has_ports_of(&self, pool: u32) -> bool {
         self.ports
@@ -207,6 +237,27 @@ impl Snapshot {
                 &format!("entries of {name}"),
                 expected,
                 new as i64 - old as i64,
+                &mut lines,
+            );
+        }
+        for (name, expected, old, new) in [
+            (
+                "sources",
+                expected.source_tokens,
+                before.source_tokens,
+                self.source_tokens,
+            ),
+            (
+                "services",
+                expected.service_tokens,
+                before.service_tokens,
+                self.service_tokens,
+            ),
+        ] {
+            report(
+                &format!("tokens of {name}"),
+                expected,
+                new - old,
                 &mut lines,
             );
         }

@@ -22,7 +22,7 @@ use super::{
     Position, Prefixes, Services, Vips,
 };
 use crate::{
-    client, embryonic,
+    client, embryonic, guard,
     link::Link,
     maps::{
         CLIENTS_V4, DRAFT_V4, EMBRYONIC_V4, FLOWS_V4, FRAGMENTS_V4, NEWCOMERS_V4, PINS_V4,
@@ -291,6 +291,16 @@ impl Family for Ipv4 {
             address: tuple.src,
             service,
         }
+    }
+
+    #[inline(always)]
+    fn denied(service: u32, source: u32) -> u32 {
+        guard::denied_v4(service, source)
+    }
+
+    #[inline(always)]
+    fn source_word(source: u32) -> u64 {
+        u64::from(source)
     }
 
     #[inline(always)]

@@ -22,7 +22,7 @@ use super::{
     Position, Prefixes, Services, Vips,
 };
 use crate::{
-    client, embryonic,
+    client, embryonic, guard,
     link::Link,
     maps::{
         CLIENTS_V6, DRAFT_V6, EMBRYONIC_V6, FLOWS_V6, FRAGMENTS_V6, NEWCOMERS_V6, PINS_V6,
@@ -32,6 +32,13 @@ use crate::{
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
     pin, tunnel, words,
 };
+
+/// The two halves of an address, as they lie in memory.
+#[inline(always)]
+fn halves(address: [u32; 4]) -> [u64; 2] {
+    // SAFETY: both are integers, of the same size.
+    unsafe { transmute::<[u32; 4], [u64; 2]>(address) }
+}
 
 /// Extension headers that are followed; a real packet has one or two.
 const MAX_EXTENSIONS: usize = 6;
@@ -304,6 +311,18 @@ impl Family for Ipv6 {
             service,
             reserved: 0,
         }
+    }
+
+    #[inline(always)]
+    fn denied(service: u32, source: Self::Address) -> u32 {
+        let [first, last] = halves(source);
+        guard::denied_v6(service, first, last)
+    }
+
+    #[inline(always)]
+    fn source_word(source: Self::Address) -> u64 {
+        let [prefix, _] = halves(source);
+        prefix
     }
 
     #[inline(always)]

@@ -2,10 +2,12 @@
 
 mod backends;
 mod direct;
+mod drained;
 mod errors;
 mod foreign;
 mod forms;
 mod fragments;
+mod guards;
 mod icmp;
 mod jumbo;
 mod lifecycle;
@@ -44,6 +46,7 @@ fn tables() -> Vec<Case> {
         segment_size::cases,
         forms::cases,
         backends::cases,
+        drained::cases,
         ports::cases,
         ports::table_full,
         fragments::cases,
@@ -54,6 +57,7 @@ fn tables() -> Vec<Case> {
         malformed::cases,
         sources::cases,
         schedulers::cases,
+        guards::cases,
     ]
     .into_iter()
     .flat_map(|table| table())
