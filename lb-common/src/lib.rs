@@ -16,6 +16,7 @@
 pub mod addr;
 pub mod backend;
 pub mod checksum;
+pub mod client;
 pub mod counters;
 pub mod decap;
 pub mod direct;
@@ -97,6 +98,14 @@ pub mod map_name {
     pub const EMBRYONIC_V6: &str = "EMBRYONIC_V6";
     /// Numbers of flows that have entered the queues of IPv4 and IPv6, `u64`s.
     pub const ENTERED: &str = "ENTERED";
+    /// [`ClientKey4`](crate::client::ClientKey4) to [`Client`](crate::client::Client).
+    pub const CLIENTS_V4: &str = "CLIENTS_V4";
+    /// [`ClientKey6`](crate::client::ClientKey6) to [`Client`](crate::client::Client).
+    pub const CLIENTS_V6: &str = "CLIENTS_V6";
+    /// The same as in [`CLIENTS_V4`], of clients that are not confirmed.
+    pub const NEWCOMERS_V4: &str = "NEWCOMERS_V4";
+    /// The same as in [`CLIENTS_V6`], of clients that are not confirmed.
+    pub const NEWCOMERS_V6: &str = "NEWCOMERS_V6";
     /// Backend id to [`Backend`](crate::backend::Backend).
     pub const BACKENDS: &str = "BACKENDS";
     /// Port pool id to its [`PortPool`](crate::ports::PortPool), an array of one.

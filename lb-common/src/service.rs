@@ -89,6 +89,8 @@ impl Service {
     pub const GUARDED: u8 = 1 << 4;
     /// Connection IDs of QUIC may name the backend.
     pub const QUIC: u8 = 1 << 6;
+    /// A client gets the backend that it had last.
+    pub const AFFINE: u8 = 1 << 5;
 
     /// Index of its ring in `RINGS` or `SIZED_RINGS`, and its name in counters. At least 1.
     #[inline(always)]
@@ -176,6 +178,9 @@ pub struct ServiceOptions {
     pub turns: u32,
     /// [`Service::QUIC`]: how connection IDs name backends.
     pub connection_ids: ConnectionIds,
+    /// [`Service::AFFINE`]: how long a client that begins no flow is remembered, in units of
+    /// [`CLOCK_TICK_MS`](crate::CLOCK_TICK_MS).
+    pub affinity: u32,
 }
 
 /// Value of `VIPS_V4`, `VIPS_V6`, `PREFIXES_V4` and `PREFIXES_V6`: what holds for an
@@ -246,7 +251,7 @@ const _: () = assert!(size_of::<ServiceKey4>() == 8);
 const _: () = assert!(size_of::<ServiceKey6>() == 24);
 const _: () = assert!(size_of::<Service>() == 8);
 const _: () = assert!(MAX_SERVICES <= 1 << 16);
-const _: () = assert!(size_of::<ServiceOptions>() == 8);
+const _: () = assert!(size_of::<ServiceOptions>() == 12);
 const _: () = assert!(size_of::<Turns>() == 16);
 const _: () = assert!(size_of::<Vip>() == 8);
 const _: () = assert!(size_of::<PortKey>() == 8);

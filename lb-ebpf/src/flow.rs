@@ -223,7 +223,12 @@ fn sequence<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, field: usize) -
 /// Confirms a flow if its client's packet shows that it gets answers. Returns whether the
 /// flow is still there.
 #[inline(always)]
-fn confirm<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, flow: Flow<F>) -> bool {
+fn confirm<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<'_, F>,
+    service: &Service,
+    flow: Flow<F>,
+) -> bool {
     let state = flow.state();
     if state & (state::REPLIED | state::CONFIRMED) != state::REPLIED || packet.part == Part::Later {
         return state & state::EVICTED == 0 || state & state::CONFIRMED != 0;
@@ -238,10 +243,13 @@ fn confirm<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, flow: Flow<F>) -
     if old & state::EVICTED != 0 {
         return false;
     }
-    if old & state::CONFIRMED == 0
-        && let Some(reply) = of_reply::<F>(&flow.to().reversed())
-    {
-        reply.set(state::CONFIRMED);
+    if old & state::CONFIRMED == 0 {
+        if let Some(reply) = of_reply::<F>(&flow.to().reversed()) {
+            reply.set(state::CONFIRMED);
+        }
+        if service.flags & Service::AFFINE != 0 {
+            F::note_client(&packet.tuple, service.id(), flow.backend(), true);
+        }
     }
     true
 }
@@ -262,7 +270,7 @@ pub fn of_client<F: Family>(
             && let Some(backend) = BACKENDS.get(flow.backend())
             && goes_on(packet, flow, backend)
         {
-            if flow.state() & state::CONFIRMED == 0 && !confirm(ctx, packet, flow) {
+            if flow.state() & state::CONFIRMED == 0 && !confirm(ctx, packet, service, flow) {
                 return Err((DropReason::NoFlow, 0));
             }
             flow.touch();

@@ -15,6 +15,7 @@
 
 mod atomic;
 mod bounds;
+mod client;
 mod count;
 mod embryonic;
 mod family;

@@ -12,6 +12,7 @@ use aya_ebpf::{
 use lb_common::{
     MAX_EMBRYONIC, Runtime,
     backend::{Backend, Interface, MAX_BACKENDS},
+    client::{Client, ClientKey4, ClientKey6, MAX_CLIENTS, MAX_NEWCOMERS},
     counters::{Counters, DropKey, MAX_DROP_KEYS},
     direct::{DIRECT_ENTRIES, DIRECT_WORDS_V4, DIRECT_WORDS_V6, REPLY_SOURCE_WORDS},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
@@ -41,6 +42,8 @@ const FIRST_FRAGMENTS: usize = MAX_FRAGMENTS as usize;
 const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
 const EMBRYONIC: usize = MAX_EMBRYONIC as usize;
+const CLIENTS: usize = MAX_CLIENTS as usize;
+const NEWCOMERS: usize = MAX_NEWCOMERS as usize;
 const POOLS: usize = MAX_PORT_POOLS as usize;
 const SERVER_ID_KEYS: usize = MAX_SERVER_IDS as usize;
 const POOL_WORDS: usize = size_of::<PortPool>() / size_of::<u64>();
@@ -202,6 +205,22 @@ pub static EMBRYONIC_V6: Array<FlowKey6, EMBRYONIC> = Array::new();
 /// How many flows have entered the queue of IPv4, and that of IPv6.
 #[btf_map]
 pub static ENTERED: Array<u64, 2> = Array::new();
+
+/// IPv4 clients and the backends that they had.
+#[btf_map]
+pub static CLIENTS_V4: LruHashMap<ClientKey4, Client, CLIENTS> = LruHashMap::new();
+
+/// IPv6 clients and the backends that they had.
+#[btf_map]
+pub static CLIENTS_V6: LruHashMap<ClientKey6, Client, CLIENTS> = LruHashMap::new();
+
+/// The same of IPv4 clients that are not confirmed.
+#[btf_map]
+pub static NEWCOMERS_V4: LruHashMap<ClientKey4, Client, NEWCOMERS> = LruHashMap::new();
+
+/// The same of IPv6 clients that are not confirmed.
+#[btf_map]
+pub static NEWCOMERS_V6: LruHashMap<ClientKey6, Client, NEWCOMERS> = LruHashMap::new();
 
 /// First fragments of IPv4 packets.
 #[btf_map]

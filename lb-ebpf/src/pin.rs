@@ -74,16 +74,16 @@ impl Entry {
     }
 
     /// Notes what the flags of a packet tell. Whoever closes the flow counts its end, and
-    /// whoever confirms it that it lives.
+    /// whoever confirms it that it lives. Returns whether this packet confirms it.
     #[inline(always)]
-    fn observe(self, signs: u32) {
+    fn observe(self, signs: u32) -> bool {
         let mut bits = ends(signs);
         if signs & TCP == 0 || signs & tcp::SYN as u32 == 0 {
             bits |= state::CONFIRMED;
         }
-        if self.state() & bits != bits {
-            self.advance(bits);
-        }
+        self.state() & bits != bits
+            && self.advance(bits) & state::CONFIRMED == 0
+            && bits & state::CONFIRMED != 0
     }
 
     /// Adds bits to the state and counts what they mean. Returns what it was.
@@ -177,8 +177,8 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
                 if signs & LATER == 0 {
                     entry.reset();
                 }
-            } else {
-                entry.observe(signs);
+            } else if entry.observe(signs) && service.flags & Service::AFFINE != 0 {
+                F::note_client(tuple, service.id(), id, true);
             }
             return id;
         }
@@ -194,7 +194,7 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         }
     }
     let id = if begins && !is_named {
-        select::for_new_flow(&service, index, slot.owner)
+        select::for_new_flow::<F>(tuple, &service, index, slot.owner)
     } else if has_entries {
         select::of_slot(slot)
     } else {

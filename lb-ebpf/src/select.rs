@@ -85,7 +85,7 @@ pub fn of_new<F: Family>(
     let chosen = if named == NO_BACKEND {
         let index = index(tuple, service);
         let slot = slot(service, index);
-        for_new_flow(service, index, slot.owner)
+        for_new_flow::<F>(tuple, service, index, slot.owner)
     } else {
         named
     };
@@ -221,18 +221,29 @@ fn refusal(id: u32) -> DropReason {
 /// The backend that a new flow gets, whose slot has this owner; [`NO_BACKEND`] or [`FULL`]
 /// where none takes it.
 #[inline(always)]
-pub fn for_new_flow(service: &Service, index: u32, owner: u32) -> u32 {
+pub fn for_new_flow<F: Family>(tuple: &F::Tuple, service: &Service, index: u32, owner: u32) -> u32 {
     let is_plain =
         service.scheduler == Scheduler::Hash as u8 && service.flags & Service::BOUNDED == 0;
     if is_plain {
         return owner;
     }
     let word = service::word(service);
-    if service.scheduler == Scheduler::LeastConnections as u8 {
+    let is_affine = service.flags & Service::AFFINE != 0;
+    if is_affine {
+        let known = F::remembered(tuple, word);
+        if known != NO_BACKEND {
+            return known;
+        }
+    }
+    let chosen = if service.scheduler == Scheduler::LeastConnections as u8 {
         least_loaded(word)
     } else {
         schedule(word, index)
+    };
+    if is_affine && chosen != NO_BACKEND && chosen != FULL {
+        F::note_client(tuple, service.id(), chosen, false);
     }
+    chosen
 }
 
 /// The backend that the scheduler of a service, given as a word, has for a new flow whose

@@ -272,19 +272,11 @@ impl Bench {
             self.pools.extend(&pools);
             self.fresh_pools.extend(pools);
         }
-        for id in missing(&old.turns, &world.turns) {
-            let options = ServiceOptions {
-                turns: 0,
-                ..self.datapath.options(*id)?
-            };
-            self.datapath.set_options(*id, options)?;
+        for id in missing(&old.options, &world.options) {
+            self.set_options(*id, ServiceOptions::default())?;
         }
-        for (id, turns) in changed(&old.turns, &world.turns) {
-            let options = ServiceOptions {
-                turns: *turns,
-                ..self.datapath.options(*id)?
-            };
-            self.datapath.set_options(*id, options)?;
+        for (id, options) in changed(&old.options, &world.options) {
+            self.set_options(*id, *options)?;
         }
         let rings: Vec<_> = changed(&old.slots(), &world.slots())
             .map(|(id, (ring, origin))| {
@@ -324,6 +316,15 @@ impl Bench {
             self.datapath.set_vip(*address, *vip)?;
         }
         self.set_runtime()
+    }
+
+    /// Writes the options of a service, but for those of connection IDs.
+    fn set_options(&mut self, service: u32, options: ServiceOptions) -> Result<()> {
+        let options = ServiceOptions {
+            connection_ids: self.datapath.options(service)?.connection_ids,
+            ..options
+        };
+        Ok(self.datapath.set_options(service, options)?)
     }
 
     fn set_runtime(&mut self) -> Result<()> {

@@ -13,7 +13,7 @@ use lb_common::{
     guard::{Guard, Rate, TICKS_PER_NANOSECOND},
     quic::{ConnectionIds, ServerIdKey},
     ring::RING_SIZE,
-    service::{Mode, Scheduler, Service, Vip},
+    service::{Mode, Scheduler, Service, ServiceOptions, Vip},
 };
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
@@ -142,8 +142,8 @@ pub struct World {
     pub rings: BTreeMap<u32, Arc<[u32]>>,
     /// Origins of all slots of a ring, by service id; where there is none they are clean.
     pub origins: BTreeMap<u32, u32>,
-    /// Slots of rings that turns go over, by service id; where there is no number, one.
-    pub turns: BTreeMap<u32, u32>,
+    /// What few packets need of a service, by its id.
+    pub options: BTreeMap<u32, ServiceOptions>,
     /// What guards services, by id.
     pub guards: BTreeMap<u32, Guard>,
     /// Lists of sources: whether packets of them are taken.
@@ -243,10 +243,19 @@ impl World {
     pub fn schedule(&mut self, kind: Kind, scheduler: Scheduler, backends: &[u32]) {
         let id = kind.service().id();
         self.share_ring(kind, backends);
-        self.turns.insert(id, backends.len() as u32);
+        self.options.entry(id).or_default().turns = backends.len() as u32;
         for service in self.services.values_mut().filter(|s| s.id() == id) {
             service.scheduler = scheduler as u8;
             service.flags |= Service::TRACKED;
+        }
+    }
+
+    /// Has a service remember clients for so many ticks.
+    pub fn remember(&mut self, kind: Kind, affinity: u32) {
+        let id = kind.service().id();
+        self.options.entry(id).or_default().affinity = affinity;
+        for service in self.services.values_mut().filter(|s| s.id() == id) {
+            service.flags |= Service::AFFINE;
         }
     }
 

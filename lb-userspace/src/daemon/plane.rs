@@ -137,7 +137,10 @@ impl Wired {
 
     fn write(&mut self, rings: &[Written]) -> datapath::Result<()> {
         for ring in rings {
-            self.set_options(ring.service, |options| options.turns = ring.turns)?;
+            self.set_options(ring.service, |options| {
+                options.turns = ring.turns;
+                options.affinity = ring.affinity;
+            })?;
         }
         let slots: Vec<_> = rings
             .iter()

@@ -180,6 +180,7 @@ pub struct Datapath {
     port_pools: OfMaps<PortPool>,
     ports: Arc<PortPools>,
     flows: [MapData; FLOW_TABLES.len()],
+    clients: [MapData; CLIENT_TABLES.len()],
     live: Arc<LiveFlows>,
     /// [`Runtime::embryonic_mask`].
     embryonic_mask: u32,
@@ -281,6 +282,7 @@ impl Datapath {
             options: take(&mut ebpf, map_name::OPTIONS)?,
             guards: Guards::take(&mut ebpf)?,
             flows: take_flow_tables(&mut ebpf)?,
+            clients: take_client_tables(&mut ebpf)?,
             live: take_live(&mut ebpf)?,
             embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,
             counters: take(&mut ebpf, map_name::COUNTERS)?,
@@ -712,6 +714,7 @@ impl Datapath {
     pub fn flow_tables(&self) -> Result<FlowTables> {
         FlowTables::new(
             self.flows.each_ref(),
+            self.clients.each_ref(),
             Arc::clone(&self.ports),
             Arc::clone(&self.live),
         )
@@ -759,6 +762,14 @@ impl Datapath {
         test_run::test_run(program, frame, ifindex)
     }
 }
+
+/// The tables of clients.
+const CLIENT_TABLES: [&str; 4] = [
+    map_name::CLIENTS_V4,
+    map_name::NEWCOMERS_V4,
+    map_name::CLIENTS_V6,
+    map_name::NEWCOMERS_V6,
+];
 
 /// The flow tables, in the order of `FlowTables::new`.
 const FLOW_TABLES: [&str; 6] = [
@@ -869,6 +880,17 @@ fn take_reply_sources(
     let map = take_array(ebpf, map_name::REPLY_SOURCES)?;
     ReplySources::new(map.fd().as_fd(), &backends)
         .map_err(map_error("mapping", map_name::REPLY_SOURCES))
+}
+
+fn take_client_tables(ebpf: &mut Ebpf) -> Result<[MapData; CLIENT_TABLES.len()]> {
+    let mut take = |name| match take_map(ebpf, name)? {
+        Map::LruHashMap(map) => Ok(map),
+        other => Err(Error::WrongObject {
+            what: format!("map {name} is no LRU hash map: {other:?}"),
+        }),
+    };
+    let [a, b, c, d] = CLIENT_TABLES;
+    Ok([take(a)?, take(b)?, take(c)?, take(d)?])
 }
 
 fn take_live(ebpf: &mut Ebpf) -> Result<Arc<LiveFlows>> {

@@ -38,7 +38,7 @@ const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 
 /// The maps that are kept: all that hold what cannot be made anew, or that programs of
 /// two daemons must share while one replaces those of the other.
-const MAPS: [&str; 42] = [
+const MAPS: [&str; 46] = [
     map_name::RUNTIME,
     map_name::SERVICES_V4,
     map_name::SERVICES_V6,
@@ -68,6 +68,10 @@ const MAPS: [&str; 42] = [
     map_name::EMBRYONIC_V4,
     map_name::EMBRYONIC_V6,
     map_name::ENTERED,
+    map_name::CLIENTS_V4,
+    map_name::CLIENTS_V6,
+    map_name::NEWCOMERS_V4,
+    map_name::NEWCOMERS_V6,
     map_name::BACKENDS,
     map_name::PORT_POOLS,
     map_name::FLOWS_V4,

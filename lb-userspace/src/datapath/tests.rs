@@ -524,6 +524,7 @@ fn what_is_pinned_outlives_the_daemon() {
                     configurations: 1,
                     reserved: 0,
                 },
+                ..ServiceOptions::default()
             };
             first.set_options(1, options).unwrap();
             let clock = 77;

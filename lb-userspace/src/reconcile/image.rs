@@ -31,6 +31,8 @@ pub struct Ring {
     pub has_origins: bool,
     /// Whether every flow of the service has an entry.
     pub is_tracked: bool,
+    /// How long clients are remembered, in ticks of the flow clock.
+    pub affinity: u32,
 }
 
 impl Ring {

@@ -38,6 +38,7 @@ pub use self::{
 use crate::{
     address::PortSet,
     datapath::{Frontend, Outlet, matches, words},
+    flows::ticks,
     neighbour::NextHop,
     scheduler::{
         Member, RingSize,
@@ -230,6 +231,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 entry.state = BackendState::Up as u8;
                 if spec.scheduler == Scheduler::LeastConnections {
                     entry.weight = member.weight;
+                } else if spec.affinity.is_some() {
+                    // It takes new flows, whatever its share of those of strangers.
+                    entry.weight = 1;
                 }
             });
         }
@@ -241,6 +245,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 members,
                 has_origins: spec.has_origins(),
                 is_tracked: spec.has_entries(),
+                affinity: spec.affinity.map_or(0, ticks),
             },
         );
         if let Some(quic) = &spec.quic {
@@ -318,6 +323,7 @@ fn flags(spec: &ServiceSpec) -> u8 {
         (spec.backends.iter().any(is_bounded), Service::BOUNDED),
         (guards::has_any(spec), Service::GUARDED),
         (spec.quic.is_some(), Service::QUIC),
+        (spec.affinity.is_some(), Service::AFFINE),
     ]
     .into_iter()
     .filter(|(is_set, _)| *is_set)

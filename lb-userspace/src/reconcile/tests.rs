@@ -600,6 +600,16 @@ fn the_datapath_is_told_how_flows_find_their_backends() {
         let expected = (expected as u8, tracked, backends.clone());
         assert_eq!(entry(&|spec| spec.scheduler = scheduler), expected);
     }
+    // A backend of weight 0 gets no client that remembers it.
+    let affine = |spec: &mut ServiceSpec| {
+        spec.scheduler = Scheduler::RoundRobin;
+        spec.affinity = Some(Duration::from_secs(2));
+        spec.backends[1].weight = 0;
+    };
+    let (scheduler, flags, backends) = entry(&affine);
+    assert_eq!(scheduler, service::Scheduler::RoundRobin as u8);
+    assert_eq!(flags, tracked | Service::AFFINE);
+    assert_eq!(backends, [(1, 0), (0, 0)]);
     for (hash, flag) in [
         (Hash::Client, Service::BY_CLIENT),
         (Hash::ClientPort, Service::BY_CLIENT_PORT),

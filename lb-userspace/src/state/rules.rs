@@ -285,24 +285,6 @@ pub fn check_written(service: &ServiceSpec, is_written: impl Fn(Field) -> bool) 
     found
 }
 
-/// What the service asks of the datapath that this version of it does not do. It would be
-/// taken without effect otherwise.
-#[must_use]
-pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
-    let of_service = [(service.affinity.is_some(), Field::Affinity)];
-    of_service
-        .into_iter()
-        .filter(|(is_wanted, _)| *is_wanted)
-        .map(|(_, field)| {
-            Violation::new(
-                field,
-                "this version of lb cannot do this yet",
-                "leave it out; a later version will do what it says",
-            )
-        })
-        .collect()
-}
-
 fn name(name: &str) -> Option<Violation> {
     let right = (1..=MAX_NAME).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())

@@ -28,24 +28,8 @@ const INTERFACES: &str = "interfaces = ['eth0']\n";
 
 fn read(text: &[u8]) -> (Source, Outcome) {
     let source = Source::new("lb.toml", text);
-    let outcome = config::parse(&source);
-    (source, outcome)
-}
-
-/// What the datapath does not do yet is refused, not taken in silence.
-#[test]
-fn what_is_not_done_yet_is_refused() {
-    let source = Source::new("lb.toml", EVERY_KEY.as_bytes());
     let outcome = config::read(&source);
-    assert!(outcome.config.is_none());
-    let complaints = outcome.diagnostics.render(&source, false);
-    let refused: Vec<&str> = complaints
-        .lines()
-        .filter_map(|line| line.split_once("| ")?.1.split_once(" = "))
-        .map(|(key, _)| key.trim())
-        .collect();
-    let expected = ["affinity"];
-    assert_eq!(refused, expected, "{complaints}");
+    (source, outcome)
 }
 
 /// The configuration that `text` says without a word of warning.

@@ -400,10 +400,10 @@ pub(crate) fn change(rng: &mut Rng, world: &mut World) {
     };
     let way = path(rng, 0x40 + id as u8);
     let backend = world.backends.get_mut(&id).expect("one of its keys");
-    match rng.below(6) {
+    match rng.below(7) {
         0 => backend.health = Health::Down,
         1 => backend.health = Health::Removed,
-        4 => backend.health = Health::Resetting,
+        5 => backend.health = Health::Resetting,
         2 => backend.path = (!rng.percent(30)).then_some(way),
         3 => {
             let service = rng.below(world.services.len());

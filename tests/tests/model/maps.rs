@@ -28,7 +28,7 @@ pub(crate) fn maps(world: &world::World) -> World {
     World {
         services: services.collect(),
         backends: backends.collect(),
-        turns: BTreeMap::new(),
+        options: BTreeMap::new(),
         rings: rings.collect(),
         origins: BTreeMap::new(),
         guards: world.services.iter().filter_map(guard).collect(),
