@@ -10,6 +10,7 @@ use lb_common::{
 
 use crate::{
     atomic::{and_u64, fetch_or_u64},
+    bounds::masked,
     maps::{PORT_POOLS, clock},
 };
 
@@ -183,7 +184,7 @@ pub fn give_back(pool: u32, port: u16) {
     let Some(pool) = self::pool(pool) else {
         return;
     };
-    let index = (usize::from(port) / 64) & (PORT_WORDS - 1);
+    let index = masked(usize::from(port) / 64, PORT_WORDS - 1);
     // SAFETY: the pointer is a map value and the index is masked to the array.
     unsafe {
         let word = (&raw mut (*pool).used).cast::<u64>().add(index);
