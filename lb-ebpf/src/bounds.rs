@@ -1,4 +1,4 @@
-//! Bounds of numbers, said so that the verifiers of all kernels see them.
+//! A bound of a number, said so that the verifiers of all kernels see it.
 
 use core::arch::asm;
 
@@ -14,22 +14,4 @@ pub fn within(length: usize, most: usize) -> Option<usize> {
         asm!("{last} += -1", last = inout(reg) last, options(pure, nomem, nostack));
     }
     (last < most).then(|| last + 1)
-}
-
-/// The bits of `number` that `mask` has. Where the compiler knows that there are no others it
-/// would leave the mask out, and the verifiers of before Linux 6.10 know no bound of a number
-/// that has had its bytes swapped. On the stack, as with `black_box`, there may be no room.
-#[inline(always)]
-pub fn masked(number: usize, mask: usize) -> usize {
-    let mut bits = number;
-    // SAFETY: an AND of two registers.
-    unsafe {
-        asm!(
-            "{bits} &= {mask}",
-            bits = inout(reg) bits,
-            mask = in(reg) mask,
-            options(pure, nomem, nostack),
-        );
-    }
-    bits
 }

@@ -1,6 +1,6 @@
 //! Source ports of full NAT, from bitmaps that the daemon shares.
 
-use core::ffi::c_void;
+use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::helpers::bpf_loop;
 use lb_common::{
@@ -10,7 +10,6 @@ use lb_common::{
 
 use crate::{
     atomic::{and_u64, fetch_or_u64},
-    bounds::masked,
     maps::{PORT_POOLS, clock},
 };
 
@@ -191,4 +190,22 @@ pub fn give_back(pool: u32, port: u16) {
         and_u64(word, !(1u64 << (port % 64)));
         (*pool).exhausted = 0;
     }
+}
+
+/// The bits of `number` that `mask` has. Where the compiler knows that there are no others it
+/// would leave the mask out, and the verifiers of before Linux 6.10 know no bound of a number
+/// that has had its bytes swapped. On the stack, as with `black_box`, there may be no room.
+#[inline(always)]
+fn masked(number: usize, mask: usize) -> usize {
+    let mut bits = number;
+    // SAFETY: an AND of two registers.
+    unsafe {
+        asm!(
+            "{bits} &= {mask}",
+            bits = inout(reg) bits,
+            mask = in(reg) mask,
+            options(pure, nomem, nostack),
+        );
+    }
+    bits
 }
