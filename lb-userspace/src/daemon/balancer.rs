@@ -92,6 +92,13 @@ pub(super) struct Health {
     pub(super) status: HealthStatus,
 }
 
+/// Whether a backend of the service has health checks.
+fn is_checked(service: &ServiceSpec, backend: BackendAddress) -> bool {
+    let mut backends = service.backends.iter();
+    let backend = backends.find(|known| known.address == backend);
+    backend.is_some_and(|backend| service.health_of(backend).is_some())
+}
+
 /// A backend by its service's name and its address.
 type Name = (String, BackendAddress);
 
@@ -201,12 +208,16 @@ impl<P: Plane> Balancer<P> {
     /// What is to be checked.
     pub(super) fn targets(&self) -> Vec<Target> {
         let target = |spec: &ServiceSpec, backend: &BackendSpec| {
-            let port = spec.checked_port(backend)?;
+            let health = spec.health_of(backend)?;
+            let port = spec.checked_port(backend);
+            if port.is_none() && health.probe.needs_port() {
+                return None;
+            }
             Some(Target {
                 service: spec.name.clone(),
                 backend: backend.address,
-                address: SocketAddr::new(backend.address.ip, port),
-                spec: spec.health.clone()?,
+                address: SocketAddr::new(backend.address.ip, port.unwrap_or(0)),
+                spec: health.clone(),
             })
         };
         self.desired
@@ -481,7 +492,7 @@ impl<P: Plane> Balancer<P> {
         let is_checked = self
             .desired
             .service(&service)
-            .is_some_and(|spec| spec.health.is_some());
+            .is_some_and(|spec| is_checked(spec, backend));
         let name = (service, backend);
         // A result of a check that has been stopped since may still come.
         let Some(health) = self.health.get_mut(&name).filter(|_| is_checked) else {
@@ -739,13 +750,12 @@ impl<P: Plane> Balancer<P> {
     fn expected_health(&self, before: &Desired) -> HashMap<Name, Health> {
         let mut expected = HashMap::new();
         for spec in self.desired.services() {
-            let was_checked = before
-                .service(&spec.name)
-                .is_some_and(|before| before.health.is_some());
+            let before = before.service(&spec.name);
             for backend in &spec.backends {
+                let was_checked = before.is_some_and(|before| is_checked(before, backend.address));
                 let name = (spec.name.clone(), backend.address);
                 let known = self.health.get(&name).cloned();
-                let health = match (&spec.health, known) {
+                let health = match (spec.health_of(backend), known) {
                     (None, _) => Health {
                         is_up: true,
                         status: HealthStatus {

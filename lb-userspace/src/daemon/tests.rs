@@ -159,14 +159,7 @@ fn backend(byte: u8) -> BackendSpec {
 }
 
 fn tcp_check() -> HealthSpec {
-    HealthSpec {
-        probe: Probe::Tcp,
-        interval: at(2),
-        timeout: None,
-        rise: 2,
-        fall: 3,
-        port: None,
-    }
+    HealthSpec::new(Probe::Tcp)
 }
 
 fn web(health: Option<HealthSpec>, backends: &[u8]) -> ServiceSpec {

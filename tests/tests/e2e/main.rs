@@ -4,6 +4,7 @@
 mod backends;
 mod counters;
 mod decap;
+mod health;
 mod lifecycle;
 mod modes;
 mod next_hops;
