@@ -163,7 +163,8 @@ async fn add_backend(
     let wanted: Backend = wire::read(Value::Object(object(&body)?))?;
     let backend = BackendSpec::try_from(&wanted)?;
     let _turn = api.turn().await;
-    api.runs_nothing_new(&service, &backend.health).await?;
+    api.runs_nothing_new(&service, backend.health.as_deref())
+        .await?;
     let added = Backend::from(&backend);
     api.control
         .change(Change::AddBackend { service, backend })
@@ -297,7 +298,8 @@ impl Api {
     }
 
     async fn replace_backend(&self, service: String, backend: BackendSpec) -> Answer<Backend> {
-        self.runs_nothing_new(&service, &backend.health).await?;
+        self.runs_nothing_new(&service, backend.health.as_deref())
+            .await?;
         let now = Backend::from(&backend);
         self.control
             .change(Change::SetBackend { service, backend })
@@ -321,7 +323,7 @@ fn checks(service: &ServiceSpec) -> impl Iterator<Item = &HealthSpec> {
     service
         .health
         .iter()
-        .chain(own.filter_map(|backend| backend.health.as_ref()))
+        .chain(own.filter_map(|backend| backend.health.as_deref()))
 }
 
 /// The JSON object that a body is.

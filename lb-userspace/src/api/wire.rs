@@ -459,7 +459,7 @@ impl From<&BackendSpec> for Backend {
             max_connections: backend.max_connections,
             server_ids: backend.server_ids.iter().map(ToString::to_string).collect(),
             drain: backend.drain.as_ref().map(Drain::from),
-            health: backend.health.as_ref().map(Health::from),
+            health: backend.health.as_deref().map(Health::from),
         }
     }
 }
@@ -706,7 +706,8 @@ impl Backend {
                 .health
                 .as_ref()
                 .map(|health| health.spec(|key| path(&format!("health.{key}"))))
-                .transpose()?,
+                .transpose()?
+                .map(Box::new),
         })
     }
 }

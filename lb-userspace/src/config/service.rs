@@ -481,7 +481,7 @@ fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagn
         service.spec.backends.push(BackendSpec {
             server_ids,
             drain,
-            health,
+            health: health.map(Box::new),
             weight,
             priority,
             max_connections,

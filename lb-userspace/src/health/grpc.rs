@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use hyper::{HeaderMap, Request, body::Bytes};
+use hyper::{HeaderMap, Request, body::Bytes, header::HeaderValue};
 use percent_encoding::percent_decode;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -77,7 +77,7 @@ fn judge(answer: &Answer) -> Result<(), ProbeError> {
     // Where there is no message, what stands behind it stands in the header.
     let of_call = |headers: &HeaderMap| {
         let code = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
-        let message = headers.get("grpc-message").map(|value| value.as_bytes());
+        let message = headers.get("grpc-message").map(HeaderValue::as_bytes);
         let message: Vec<u8> = percent_decode(message.unwrap_or_default()).collect();
         Some((code, shown(&message)))
     };

@@ -76,7 +76,7 @@ where
     // there of one may have been heard before.
     let moving = async {
         let _end = connection.await;
-        future::pending().await
+        future::pending::<()>().await;
     };
     tokio::select! {
         answer = exchange => answer,

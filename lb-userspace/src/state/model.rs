@@ -479,7 +479,7 @@ impl ServiceSpec {
     /// How a backend is checked: as it says itself, or else as the service says.
     #[must_use]
     pub fn health_of<'a>(&'a self, backend: &'a BackendSpec) -> Option<&'a HealthSpec> {
-        backend.health.as_ref().or(self.health.as_ref())
+        backend.health.as_deref().or(self.health.as_ref())
     }
 
     /// The port of a backend that is checked; `None` also where it has no health checks.
@@ -518,7 +518,7 @@ pub struct BackendSpec {
     /// It is being emptied.
     pub drain: Option<DrainSpec>,
     /// How it is checked, where that is not what the service says.
-    pub health: Option<HealthSpec>,
+    pub health: Option<Box<HealthSpec>>,
 }
 
 impl BackendSpec {

@@ -36,10 +36,10 @@ fn read(text: &[u8]) -> (Source, Outcome) {
 /// A backend with a check of its own.
 fn checked(address: &str, port: Option<u16>, probe: Probe) -> BackendSpec {
     BackendSpec {
-        health: Some(HealthSpec {
+        health: Some(Box::new(HealthSpec {
             port,
             ..HealthSpec::new(probe)
-        }),
+        })),
         ..backend(address, 100)
     }
 }

@@ -21,7 +21,7 @@ const MAX_LABEL: usize = 63;
 /// The checks of the service and of its backends.
 pub(super) fn health(service: &ServiceSpec, found: &mut Vec<Violation>) {
     let own = service.backends.iter().enumerate();
-    let own = own.filter_map(|(index, backend)| Some((Some(index), backend.health.as_ref()?)));
+    let own = own.filter_map(|(index, backend)| Some((Some(index), backend.health.as_deref()?)));
     let shared = service.health.iter().map(|spec| (None, spec));
     for (of, spec) in shared.chain(own) {
         Check { of, found }.all(spec);
