@@ -165,8 +165,11 @@ impl Change {
         self.counters(backend).untracked += 1;
     }
 
-    /// The program takes the flow's entries away.
+    /// The program takes the flow's entries away, if flows of its kind are kept.
     pub fn remove(&mut self, flow: &Flow) {
+        if !flow.kind.translates() {
+            return;
+        }
         self.flows -= 1;
         self.freed.extend(flow.pool_port());
     }
@@ -425,9 +428,13 @@ impl Case {
         })
     }
 
-    /// The last step's packet ends the flow.
+    /// The last step's packet ends the flow. Where flows are not kept, what is counted as an
+    /// end follows from the flags of each packet alone.
     #[must_use]
     pub fn ending(self, flow: &Flow) -> Self {
+        if !flow.kind.translates() {
+            return self;
+        }
         self.changing(|change| change.counters(flow.backend).ended_flows += 1)
     }
 

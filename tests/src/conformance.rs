@@ -37,6 +37,9 @@ file from their cases, of which each holds the whole packet and every counter to
   error.
 
 Where the families of a tunnel's outer header differ in what they do, each has its own words.
+A cell is empty where a mode has no such thing: source ports are chosen with `full-nat` alone,
+flows are translated in the NAT modes, slots have a second owner and headers an outer one in
+the others.
 ";
 
 /// One kind of packet.

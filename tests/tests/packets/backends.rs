@@ -13,10 +13,15 @@ use crate::run;
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for kind in Kind::TRANSLATED {
+    for kind in Kind::ALL {
         cases.extend([
             no_backend(kind),
             absent_in_ring(kind),
+            service_removed(kind),
+        ]);
+    }
+    for kind in Kind::TRANSLATED {
+        cases.extend([
             taken_out_of_ring(kind),
             down_and_unanswered(kind),
             gone_and_opened_again(kind),
@@ -25,7 +30,6 @@ pub(crate) fn cases() -> Vec<Case> {
             port_kept(kind),
             any_port(kind),
             exact_port_before_any(kind),
-            service_removed(kind),
         ]);
         if kind.tcp {
             cases.extend([
@@ -79,6 +83,11 @@ fn absent_in_ring(kind: Kind) -> Case {
             world.set_ring(kind, u32::MAX);
         })
         .refuse("opening", &flow, &flow.opening(), DropReason::NoBackend)
+        .then("it comes", move |world| {
+            world.set_ring(kind, kind.backend());
+            world.set_state(kind.backend(), BackendState::Up);
+        })
+        .established(&flow)
 }
 
 /// As with weight 0: new flows go elsewhere, known ones go on.

@@ -1,6 +1,6 @@
 //! The modes that keep no flows: `dsr`, `ipip` and `gue`.
 
-use lb_common::{backend::BackendState, drop_reason::DropReason};
+use lb_common::backend::BackendState;
 use lb_tests::{Case, Flow, Kind};
 
 use crate::run;
@@ -8,39 +8,12 @@ use crate::run;
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for kind in Kind::all(|kind| !kind.translates()) {
-        cases.extend([
-            no_backend(kind),
-            down(kind),
-            replies(kind),
-            without_a_limit(kind),
-        ]);
+        cases.extend([down(kind), replies(kind)]);
         if kind.tcp {
-            cases.extend([flags(kind), nonsense(kind)]);
+            cases.push(flags(kind));
         }
     }
     cases
-}
-
-fn no_backend(kind: Kind) -> Case {
-    let flow = Flow::first(kind);
-    let refused =
-        |case: Case, name: &str| case.refuse(name, &flow, &flow.request(), DropReason::NoBackend);
-    let case = Case::of(kind, "a ring without a backend").given(|world| world.set_ring(kind, 0));
-    let case = refused(case, "empty").then("without a ring", move |world| {
-        world.rings.remove(&kind.service().id());
-    });
-    let case = refused(case, "none").then("an id beyond all", move |world| {
-        world.set_ring(kind, u32::MAX);
-    });
-    let case = refused(case, "unknown").then("a backend that is gone", move |world| {
-        world.set_ring(kind, kind.backend());
-        world.set_state(kind.backend(), BackendState::Absent);
-    });
-    refused(case, "gone")
-        .then("it comes", move |world| {
-            world.set_state(kind.backend(), BackendState::Up);
-        })
-        .forward("request", &flow, &flow.request())
 }
 
 /// The ring alone decides, and the daemon takes a backend that is down out of it.
@@ -65,15 +38,6 @@ fn replies(kind: Kind) -> Case {
         .pass("from outside", outside, flow.reply().build())
 }
 
-/// An MTU of 0 says that there is none.
-fn without_a_limit(kind: Kind) -> Case {
-    let flow = Flow::first(kind);
-    let large = flow.request().with_payload(vec![0x11; 1_700]);
-    Case::of(kind, "a way whose MTU is not known")
-        .given(|world| world.edit(flow.backend, |backend| backend.mtu = 0))
-        .forward("request", &flow, &large)
-}
-
 /// What is counted of a connection follows from its flags.
 fn flags(kind: Kind) -> Case {
     let flow = Flow::first(kind);
@@ -91,25 +55,6 @@ fn flags(kind: Kind) -> Case {
             &flow,
             &flow.segment(|tcp| (tcp.rst, tcp.ack) = (true, false)),
         )
-}
-
-fn nonsense(kind: Kind) -> Case {
-    let flow = Flow::first(kind);
-    let mut case = Case::of(kind, "contradictory flags");
-    for (name, packet) in [
-        ("none", flow.segment(|tcp| tcp.ack = false)),
-        (
-            "SYN and FIN",
-            flow.segment(|tcp| (tcp.syn, tcp.fin) = (true, true)),
-        ),
-        (
-            "SYN and RST",
-            flow.segment(|tcp| (tcp.syn, tcp.rst) = (true, true)),
-        ),
-    ] {
-        case = case.refuse(name, &flow, &packet, DropReason::TcpFlags);
-    }
-    case
 }
 
 #[test]

@@ -1,23 +1,19 @@
 //! Flows from their first packet to their last.
 
 use lb_common::{drop_reason::DropReason, service::Mode};
-use lb_tests::{Bench, Case, Flow, Kind, in_network_namespace};
+use lb_tests::{Bench, Case, Flow, Kind, Packet, in_network_namespace};
 
 use crate::run;
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    cases.extend(Kind::TRANSLATED.map(goes_on));
-    for kind in Kind::all(|kind| kind.tcp && kind.translates()) {
+    cases.extend(Kind::ALL.map(goes_on));
+    for kind in Kind::all(|kind| kind.tcp) {
         cases.extend(ends(kind));
         cases.push(begins_again(kind));
         cases.extend(flags(kind));
-    }
-    for kind in Kind::all(|kind| kind.tcp && kind.is_full_nat()) {
-        cases.extend(unknown_to_full_nat(kind));
-    }
-    for kind in Kind::all(|kind| kind.tcp && kind.mode == Mode::Nat) {
-        cases.extend(unknown_to_nat(kind));
+        cases.extend(unknown(kind));
+        cases.extend(lost(kind));
     }
     cases
 }
@@ -169,8 +165,10 @@ fn flags(kind: Kind) -> Vec<Case> {
     vec![refused, forwarded]
 }
 
-/// With full NAT only a SYN begins a flow.
-fn unknown_to_full_nat(kind: Kind) -> Vec<Case> {
+/// With full NAT only a SYN begins a flow. With NAT the ring still knows the backend of a
+/// connection, so that whatever one has begins a flow but an RST or a SYN with ACK. In the
+/// other modes the ring knows it always.
+fn unknown(kind: Kind) -> Vec<Case> {
     let flow = Flow::first(kind);
     let segments = [
         ("ACK", flow.segment(|_| {})),
@@ -186,38 +184,41 @@ fn unknown_to_full_nat(kind: Kind) -> Vec<Case> {
             flow.segment(|tcp| (tcp.ack, tcp.fin, tcp.psh, tcp.urg) = (false, true, true, true)),
         ),
     ];
-    let case = |(name, packet): &(&str, _)| {
-        Case::of(kind, format!("{name} of no known flow")).refuse(
-            *name,
-            &flow,
-            packet,
-            DropReason::NoFlow,
-        )
+    let case = |(name, packet): &(&str, Packet)| {
+        let case = Case::of(kind, format!("{name} of no known flow"));
+        let begins = match kind.mode {
+            Mode::FullNat => false,
+            Mode::Nat => !["RST", "SYN and ACK"].contains(name),
+            Mode::Dsr | Mode::Ipip | Mode::Gue => true,
+        };
+        if begins {
+            case.begin(*name, &flow, packet)
+        } else {
+            case.refuse(*name, &flow, packet, DropReason::NoFlow)
+        }
     };
     segments.iter().map(case).collect()
 }
 
-/// With NAT the ring still knows the backend of a connection whose entry was lost.
-fn unknown_to_nat(kind: Kind) -> Vec<Case> {
+/// A connection whose entry was lost goes on where its slot says, but with full NAT, where
+/// nobody knows its source port any more.
+fn lost(kind: Kind) -> [Case; 2] {
     let flow = Flow::first(kind);
-    let refused = |name: &str, packet| {
-        Case::of(kind, format!("{name} of no known flow")).refuse(
-            name,
-            &flow,
-            packet,
-            DropReason::NoFlow,
-        )
-    };
-    vec![
-        Case::of(kind, "data of a connection whose entry was lost")
-            .begin("data", &flow, &flow.request())
+    let fin = flow.segment(|tcp| tcp.fin = true);
+    let data = Case::of(kind, "data of a connection whose entry was lost");
+    let end = Case::of(kind, "the end of a connection whose entry was lost");
+    if kind.is_full_nat() {
+        return [
+            data.refuse("data", &flow, &flow.request(), DropReason::NoFlow),
+            end.refuse("FIN", &flow, &fin, DropReason::NoFlow),
+        ];
+    }
+    [
+        data.begin("data", &flow, &flow.request())
             .reply("reply", &flow, &flow.reply()),
-        Case::of(kind, "the end of a connection whose entry was lost")
-            .begin("FIN", &flow, &flow.segment(|tcp| tcp.fin = true))
+        end.begin("FIN", &flow, &fin)
             .reply("backend's FIN", &flow, &flow.answer(|tcp| tcp.fin = true))
             .ending(&flow),
-        refused("RST", &flow.segment(|tcp| tcp.rst = true)),
-        refused("SYN and ACK", &flow.segment(|tcp| tcp.syn = true)),
     ]
 }
 

@@ -1,6 +1,6 @@
 //! Interfaces, Ethernet addresses and VLAN tags.
 
-use lb_common::{drop_reason::DropReason, service::Mode};
+use lb_common::drop_reason::DropReason;
 use lb_tests::{BACKEND_IF, CLIENT_IF, Case, Flow, Kind, Link, OTHER_IF, Tag};
 
 use crate::run;
@@ -16,16 +16,23 @@ pub(crate) fn cases() -> Vec<Case> {
             no_way_to_client(kind),
             unresolved(kind),
             too_big(kind),
+            without_a_limit(kind),
+            priority(kind),
+            client_changes_vlan(kind),
         ]);
-    }
-    // Half of the kinds, of each sort some: tags and what is inside don't meet.
-    let some = |kind: &Kind| (kind.mode == Mode::Nat) == (kind.ipv6 == kind.tcp);
-    for kind in Kind::all(some) {
         cases.extend(tags(kind));
-        cases.push(priority(kind));
-        cases.push(client_changes_vlan(kind));
     }
     cases
+}
+
+/// An MTU of 0 says that there is none.
+fn without_a_limit(kind: Kind) -> Case {
+    let flow = Flow::first(kind);
+    let large = flow.request().with_payload(vec![0x11; 1_700]);
+    Case::of(kind, "a way whose MTU is not known")
+        .given(|world| world.edit(flow.backend, |backend| backend.mtu = 0))
+        .established(&flow)
+        .forward("request", &flow, &large)
 }
 
 /// Clients and backends behind the same interface.

@@ -10,7 +10,8 @@ use crate::run;
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for kind in Kind::ALL {
-        cases.extend([martian(kind), odd(kind), land(kind), hairpin(kind)]);
+        cases.extend([martian(kind), odd(kind), land(kind)]);
+        cases.extend(hairpin(kind));
     }
     cases
 }
@@ -119,22 +120,23 @@ fn land(kind: Kind) -> Case {
 }
 
 /// The backend is its own client. Tunnels to the other family have no such thing.
-fn hairpin(kind: Kind) -> Case {
+fn hairpin(kind: Kind) -> Option<Case> {
     let address = kind.backend_address(kind.backend());
-    let case = Case::of(kind, "a backend that is its own client");
     if address.is_ipv6() != kind.ipv6 {
-        let flow = Flow::first(kind);
-        return case.established(&flow);
+        return None;
     }
+    let case = Case::of(kind, "a backend that is its own client");
     let mut flow = from(kind, (address, 40_000).into());
     // It comes by the way that it goes back.
     flow.client_link = flow.backend_link.clone();
     if kind.mode == Mode::Nat {
-        return case.lose("opening", &flow, &flow.opening(), DropReason::Hairpin);
+        return Some(case.lose("opening", &flow, &flow.opening(), DropReason::Hairpin));
     }
-    case.begin("opening", &flow, &flow.opening())
-        .reply("acceptance", &flow, &flow.acceptance())
-        .forward("request", &flow, &flow.request())
+    Some(
+        case.begin("opening", &flow, &flow.opening())
+            .reply("acceptance", &flow, &flow.acceptance())
+            .forward("request", &flow, &flow.request()),
+    )
 }
 
 #[test]

@@ -23,8 +23,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// Those whose packets all come in one tick, on one CPU.
 pub(crate) fn in_one_tick() -> Vec<Case> {
-    let some = |kind: &Kind| kind.ipv6 != kind.tcp;
-    Kind::all(some).map(rate_limit).collect()
+    Kind::ALL.map(rate_limit).into()
 }
 
 fn sized(packet: Packet, length: usize) -> Packet {
