@@ -19,6 +19,10 @@ pub enum BackendState {
     /// check is no proof that they are dead; a TCP handshake without an answer
     /// and UDP flows move to another backend.
     Down = 2,
+    /// It is drained, and its time is over: in the place of a packet of a TCP connection that
+    /// it has, one of the ends gets an RST. UDP flows move to another backend, and so does a
+    /// client that connects again. No owner of a slot, but it may be an origin.
+    Resetting = 3,
 }
 
 /// The outer header of a tunnel.

@@ -93,6 +93,14 @@ drop_reasons! {
     IcmpHeader = 25, "icmp-header";
     /// Every backend that was tried has as many flows as it takes.
     BackendsFull = 26, "backends-full";
+    /// The service takes no packets from this source.
+    SourceDenied = 30, "source-denied";
+    /// The source has begun as many flows as the service lets one begin.
+    RateLimitedSource = 31, "rate-limited-source";
+    /// All sources together have begun as many flows as the service lets begin.
+    RateLimitedService = 32, "rate-limited-service";
+    /// The deadline of the backend's drain has passed; of a TCP connection, an RST goes to one of its ends.
+    Drained = 35, "drained";
     /// The headers of a tunnel to a backend host are truncated, contradict each other, or are of no form that is unwrapped.
     TunnelHeader = 40, "tunnel-header";
     /// A tunnel packet to a backend host comes from a source that is not allowed.

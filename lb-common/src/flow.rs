@@ -63,6 +63,66 @@ pub mod state {
     }
 }
 
+/// How many open flows a backend has, in a word, so that one atomic addition takes a flow from
+/// one count to the other.
+pub mod load {
+    use super::state;
+
+    /// A flow that is confirmed.
+    pub const LIVE: u64 = 1;
+    /// A flow that is not confirmed yet.
+    pub const PENDING: u64 = 1 << 32;
+
+    /// The flows that are confirmed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn live(load: u64) -> u32 {
+        load as u32
+    }
+
+    /// The flows that are not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pending(load: u64) -> u32 {
+        (load >> 32) as u32
+    }
+
+    /// All of them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn total(load: u64) -> u64 {
+        live(load) as u64 + pending(load) as u64
+    }
+
+    /// What an entry in this state is to its backend. One that was [`state::EVICTED`] just
+    /// when it was [`state::CONFIRMED`] is still there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(state: u32, is_closed: bool) -> u64 {
+        if is_closed {
+            0
+        } else if state & state::CONFIRMED != 0 {
+            LIVE
+        } else if state & state::EVICTED != 0 {
+            0
+        } else {
+            PENDING
+        }
+    }
+
+    /// What is to be added when the state of an entry, and whether that is closed, goes from
+    /// `old` to `new`. An entry that is [`state::EVICTED`] before it is confirmed counts no
+    /// more, whatever its packets still say.
+    #[inline(always)]
+    #[must_use]
+    pub const fn change(old: (u32, bool), new: (u32, bool)) -> u64 {
+        if old.0 & (state::EVICTED | state::CONFIRMED) == state::EVICTED {
+            return 0;
+        }
+        of(new.0, new.1).wrapping_sub(of(old.0, old.1))
+    }
+}
+
 /// What an entry holds besides the tuple that it rewrites packets to.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -289,5 +349,53 @@ impl Words for [u32; 4] {
             + checksum::replace32(self[1], new[1])
             + checksum::replace32(self[2], new[2])
             + checksum::replace32(self[3], new[3])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        load::{self, LIVE, PENDING},
+        state::{CONFIRMED, EVICTED, RST, is_closed},
+    };
+
+    /// The load of a flow whose entry gets these bits one after the other.
+    fn after(bits: &[u32]) -> u64 {
+        let (mut state, mut load) = (0, PENDING);
+        for bits in bits {
+            let (old, new) = (state, state | bits);
+            load = load.wrapping_add(load::change((old, is_closed(old)), (new, is_closed(new))));
+            state = new;
+        }
+        load
+    }
+
+    #[test]
+    fn a_flow_counts_once_from_its_beginning_to_its_end() {
+        assert_eq!(after(&[]), PENDING);
+        assert_eq!(after(&[CONFIRMED]), LIVE);
+        assert_eq!(after(&[CONFIRMED, CONFIRMED]), LIVE);
+        assert_eq!(after(&[CONFIRMED, RST]), 0);
+        assert_eq!(after(&[RST]), 0);
+        assert_eq!(after(&[RST, CONFIRMED, RST]), 0);
+        assert_eq!(after(&[CONFIRMED | RST]), 0);
+    }
+
+    #[test]
+    fn whoever_comes_first_evicts_or_confirms() {
+        assert_eq!(after(&[EVICTED]), 0);
+        assert_eq!(after(&[EVICTED, CONFIRMED]), 0);
+        assert_eq!(after(&[EVICTED, RST]), 0);
+        assert_eq!(after(&[CONFIRMED, EVICTED]), LIVE);
+        assert_eq!(after(&[CONFIRMED, EVICTED, RST]), 0);
+        assert_eq!(after(&[RST, EVICTED]), 0);
+    }
+
+    #[test]
+    fn a_load_has_both_counts() {
+        let load = 3 * LIVE + 5 * PENDING;
+        assert_eq!(load::live(load), 3);
+        assert_eq!(load::pending(load), 5);
+        assert_eq!(load::total(load), 8);
     }
 }

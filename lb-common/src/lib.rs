@@ -21,6 +21,7 @@ pub mod decap;
 pub mod drop_reason;
 pub mod flow;
 pub mod fragment;
+pub mod guard;
 pub mod hash;
 pub mod pin;
 pub mod ports;
@@ -29,7 +30,7 @@ pub mod service;
 pub mod stage;
 
 /// Version of the map layout. A daemon refuses maps of another version.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// Names of the maps, as the loader sees them.
 pub mod map_name {
@@ -62,9 +63,19 @@ pub mod map_name {
     pub const SIZED_RINGS: &str = "SIZED_RINGS";
     /// Service id to [`ServiceOptions`](crate::service::ServiceOptions).
     pub const OPTIONS: &str = "OPTIONS";
-    /// Service id to the number of turns so far, a `u64`.
+    /// Service id to [`Turns`](crate::service::Turns).
     pub const TURNS: &str = "TURNS";
-    /// Backend id to the number of its flows that are confirmed and not closed, a `u32`.
+    /// Service id to [`Guard`](crate::guard::Guard).
+    pub const GUARDS: &str = "GUARDS";
+    /// [`SourceKey4`](crate::guard::SourceKey4) to a verdict of [`crate::guard`], longest match.
+    pub const SOURCES_V4: &str = "SOURCES_V4";
+    /// [`SourceKey6`](crate::guard::SourceKey6) to a verdict of [`crate::guard`], longest match.
+    pub const SOURCES_V6: &str = "SOURCES_V6";
+    /// Service id to the bucket of its new flows, a `u64`: see [`crate::guard`].
+    pub const SERVICE_BUCKETS: &str = "SERVICE_BUCKETS";
+    /// [`BucketKey`](crate::guard::BucketKey) to the bucket of a source's new flows, a `u64`.
+    pub const SOURCE_BUCKETS: &str = "SOURCE_BUCKETS";
+    /// Backend id to the number of its flows, a [`load`](crate::flow::load).
     pub const LIVE: &str = "LIVE";
     /// Client to service, IPv4: [`FlowKey4`](crate::flow::FlowKey4) to [`Pin`](crate::pin::Pin).
     pub const PINS_V4: &str = "PINS_V4";
@@ -138,6 +149,9 @@ impl Runtime {
     pub const WIDE: u32 = 1;
     /// At least one service has a prefix as its address. Comes with [`Self::WIDE`].
     pub const PREFIXES: u32 = 1 << 1;
+    /// At least one backend is [`Resetting`](backend::BackendState::Resetting), so a packet
+    /// from a backend is worth a look at it.
+    pub const RESETTING: u32 = 1 << 4;
 }
 
 /// Length of one tick of [`Runtime::clock`], in milliseconds.

@@ -22,8 +22,13 @@ pub struct PortPool {
     pub used: [u64; PORT_WORDS],
     /// The port (host byte order) that the next search begins at.
     pub cursor: u32,
+    /// One more than the [`clock`](crate::Runtime::clock) was when a search found every port
+    /// of [`Self::exhausted_range`] in use; 0 since one was freed.
+    pub exhausted: u32,
+    /// First and, in the upper half, last port of that search.
+    pub exhausted_range: u32,
     /// Reserved, zero.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<PortPool>() == 8_200);
+const _: () = assert!(size_of::<PortPool>() == 8_208);

@@ -85,6 +85,8 @@ impl Service {
     pub const BY_CLIENT_PORT: u8 = 1 << 2;
     /// Some backend takes no more than a number of flows.
     pub const BOUNDED: u8 = 1 << 3;
+    /// It has an entry in `GUARDS`: lists of sources, or limits of new flows.
+    pub const GUARDED: u8 = 1 << 4;
 
     /// Index of its ring in `RINGS` or `SIZED_RINGS`, and its name in counters. At least 1.
     #[inline(always)]
@@ -138,8 +140,26 @@ pub enum Scheduler {
     RoundRobin = 1,
     /// By chance.
     Random = 2,
-    /// The better of two by chance: the one with fewer flows for its weight.
+    /// Of [`LOOKS`] slots, and those that are remembered, the one whose backend has the fewest
+    /// flows for its weight.
     LeastConnections = 3,
+}
+
+/// Slots that [`Scheduler::LeastConnections`] looks at for a new flow: so many that nearly
+/// always one of them has a backend below its share (`docs/selection.md`, "Evenness").
+pub const LOOKS: u32 = 32;
+
+/// How far a service's new flows have come in its ring, by service id.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Turns {
+    /// [`Scheduler::RoundRobin`]: turns that were taken. [`Scheduler::LeastConnections`]: slots
+    /// that were looked at; where each flow looks at all, flows.
+    pub taken: u64,
+    /// [`Scheduler::LeastConnections`]: the slots of the next best backends of the last look.
+    pub remembered: [u32; 2],
 }
 
 /// What of a service only few packets need, by its id.
@@ -148,8 +168,9 @@ pub enum Scheduler {
 )]
 #[repr(C)]
 pub struct ServiceOptions {
-    /// [`Scheduler::RoundRobin`]: slots of the ring that turns go over, from the first on. At
-    /// least 1.
+    /// [`Scheduler::RoundRobin`] and [`Scheduler::LeastConnections`]: slots of the ring that
+    /// turns go over, from the first on. 0 where no backend takes flows. With the latter no
+    /// more than [`LOOKS`], or a prime.
     pub turns: u32,
     /// Reserved, zero.
     pub reserved: u32,
@@ -224,5 +245,6 @@ const _: () = assert!(size_of::<ServiceKey6>() == 24);
 const _: () = assert!(size_of::<Service>() == 8);
 const _: () = assert!(MAX_SERVICES <= 1 << 16);
 const _: () = assert!(size_of::<ServiceOptions>() == 8);
+const _: () = assert!(size_of::<Turns>() == 16);
 const _: () = assert!(size_of::<Vip>() == 8);
 const _: () = assert!(size_of::<PortKey>() == 8);

@@ -16,16 +16,19 @@ pub enum Stage {
     IcmpTunnel = 3,
     /// Tells the sender of a packet that it is too big.
     TooBig = 4,
+    /// Tells the ends of a TCP connection that it is over.
+    Reset = 5,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Fragment,
         Self::Icmp,
         Self::IcmpNat,
         Self::IcmpTunnel,
         Self::TooBig,
+        Self::Reset,
     ];
 
     /// The name of its program.
@@ -37,6 +40,7 @@ impl Stage {
             Self::IcmpNat => "lb_icmp_nat",
             Self::IcmpTunnel => "lb_icmp_tunnel",
             Self::TooBig => "lb_too_big",
+            Self::Reset => "lb_reset",
         }
     }
 }
@@ -47,8 +51,15 @@ impl Stage {
 )]
 #[repr(C)]
 pub struct Handover {
-    /// To [`Stage::TooBig`]: largest IP packet that would have passed, in bytes.
-    pub mtu: u32,
+    /// To [`Stage::TooBig`]: largest IP packet that would have passed, in bytes. To
+    /// [`Stage::Reset`]: length of the IP headers of the packet, in bytes, and
+    /// [`Self::REPLY`].
+    pub word: u32,
+}
+
+impl Handover {
+    /// To [`Stage::Reset`]: the packet is from a backend.
+    pub const REPLY: u32 = 1 << 31;
 }
 
 /// Value of `ICMP_BUDGET`, per CPU: the errors sent in one tick of the clock.

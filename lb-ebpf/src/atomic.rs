@@ -49,13 +49,13 @@ pub unsafe fn fetch_or_u64(word: *mut u64, bits: u64) -> u64 {
 ///
 /// `word` must point into a map value and be aligned.
 #[inline(always)]
-pub unsafe fn add_u32(word: *mut u32, value: u32) {
+pub unsafe fn add_u64(word: *mut u64, value: u64) {
     // SAFETY: the caller vouches for the pointer.
     unsafe {
         asm!(
-            "lock *(u32 *)({word} + 0) += {value}",
+            "lock *(u64 *)({word} + 0) += {value}",
             word = in(reg) word,
-            value = in(wreg) value,
+            value = in(reg) value,
             options(nostack),
         );
     }
@@ -75,6 +75,27 @@ pub unsafe fn fetch_add_u64(word: *mut u64, value: u64) -> u64 {
             "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
             word = in(reg) word,
             value = inout(reg) value,
+            options(nostack),
+        );
+    }
+    value
+}
+
+/// Gives a word another value if it has the expected one. Returns what it was.
+///
+/// # Safety
+///
+/// `word` must point into a map value and be aligned.
+#[inline(always)]
+pub unsafe fn compare_exchange_u64(word: *mut u64, expected: u64, new: u64) -> u64 {
+    let mut value = expected;
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inout("r0") value,
             options(nostack),
         );
     }

@@ -1,10 +1,13 @@
 //! Counters: per CPU, so that plain additions are exact.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use lb_common::counters::{Counters, DropKey};
+use lb_common::{
+    counters::{Counters, DropKey},
+    flow::load,
+};
 
 use crate::{
-    atomic::add_u32,
+    atomic::add_u64,
     maps::{COUNTERS, DROPS, LIVE},
 };
 
@@ -54,30 +57,37 @@ pub fn untracked(backend: u32) {
     of(backend, |counters| counters.untracked += 1);
 }
 
-/// A flow to the backend was confirmed.
+/// An entry of a flow to the backend is there, in this state, which may be closed already.
 #[inline(always)]
-pub fn confirmed(backend: u32) {
-    change_live(backend, 1);
-}
-
-/// A confirmed flow to the backend closed.
-#[inline(always)]
-pub fn closed(backend: u32) {
-    change_live(backend, u32::MAX);
-}
-
-/// Adds to the number of flows of a backend.
-#[inline(always)]
-fn change_live(backend: u32, by: u32) {
-    if let Some(live) = LIVE.get_ptr_mut(backend) {
-        // SAFETY: the pointer is a map value.
-        unsafe { add_u32(live, by) };
+pub fn opened(backend: u32, state: u32, is_closed: bool) {
+    let load = load::of(state, is_closed);
+    if load != 0 {
+        add_load(backend, load);
     }
 }
 
-/// Flows of a backend that are confirmed and not closed.
+/// The state of an entry of a flow to the backend, and whether that is closed, went from `old`
+/// to `new`.
 #[inline(always)]
-pub fn live(backend: u32) -> u32 {
+pub fn moved(backend: u32, old: (u32, bool), new: (u32, bool)) {
+    let change = load::change(old, new);
+    if change != 0 {
+        add_load(backend, change);
+    }
+}
+
+/// Adds to the flows of a backend.
+#[inline(always)]
+fn add_load(backend: u32, change: u64) {
+    if let Some(load) = LIVE.get_ptr_mut(backend) {
+        // SAFETY: the pointer is a map value.
+        unsafe { add_u64(load, change) };
+    }
+}
+
+/// Open flows of a backend: a [`load`].
+#[inline(always)]
+pub fn load(backend: u32) -> u64 {
     LIVE.get(backend).copied().unwrap_or(0)
 }
 

@@ -217,6 +217,12 @@ pub trait Family: Sized {
     /// A flow that is about to get its entry enters the queue of [`crate::embryonic`].
     fn enter_embryonic(tuple: &Self::Tuple, place: u32);
 
+    /// Whether a service takes no packets from a source: see [`crate::guard`].
+    fn denied(service: u32, source: Self::Address) -> u32;
+
+    /// A source as buckets have it: see [`lb_common::guard::BucketKey::source`].
+    fn source_word(source: Self::Address) -> u64;
+
     /// Whether a packet from `src` to `dst` may come from a client.
     fn is_client(src: Self::Address, dst: Self::Address) -> bool;
 

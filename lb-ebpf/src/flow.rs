@@ -2,6 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
+    Runtime,
     addr::LinkPath,
     backend::{Backend, BackendState},
     drop_reason::DropReason,
@@ -13,7 +14,7 @@ use crate::{
     atomic::fetch_or_u32,
     count,
     family::Family,
-    maps::{BACKENDS, INTERFACES, clock},
+    maps::{BACKENDS, INTERFACES, clock, switches},
     open,
     packet::{Packet, Part, Transport, at, tcp},
     ports,
@@ -129,13 +130,21 @@ impl<F: Family> Flow<F> {
     /// its end. Returns what the state was.
     #[inline(always)]
     fn advance(self, bits: u32) -> u32 {
-        let old = self.set(bits);
+        let old = self.change(bits);
         if !state::is_closed(old) && state::is_closed(old | bits) {
             count::ended(self.backend());
-            if old & state::CONFIRMED != 0 {
-                count::closed(self.backend());
-            }
         }
+        old
+    }
+
+    /// Adds bits to the state of the entry in `FLOWS_*`, and counts what they make of an open
+    /// flow. Returns what the state was.
+    #[inline(always)]
+    fn change(self, bits: u32) -> u32 {
+        let old = self.set(bits);
+        let new = old | bits;
+        let (before, after) = (state::is_closed(old), state::is_closed(new));
+        count::moved(self.backend(), (old, before), (new, after));
         old
     }
 }
@@ -224,17 +233,14 @@ fn confirm<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, flow: Flow<F>) -
             return true;
         }
     }
-    let old = flow.set(state::CONFIRMED);
+    let old = flow.change(state::CONFIRMED);
     if old & state::EVICTED != 0 {
         return false;
     }
-    if old & state::CONFIRMED == 0 {
-        if !state::is_closed(old) {
-            count::confirmed(flow.backend());
-        }
-        if let Some(reply) = of_reply::<F>(&flow.to().reversed()) {
-            reply.set(state::CONFIRMED);
-        }
+    if old & state::CONFIRMED == 0
+        && let Some(reply) = of_reply::<F>(&flow.to().reversed())
+    {
+        reply.set(state::CONFIRMED);
     }
     true
 }
@@ -262,6 +268,9 @@ pub fn of_client<F: Family>(
             }
             return Ok((flow, backend));
         }
+        if is_reset(packet, flow.backend()) && !tcp::opens(packet.transport.flags) {
+            return Err((DropReason::Drained, flow.backend()));
+        }
         close(packet, flow);
         refusal = DropReason::BackendGone;
     }
@@ -288,6 +297,7 @@ fn spoke<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
 fn goes_on<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>, backend: &Backend) -> bool {
     const UP: u8 = BackendState::Up as u8;
     const DOWN: u8 = BackendState::Down as u8;
+    const RESETTING: u8 = BackendState::Resetting as u8;
     let state = flow.state();
     // The client uses the ports of a connection that has ended again.
     let again = tcp::opens(packet.transport.flags) && state::is_closed(state);
@@ -295,8 +305,46 @@ fn goes_on<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>, backend: &Backend) 
     match backend.state {
         UP => !again,
         DOWN => packet.transport.is_tcp && !again && !unanswered,
+        // The other side is to hear of the end, too.
+        RESETTING => packet.transport.flags & tcp::RST != 0,
         _ => false,
     }
+}
+
+/// Whether the flow of a packet, to or from this backend, has no more than an RST to expect.
+#[inline(always)]
+fn is_reset<F: Family>(packet: &Packet<'_, F>, backend: u32) -> bool {
+    packet.transport.is_tcp
+        && BACKENDS
+            .get(backend)
+            .is_some_and(|backend| backend.state == BackendState::Resetting as u8)
+}
+
+/// Whether the flow of a packet from a backend is reset. The other side is to hear of an RST,
+/// too.
+#[inline(always)]
+pub fn resets_reply<F: Family>(packet: &Packet<'_, F>, reply: Flow<F>) -> bool {
+    switches() & Runtime::RESETTING != 0
+        && packet.transport.flags & tcp::RST == 0
+        && is_reset(packet, reply.backend())
+}
+
+/// Ends the flow of a packet with `tuple`, from its client or from its backend. Returns the
+/// entry of its packets if the other side has not been told, and knows of the flow.
+#[inline(always)]
+pub fn reset<F: Family>(tuple: &F::Tuple, is_reply: bool) -> Option<Flow<F>> {
+    const TOLD: u32 = state::RST | state::CONFIRMED;
+    let (entry, flow) = if is_reply {
+        let reply = of_reply::<F>(tuple)?;
+        reply.set(state::RST);
+        (reply, of_tuple::<F>(&reply.to().reversed())?)
+    } else {
+        let flow = of_tuple::<F>(tuple)?;
+        (flow, flow)
+    };
+    entry.touch();
+    let old = flow.advance(state::RST);
+    (old & TOLD == state::CONFIRMED).then_some(entry)
 }
 
 /// Whether a packet without a flow may begin one. With full NAT only a SYN does: a
@@ -374,7 +422,7 @@ pub fn seize<F: Family>(tuple: &F::Tuple, flow: Flow<F>) -> Option<u32> {
         return None;
     }
     // It may have been confirmed just now.
-    let old = flow.set(state::EVICTED);
+    let old = flow.change(state::EVICTED);
     if old & state::CONFIRMED != 0 {
         return None;
     }

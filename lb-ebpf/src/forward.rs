@@ -12,6 +12,7 @@ use crate::{
     count,
     family::Family,
     flow::{self, Flow},
+    guard,
     maps::BACKENDS,
     mss,
     packet::{Packet, Part, tcp},
@@ -41,16 +42,18 @@ fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Ser
     let length = packet
         .check(ctx)
         .map_err(|reason| Refused::forward(reason, service.id(), 0))?;
+    let (client, _) = F::addresses(&packet.tuple);
+    guard::admit::<F>(client, service)
+        .map_err(|reason| Refused::forward(reason, service.id(), 0))?;
+    let refused = |(reason, id)| Refused::forward(reason, service.id(), id).with_reset::<F>(packet);
     let (id, action) = if Mode::translates(service.mode) {
-        let (flow, backend) = flow::of_client(ctx, packet, service)
-            .map_err(|(reason, backend)| Refused::forward(reason, service.id(), backend))?;
+        let (flow, backend) = flow::of_client(ctx, packet, service).map_err(refused)?;
         let id = flow.backend();
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         (id, translate(ctx, packet, flow, backend))
     } else {
-        let (id, backend) = select::of_packet(packet, service)
-            .map_err(|(reason, backend)| Refused::forward(reason, service.id(), backend))?;
+        let (id, backend) = select::of_packet(packet, service).map_err(refused)?;
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         if service.flags & Service::TRACKED == 0 {
@@ -145,6 +148,9 @@ fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, reply: Flow<F>
         Refused::reply(reason, service, id)
     };
     let length = packet.check(ctx).map_err(refused)?;
+    if flow::resets_reply(packet, reply) {
+        return Err(refused(DropReason::Drained).with_reset(packet));
+    }
     if is_too_big(length, reply.mtu()) {
         return Err(refused(DropReason::TooBig).with_mtu(packet.part, reply.mtu()));
     }

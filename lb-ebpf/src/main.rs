@@ -1,7 +1,7 @@
 //! The datapath of `lb`: one XDP program.
 //!
 //! ```text
-//! parse -> is it ours? -> which flow, which backend -> forward -> count
+//! parse -> is it ours? -> guard -> which flow, which backend -> forward -> count
 //! ```
 //!
 //! What is not ours leaves by `XDP_PASS` byte for byte as it came. What is ours is
@@ -21,6 +21,7 @@ mod family;
 mod flow;
 mod forward;
 mod fragment;
+mod guard;
 mod icmp;
 mod link;
 mod maps;
@@ -29,6 +30,7 @@ mod open;
 mod packet;
 mod pin;
 mod ports;
+mod reset;
 mod select;
 mod service;
 mod stage;
@@ -95,6 +97,13 @@ pub fn lb_icmp_tunnel(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn lb_too_big(ctx: XdpContext) -> u32 {
     by_family!(&ctx, icmp::too_big)
+}
+
+/// Tells the ends of a TCP connection that it is over.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_reset(ctx: XdpContext) -> u32 {
+    by_family!(&ctx, reset::path)
 }
 
 /// The path of an IP packet.

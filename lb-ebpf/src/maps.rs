@@ -15,21 +15,24 @@ use lb_common::{
     counters::{Counters, DropKey, MAX_DROP_KEYS},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
     fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
+    guard::{BucketKey, Guard, MAX_SOURCE_BUCKETS, MAX_SOURCE_PREFIXES, SourceKey4, SourceKey6},
     pin::Pin,
     ports::{MAX_PORT_POOLS, PortPool},
     ring::RING_SIZE,
     service::{
         MAX_PORT_PREFIXES, MAX_PREFIXES, MAX_SERVICES, PortKey, Service, ServiceKey4, ServiceKey6,
-        ServiceOptions, Vip,
+        ServiceOptions, Turns, Vip,
     },
     stage::{Handover, IcmpBudget, Stage},
 };
 
-use crate::family::Draft;
+use crate::{family::Draft, select::Search};
 
 const SERVICES: usize = MAX_SERVICES as usize;
 const PREFIXES: usize = MAX_PREFIXES as usize;
 const PORT_PREFIXES: usize = MAX_PORT_PREFIXES as usize;
+const SOURCE_PREFIXES: usize = MAX_SOURCE_PREFIXES as usize;
+const SOURCE_BUCKETS_KEPT: usize = MAX_SOURCE_BUCKETS as usize;
 const FIRST_FRAGMENTS: usize = MAX_FRAGMENTS as usize;
 const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
@@ -92,14 +95,38 @@ pub static SIZED_RINGS: ArrayOfMaps<SizedRing, SERVICES> = ArrayOfMaps::new();
 #[btf_map]
 pub static OPTIONS: Array<ServiceOptions, SERVICES> = Array::new();
 
-/// How many new flows have taken their turn, by service id.
+/// Whose turn it is, by service id.
 #[btf_map]
-pub static TURNS: Array<u64, SERVICES> = Array::new();
+pub static TURNS: Array<Turns, SERVICES> = Array::new();
+
+/// The search for a backend of few flows.
+#[btf_map]
+pub static SEARCH: PerCpuArray<Search, 1> = PerCpuArray::new();
+
+/// Lists and limits of services that have any, by service id.
+#[btf_map]
+pub static GUARDS: Array<Guard, SERVICES> = Array::new();
+
+/// IPv4 sources that packets are taken from or not, by service.
+#[btf_map]
+pub static SOURCES_V4: LpmTrie<SourceKey4, u32, SOURCE_PREFIXES> = LpmTrie::new();
+
+/// IPv6 sources that packets are taken from or not, by service.
+#[btf_map]
+pub static SOURCES_V6: LpmTrie<SourceKey6, u32, SOURCE_PREFIXES> = LpmTrie::new();
+
+/// Buckets of services, by id.
+#[btf_map]
+pub static SERVICE_BUCKETS: Array<u64, SERVICES> = Array::new();
+
+/// Buckets of sources.
+#[btf_map]
+pub static SOURCE_BUCKETS: LruHashMap<BucketKey, u64, SOURCE_BUCKETS_KEPT> = LruHashMap::new();
 
 /// Flows of a backend, by its id, in memory that the daemon maps too: both sides count
-/// with atomic operations.
+/// with atomic operations. See [`load`](lb_common::flow::load).
 #[btf_map]
-pub static LIVE: Array<u32, BACKEND_IDS, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub static LIVE: Array<u64, BACKEND_IDS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Backends by id.
 #[btf_map]
@@ -198,4 +225,10 @@ pub static ICMP_BUDGET: PerCpuArray<IcmpBudget, 1> = PerCpuArray::new();
 #[inline(always)]
 pub fn clock() -> u32 {
     RUNTIME.get(0).map_or(0, |runtime| runtime.clock)
+}
+
+/// The flags of [`Runtime`].
+#[inline(always)]
+pub fn switches() -> u32 {
+    RUNTIME.get(0).map_or(0, |runtime| runtime.flags)
 }

@@ -1,6 +1,8 @@
 //! How a translated flow begins: its source port, and its two entries.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_loop};
 use lb_common::{
     addr::LinkPath,
     backend::Backend,
@@ -22,7 +24,12 @@ use crate::{
 /// taken costs a try.
 const ATTEMPTS: u32 = 4;
 /// Flows that are looked at for one that gives up its source port.
-const CANDIDATES: u32 = 8;
+const CANDIDATES: u32 = 32;
+/// So many of them stand side by side. Connections that began together do too, and are there
+/// for long: behind these the next ones are twice as far each time, up to [`FARTHEST`].
+const NEIGHBOURS: u32 = 8;
+/// See [`NEIGHBOURS`].
+const FARTHEST: u32 = 12;
 
 /// Begins the flow of a packet from a client: chooses a backend and writes both entries.
 #[inline(always)]
@@ -35,7 +42,7 @@ pub fn flow<F: Family>(
     let path = packet.link.way_back();
     let service = service::word(service);
     let mut refused = F::write_entries(&packet.tuple, &path, service, id);
-    if refused == EXHAUSTED && F::take_over(id) != 0 {
+    if refused == EXHAUSTED && (F::take_over(id) != 0 || ports::look_again(backend)) {
         refused = F::write_entries(&packet.tuple, &path, service, id);
     }
     match refused {
@@ -164,16 +171,22 @@ fn write_entries<F: Family>(
     } = unsafe { &mut *draft };
     *key = *tuple;
     let (flow_entry, to) = flow.parts_mut();
+    let (src_port, _) = F::ports(tuple);
+    let mut taken = src_port;
+    if full_nat && *taken_over != 0 {
+        taken = core::mem::take(taken_over).to_be();
+    } else if full_nat {
+        taken = ports::take(backend)
+            .ok_or(DropReason::SourcePortsExhausted)?
+            .to_be();
+    }
+    // A flow that gets no port takes no place from another.
     let place = embryonic::place::<F>();
     flow_entry.state = place << state::PLACE;
     F::enter_embryonic(tuple, place);
-    let (src_port, _) = F::ports(tuple);
-    let mut taken = src_port;
     let mut inserted = Err(EXISTS);
     for attempt in 0..ATTEMPTS {
-        if full_nat && *taken_over != 0 {
-            taken = core::mem::take(taken_over).to_be();
-        } else if full_nat {
+        if full_nat && attempt != 0 {
             taken = ports::take(backend)
                 .ok_or(DropReason::SourcePortsExhausted)?
                 .to_be();
@@ -209,6 +222,7 @@ fn write_entries<F: Family>(
     match F::flows().insert(&*key, &*flow, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             count::began(id);
+            count::opened(id, 0, false);
             Ok(())
         }
         Err(error) => {
@@ -229,6 +243,16 @@ fn other_port(hash: u32, attempt: u32) -> u16 {
     (0x8000 | (hash >> attempt) as u16).to_be()
 }
 
+/// A search for a flow that gives up its source port.
+struct Candidates<F: Family> {
+    draft: *mut Draft<F::Flow, F::FragmentKey>,
+    range: ports::Range,
+    /// The port whose flow is looked at next.
+    port: u32,
+    /// The port that was taken over, 0 before.
+    taken: u32,
+}
+
 /// Takes a source port over from a flow to the same backend that is not confirmed, for the
 /// flow in the draft, where it is kept. Returns 0 if all that were looked at are confirmed.
 #[inline(always)]
@@ -236,32 +260,65 @@ fn take_over<F: Family>(backend: u32) -> u32 {
     let (Some(draft), Some(backend)) = (F::draft(), BACKENDS.get(backend)) else {
         return 0;
     };
+    let Some(range) = ports::Range::of(backend) else {
+        return 0;
+    };
+    let mut candidates = Candidates::<F> {
+        draft,
+        port: range.cursor(),
+        range,
+        taken: 0,
+    };
+    // SAFETY: `look_at` has the signature that the helper calls, and `candidates` outlives
+    // the call.
+    unsafe {
+        bpf_loop(
+            CANDIDATES,
+            look_at::<F> as *mut c_void,
+            (&raw mut candidates).cast::<c_void>(),
+            0,
+        );
+    }
+    let next = if candidates.taken == 0 {
+        candidates.port
+    } else {
+        candidates.taken + 1
+    };
+    candidates.range.set_cursor(next);
+    // SAFETY: as in `write_entries`.
+    unsafe { (*draft).taken_over = candidates.taken as u16 };
+    candidates.taken
+}
+
+/// Looks at one flow. Returns 1 to end the loop, 0 to go on.
+unsafe extern "C" fn look_at<F: Family>(index: u32, candidates: *mut Candidates<F>) -> i64 {
+    // SAFETY: `take_over` passes its own.
+    let candidates = unsafe { &mut *candidates };
     // SAFETY: as in `write_entries`.
     let Draft {
         flow,
         reply_key,
         victim,
-        taken_over,
         ..
-    } = unsafe { &mut *draft };
+    } = unsafe { &mut *candidates.draft };
+    let port = candidates.port as u16;
+    let ahead = index.saturating_sub(NEIGHBOURS).min(FARTHEST);
+    candidates.port = candidates.range.behind(candidates.port, 1 << ahead);
     let (_, to) = flow.parts_mut();
-    for _ in 0..CANDIDATES {
-        let port = ports::next(backend);
-        F::set_src_port(to, port.to_be());
-        F::set_dst_port(reply_key, port.to_be());
-        let Some(reply) = flow::of_reply::<F>(reply_key) else {
-            continue;
-        };
-        if reply.port_pool() != backend.port_pool {
-            continue;
-        }
-        victim.reverse_of(reply.to());
-        if let Some(flow) = flow::of_tuple::<F>(victim)
-            && flow::seize(&*victim, flow).is_some()
-        {
-            *taken_over = port;
-            return u32::from(port);
-        }
+    F::set_src_port(to, port.to_be());
+    F::set_dst_port(reply_key, port.to_be());
+    let Some(reply) = flow::of_reply::<F>(reply_key) else {
+        return 0;
+    };
+    if reply.port_pool() != candidates.range.pool {
+        return 0;
+    }
+    victim.reverse_of(reply.to());
+    if let Some(flow) = flow::of_tuple::<F>(victim)
+        && flow::seize(&*victim, flow).is_some()
+    {
+        candidates.taken = u32::from(port);
+        return 1;
     }
     0
 }

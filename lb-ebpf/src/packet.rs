@@ -305,6 +305,13 @@ impl<'a, F: Family> Packet<'a, F> {
         }
     }
 
+    /// Whether an RST may answer the packet: one of TCP, of which enough is there, and that
+    /// is none itself.
+    #[inline(always)]
+    pub fn takes_reset(&self) -> bool {
+        self.transport.is_tcp && self.part != Part::Later && self.transport.flags & tcp::RST == 0
+    }
+
     /// Whether the packet is whole: what its headers say fits the frame and each
     /// other. Returns the length of the IP packet in bytes. Only packets of ours
     /// are held to this, so that it costs others nothing.

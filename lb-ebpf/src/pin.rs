@@ -14,6 +14,7 @@ use crate::{
     count, embryonic,
     family::{Family, Ipv4, Ipv6},
     flow::EXISTS,
+    guard,
     maps::{BACKENDS, clock},
     packet::tcp,
     select, service,
@@ -73,8 +74,7 @@ impl Entry {
     /// whoever confirms it that it lives.
     #[inline(always)]
     fn observe(self, signs: u32) {
-        let signs_of = |sign: u64, bit| if signs & sign as u32 != 0 { bit } else { 0 };
-        let mut bits = signs_of(tcp::FIN, state::FIN_CLIENT) | signs_of(tcp::RST, state::RST);
+        let mut bits = ends(signs);
         if signs & TCP == 0 || signs & tcp::SYN as u32 == 0 {
             bits |= state::CONFIRMED;
         }
@@ -83,24 +83,28 @@ impl Entry {
         }
     }
 
-    /// Adds bits to the state and counts what they mean.
+    /// Adds bits to the state and counts what they mean. Returns what it was.
     #[inline(always)]
-    fn advance(self, bits: u32) {
+    fn advance(self, bits: u32) -> u32 {
         let old = self.set(bits);
         let new = old | bits;
-        let was_live = old & state::CONFIRMED != 0 && !state::is_closed_by_client(old);
-        let is_live = new & state::CONFIRMED != 0
-            && !state::is_closed_by_client(new)
-            && new & state::EVICTED == 0;
-        if is_live && !was_live {
-            count::confirmed(self.backend());
-        } else if was_live && !is_live {
-            count::closed(self.backend());
+        let closed = state::is_closed_by_client;
+        count::moved(self.backend(), (old, closed(old)), (new, closed(new)));
+        if old & state::COUNTED != 0 && !closed(old) && closed(new) {
+            count::ended(self.backend());
         }
-        if old & state::COUNTED != 0
-            && !state::is_closed_by_client(old)
-            && state::is_closed_by_client(new)
-        {
+        old
+    }
+
+    /// The flow is reset. Its end counts also where that of others is told by the flags of
+    /// their packets.
+    #[inline(always)]
+    fn reset(self) {
+        if self.state() & state::RST != 0 {
+            return;
+        }
+        let old = self.advance(state::RST);
+        if old & state::COUNTED == 0 && !state::is_closed_by_client(old) {
             count::ended(self.backend());
         }
     }
@@ -110,15 +114,25 @@ impl Entry {
     fn goes_on(self, signs: u32, backend: &Backend) -> bool {
         const UP: u8 = BackendState::Up as u8;
         const DOWN: u8 = BackendState::Down as u8;
+        const RESETTING: u8 = BackendState::Resetting as u8;
         let (opens, state) = (tcp::opens(u64::from(signs)), self.state());
         let again = opens && state::is_closed_by_client(state);
         let unanswered = opens && state & state::CONFIRMED == 0;
         match backend.state {
             UP => !again,
             DOWN => signs & TCP != 0 && !again && !unanswered,
+            // Its client is told that it has ended, unless it says so itself, or knows.
+            RESETTING => signs & TCP != 0 && !opens,
             _ => false,
         }
     }
+}
+
+/// The bits of [`state`] that say how a packet with these signs ends its flow, 0 if it does not.
+#[inline(always)]
+fn ends(signs: u32) -> u32 {
+    let sign = |sign: u64, bit| if signs & sign as u32 != 0 { bit } else { 0 };
+    sign(tcp::FIN, state::FIN_CLIENT) | sign(tcp::RST, state::RST)
 }
 
 /// The backend of the flow with this tuple, [`NO_BACKEND`] if it has no entry.
@@ -143,38 +157,75 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
         (*draft).key = *tuple;
         &(*draft).key
     };
-    if let Some(entry) = Entry::of::<F>(tuple) {
+    let is_tracked = service.flags & Service::TRACKED != 0;
+    let is_tcp = signs & TCP != 0;
+    // A guarded service comes here with all that it gets.
+    let has_entries = is_tracked || is_tcp && !slot.is_clean();
+    if has_entries && let Some(entry) = Entry::of::<F>(tuple) {
         let id = entry.backend();
         if let Some(backend) = BACKENDS.get(id)
             && entry.goes_on(signs, backend)
         {
             entry.touch();
-            entry.observe(signs);
+            if is_resetting(backend) && signs & tcp::RST as u32 == 0 {
+                if signs & LATER == 0 {
+                    entry.reset();
+                }
+            } else {
+                entry.observe(signs);
+            }
             return id;
         }
         entry.advance(state::RST);
         let _taken = F::pins().remove(tuple);
     }
     let begins = select::begins(signs);
+    if begins {
+        let (client, _) = F::addresses(tuple);
+        let limited = guard::begin::<F>(client, &service);
+        if limited != guard::FREE {
+            return select::limited(limited);
+        }
+    }
     let id = if begins {
         select::for_new_flow(&service, index, slot.owner)
-    } else {
+    } else if has_entries {
         select::of_slot(slot)
+    } else {
+        slot.owner
     };
-    let is_tracked = service.flags & Service::TRACKED != 0;
-    let needs_entry = is_tracked || slot.is_changing();
+    let is_reset = BACKENDS.get(id).is_some_and(is_resetting);
+    // What its client has ended itself needs none.
+    let is_over = is_reset && signs & tcp::RST as u32 != 0;
+    let needs_entry = (is_tracked || is_tcp && slot.is_changing()) && !is_over;
     if id != NO_BACKEND && id != select::FULL && needs_entry && signs & LATER == 0 {
-        let mut state = if begins { 0 } else { state::JOINED };
+        let mut state = if begins {
+            0
+        } else {
+            state::JOINED | ends(signs)
+        };
+        if is_reset {
+            state |= state::RST;
+        }
         if is_tracked {
             state |= state::COUNTED;
         }
-        let is_known = write::<F>(tuple, id, index, state);
+        // The end of a flow that is not counted is told by the flags of its packets, but for
+        // one that is reset.
+        let is_end = is_reset || is_tracked && state::is_closed_by_client(state);
+        let is_known = write::<F>(tuple, id, index, state, is_end);
         // Its next packets will have no entry either.
         if !is_known && begins && slot.is_changing() && takes_new_flows(slot.origin) {
             return slot.origin;
         }
     }
     id
+}
+
+/// Whether flows of a backend are reset.
+#[inline(always)]
+fn is_resetting(backend: &Backend) -> bool {
+    backend.state == BackendState::Resetting as u8
 }
 
 /// Whether a backend takes new flows.
@@ -222,9 +273,10 @@ pub extern "C" fn pinned_v6(
     }
 }
 
-/// Writes the entry of a flow. Returns whether it has one.
+/// Writes the entry of a flow, with these bits of its state, and counts its end if that
+/// `is_end`. Returns whether it has one.
 #[inline(always)]
-fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> bool {
+fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32, is_end: bool) -> bool {
     let place = embryonic::place::<F>();
     F::enter_embryonic(tuple, place);
     let pin = Pin {
@@ -235,15 +287,22 @@ fn write<F: Family>(tuple: &F::Tuple, backend: u32, slot: u32, bits: u32) -> boo
     };
     match F::pins().insert(tuple, &pin, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
+            count::opened(backend, bits, state::is_closed_by_client(bits));
             if bits & state::COUNTED != 0 {
                 count::began(backend);
+            }
+            if is_end {
+                count::ended(backend);
             }
             true
         }
         // Another CPU was quicker with a packet of the same flow.
         Err(EXISTS) => true,
         Err(_full) => {
-            count::untracked(backend);
+            // One that is over needs none.
+            if bits & state::RST == 0 {
+                count::untracked(backend);
+            }
             false
         }
     }
@@ -264,13 +323,19 @@ pub fn evict<F: Family>(tuple: &F::Tuple, place: u32) {
     }
     // It may have been confirmed just now.
     let old = entry.set(state::EVICTED);
+    let is_closed = state::is_closed_by_client(old);
+    count::moved(
+        entry.backend(),
+        (old, is_closed),
+        (old | state::EVICTED, is_closed),
+    );
     if old & state::CONFIRMED != 0 || F::pins().remove(tuple).is_err() {
         return;
     }
     if old & state::JOINED != 0 {
         count::untracked(entry.backend());
     }
-    if old & state::COUNTED != 0 && !state::is_closed_by_client(old) {
+    if old & state::COUNTED != 0 && !is_closed {
         count::ended(entry.backend());
     }
 }

@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     atomic::{and_u64, fetch_or_u64},
-    maps::PORT_POOLS,
+    maps::{PORT_POOLS, clock},
 };
 
 /// Words looked at before a pool counts as exhausted: every one, the first a
@@ -30,13 +30,21 @@ struct Search {
 }
 
 /// Takes a free port of the backend's range (host byte order), or none if every
-/// one is in use. The search goes once round the range, from behind the port that
+/// one is in use, or was when another looked in this tick of the clock. The search goes once round the range, from behind the port that
 /// was taken last.
 #[inline(never)]
 pub fn take(backend: &Backend) -> Option<u16> {
     let pool = pool(backend.port_pool)?;
     let first = u32::from(backend.first_port);
     let last = u32::from(backend.last_port);
+    // In a flood every packet would look at every port in vain. The tick is one more than the
+    // clock, so that a new pool is not taken for exhausted.
+    let tick = clock().wrapping_add(1);
+    let range = first | last << 16;
+    // SAFETY: the pointer is a map value, and the words are a hint.
+    if unsafe { (*pool).exhausted == tick && (*pool).exhausted_range == range } {
+        return None;
+    }
     // SAFETY: the pointer is a map value. The cursor is a hint: two CPUs that read
     // the same one contend for a bit, and one of them looks on.
     let cursor = unsafe { (&raw const (*pool).cursor).read_volatile() };
@@ -62,6 +70,11 @@ pub fn take(backend: &Backend) -> Option<u16> {
         );
     }
     if search.taken == 0 {
+        // SAFETY: as above.
+        unsafe {
+            (*pool).exhausted_range = range;
+            (*pool).exhausted = tick;
+        }
         return None;
     }
     // SAFETY: as above.
@@ -69,26 +82,65 @@ pub fn take(backend: &Backend) -> Option<u16> {
     Some(search.taken as u16)
 }
 
-/// The port (host byte order) that stands next in the backend's range, whether it is free or
-/// not; 0 without a pool.
+/// The range of a backend's source ports, and where in it to look next.
+pub struct Range {
+    cursor: *mut u32,
+    /// Id of the pool.
+    pub pool: u32,
+    first: u32,
+    last: u32,
+}
+
+impl Range {
+    /// That of a backend that has one.
+    #[inline(always)]
+    pub fn of(backend: &Backend) -> Option<Self> {
+        let pool = pool(backend.port_pool)?;
+        Some(Self {
+            // SAFETY: the pointer is a map value.
+            cursor: unsafe { &raw mut (*pool).cursor },
+            pool: backend.port_pool,
+            first: u32::from(backend.first_port),
+            last: u32::from(backend.last_port),
+        })
+    }
+
+    /// The port (host byte order) that stands next, whether it is free or not.
+    #[inline(always)]
+    pub fn cursor(&self) -> u32 {
+        // SAFETY: as in `take`.
+        self.behind(unsafe { self.cursor.read_volatile() }, 0)
+    }
+
+    /// See [`Self::cursor`].
+    #[inline(always)]
+    pub fn set_cursor(&self, port: u32) {
+        // SAFETY: as in `take`.
+        unsafe { self.cursor.write_volatile(port) };
+    }
+
+    /// A port so far behind another; the first one behind the last.
+    #[inline(always)]
+    pub fn behind(&self, port: u32, ahead: u32) -> u32 {
+        let port = port + ahead;
+        if port < self.first || port > self.last {
+            self.first
+        } else {
+            port
+        }
+    }
+}
+
+/// Lets the next [`take`] look at every port, also where another has just found none. Returns
+/// whether that is worth while: there is a pool.
 #[inline(always)]
-pub fn next(backend: &Backend) -> u16 {
+pub fn look_again(backend: &Backend) -> bool {
     let Some(pool) = pool(backend.port_pool) else {
-        return 0;
+        return false;
     };
     // SAFETY: as in `take`.
-    unsafe {
-        let cursor = (&raw const (*pool).cursor).read_volatile();
-        let is_inside =
-            cursor >= u32::from(backend.first_port) && cursor <= u32::from(backend.last_port);
-        let port = if is_inside {
-            cursor
-        } else {
-            u32::from(backend.first_port)
-        };
-        (&raw mut (*pool).cursor).write_volatile(port + 1);
-        port as u16
-    }
+    unsafe { (*pool).exhausted = 0 };
+    true
 }
 
 /// Looks at one word. Returns 1 to end the loop, 0 to go on.
@@ -136,5 +188,6 @@ pub fn give_back(pool: u32, port: u16) {
     unsafe {
         let word = (&raw mut (*pool).used).cast::<u64>().add(index);
         and_u64(word, !(1u64 << (port % 64)));
+        (*pool).exhausted = 0;
     }
 }

@@ -7,16 +7,17 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::{
     backend::{Backend, BackendState},
     drop_reason::DropReason,
-    flow::Tuple,
+    flow::{Tuple, load},
     ring::{self, NO_BACKEND, RING_SIZE, Slot},
-    service::{Mode, Scheduler, Service},
+    service::{LOOKS, Mode, Scheduler, Service, Turns},
 };
 
 use crate::{
     atomic::fetch_add_u64,
     count,
     family::Family,
-    maps::{BACKENDS, OPTIONS, RINGS, SIZED_RINGS, TURNS},
+    guard,
+    maps::{BACKENDS, OPTIONS, RINGS, SEARCH, SIZED_RINGS, TURNS},
     packet::{Packet, Part, tcp},
     pin, service,
 };
@@ -26,6 +27,9 @@ pub type Choice = (u32, &'static Backend);
 
 /// In place of a backend's id: all that were tried have as many flows as they take.
 pub const FULL: u32 = u32::MAX - 1;
+/// In place of a backend's id: too many flows have begun. With the number of the reason, as
+/// [`guard::begin`] returns it, in the last bits.
+const LIMITED: u32 = 0xffff_0000;
 
 /// Slots that are tried for a new flow until a backend takes it.
 const ATTEMPTS: u32 = 8;
@@ -41,7 +45,8 @@ pub fn of_packet<F: Family>(
     let index = index(&packet.tuple, service);
     let slot = slot(service, index);
     let is_tcp = packet.transport.is_tcp;
-    let id = if service.flags & Service::TRACKED == 0 && (slot.is_clean() || !is_tcp) {
+    let looks_on = Service::TRACKED | Service::GUARDED;
+    let id = if service.flags & looks_on == 0 && (slot.is_clean() || !is_tcp) {
         slot.owner
     } else {
         let mut signs = packet.transport.flags as u32;
@@ -54,18 +59,22 @@ pub fn of_packet<F: Family>(
         let word = service::word(service);
         F::pinned(&packet.tuple, word, word_of(slot), index, signs)
     };
-    reachable(id)
+    reachable(id, packet.transport.flags)
 }
 
 /// The backend for a flow that begins and is translated, like [`of_packet`].
 #[inline(always)]
 pub fn of_new<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<Choice, (DropReason, u32)> {
     admit::<F>(tuple)?;
+    let (client, _) = F::addresses(tuple);
+    let limited = guard::begin::<F>(client, service);
+    if limited != guard::FREE {
+        return Err((guard::reason(limited), 0));
+    }
     let index = index(tuple, service);
     let slot = slot(service, index);
-    let (id, backend) = reachable(for_new_flow(service, index, slot.owner))?;
-    let (src, _) = F::addresses(tuple);
-    if service.mode == Mode::Nat as u8 && F::same(src, F::address(&backend.address)) {
+    let (id, backend) = reachable(for_new_flow(service, index, slot.owner), 0)?;
+    if service.mode == Mode::Nat as u8 && F::same(client, F::address(&backend.address)) {
         return Err((DropReason::Hairpin, id));
     }
     Ok((id, backend))
@@ -152,20 +161,45 @@ fn is_there(id: u32, backend: &Backend) -> bool {
     id != NO_BACKEND && backend.state != BackendState::Absent as u8
 }
 
-/// The backend of this id, if there is a way to it.
+/// The backend of this id, if it takes packets with these TCP flags, and there is a way to it.
 #[inline(always)]
-fn reachable(id: u32) -> Result<Choice, (DropReason, u32)> {
-    if id == FULL {
-        return Err((DropReason::BackendsFull, 0));
-    }
-    let backend = BACKENDS.get(id).ok_or((DropReason::NoBackend, 0))?;
-    if !is_there(id, backend) {
-        return Err((DropReason::NoBackend, 0));
+fn reachable(id: u32, flags: u64) -> Result<Choice, (DropReason, u32)> {
+    const UP: u8 = BackendState::Up as u8;
+    const DOWN: u8 = BackendState::Down as u8;
+    const RESETTING: u8 = BackendState::Resetting as u8;
+    let Some(backend) = BACKENDS.get(id) else {
+        return Err((refusal(id), 0));
+    };
+    match backend.state {
+        _ if id == NO_BACKEND => return Err((DropReason::NoBackend, 0)),
+        UP | DOWN => {}
+        // The other side is to hear of the end, too.
+        RESETTING if flags & tcp::RST != 0 => {}
+        RESETTING => return Err((DropReason::Drained, id)),
+        _ => return Err((DropReason::NoBackend, 0)),
     }
     if backend.path.ifindex == 0 {
         return Err((DropReason::NextHopUnresolved, id));
     }
     Ok((id, backend))
+}
+
+/// What stands in the place of a backend's id for a flow that may not begin, `number` being the
+/// reason that [`guard::begin`] has returned.
+#[inline(always)]
+pub const fn limited(number: u32) -> u32 {
+    LIMITED | number
+}
+
+/// Why there is no backend of this id.
+#[inline(always)]
+fn refusal(id: u32) -> DropReason {
+    const LAST_LIMITED: u32 = LIMITED | 0xff;
+    match id {
+        FULL => DropReason::BackendsFull,
+        LIMITED..=LAST_LIMITED => guard::reason(id & 0xff),
+        _ => DropReason::NoBackend,
+    }
 }
 
 /// The backend that a new flow gets, whose slot has this owner; [`NO_BACKEND`] or [`FULL`]
@@ -177,11 +211,16 @@ pub fn for_new_flow(service: &Service, index: u32, owner: u32) -> u32 {
     if is_plain {
         return owner;
     }
-    schedule(service::word(service), index)
+    let word = service::word(service);
+    if service.scheduler == Scheduler::LeastConnections as u8 {
+        least_loaded(word)
+    } else {
+        schedule(word, index)
+    }
 }
 
 /// The backend that the scheduler of a service, given as a word, has for a new flow whose
-/// hash names the slot `index`.
+/// hash names the slot `index`: all schedulers but the one of [`least_loaded`].
 ///
 /// A global function, like `ipv6_walk`: few services have another scheduler, and the
 /// verifier need not follow it for each way that leads here.
@@ -190,7 +229,6 @@ pub fn for_new_flow(service: &Service, index: u32, owner: u32) -> u32 {
 pub extern "C" fn schedule(service: u64, index: u32) -> u32 {
     const RANDOM: u8 = Scheduler::Random as u8;
     const ROUND_ROBIN: u8 = Scheduler::RoundRobin as u8;
-    const LEAST_CONNECTIONS: u8 = Scheduler::LeastConnections as u8;
     let service = service::of_word(service);
     let mut index = index;
     let mut chosen = NO_BACKEND;
@@ -198,10 +236,6 @@ pub extern "C" fn schedule(service: u64, index: u32) -> u32 {
         chosen = match service.scheduler {
             ROUND_ROBIN => slot(&service, turn(service.id())).owner,
             RANDOM => slot(&service, any_slot(&service)).owner,
-            LEAST_CONNECTIONS => better(
-                slot(&service, any_slot(&service)).owner,
-                slot(&service, any_slot(&service)).owner,
-            ),
             // Another slot for each attempt, the same on every balancer.
             _ => {
                 if attempt != 0 {
@@ -233,35 +267,209 @@ fn any_slot(service: &Service) -> u32 {
 /// The slot whose turn it is.
 #[inline(always)]
 fn turn(service: u32) -> u32 {
-    let turns = OPTIONS.get(service).map_or(1, |options| options.turns);
-    let Some(count) = TURNS.get_ptr_mut(service) else {
+    let Some(turns) = TURNS.get_ptr_mut(service) else {
         return 0;
     };
-    // SAFETY: the pointer is a map value.
-    let turn = unsafe { fetch_add_u64(count, 1) };
-    match turns {
+    match in_turn(service) {
         0 => 0,
-        turns => (turn % u64::from(turns)) as u32,
+        slots => (take_turns(turns, 1) % u64::from(slots)) as u32,
     }
 }
 
-/// Of two backends the one that has fewer flows for its weight, the new one counted.
+/// The slots of a service's ring that turns go over.
 #[inline(always)]
-fn better(one: u32, other: u32) -> u32 {
-    let (Some(a), Some(b)) = (BACKENDS.get(one), BACKENDS.get(other)) else {
-        return one;
+fn in_turn(service: u32) -> u32 {
+    OPTIONS.get(service).map_or(0, |options| options.turns)
+}
+
+/// Takes so many turns, and returns how many were taken before.
+#[inline(always)]
+fn take_turns(turns: *mut Turns, count: u32) -> u64 {
+    // SAFETY: callers pass a map value.
+    unsafe { fetch_add_u64(&raw mut (*turns).taken, u64::from(count)) }
+}
+
+/// A backend that may get a new flow.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Candidate {
+    id: u32,
+    /// Its slot.
+    slot: u32,
+    /// Twice its open flows and the new one half: between those before and those after.
+    flows: u64,
+    weight: u64,
+}
+
+impl Candidate {
+    /// Whether this one has fewer flows for its weight.
+    #[inline(always)]
+    fn is_better_than(&self, other: &Self) -> bool {
+        other.id == NO_BACKEND || self.flows * other.weight < other.flows * self.weight
+    }
+}
+
+/// A search for the backend of the fewest flows for its weight. In per-CPU memory: the stack
+/// has no room for it, and the verifier follows no values there. In registers, every order in
+/// which backends may be better than each other would be a case of its own.
+#[repr(C)]
+pub struct Search {
+    best: Candidate,
+    second: Candidate,
+    third: Candidate,
+    /// The service, as a word.
+    service: u64,
+    /// Slots that are looked at.
+    slots: u32,
+    /// How far each is from the one before.
+    stride: u32,
+    /// The next one.
+    at: u32,
+    /// How many are still to be looked at.
+    left: u32,
+    /// What is chosen where none of them takes a flow.
+    none: u32,
+}
+
+impl Search {
+    /// Begins, among so many slots. Of those that are found the ids alone say that there are
+    /// none.
+    #[inline(always)]
+    fn begin(&mut self, service: u64, slots: u32, turns: *mut Turns) {
+        self.best.id = NO_BACKEND;
+        self.second.id = NO_BACKEND;
+        self.third.id = NO_BACKEND;
+        self.none = NO_BACKEND;
+        self.service = service;
+        self.slots = slots;
+        if slots > LOOKS {
+            // Each round comes to all slots, whose number is prime, in another order: what
+            // slots are looked at together is never the same for long.
+            let taken = take_turns(turns, LOOKS);
+            let (round, place) = (taken / u64::from(slots), taken % u64::from(slots));
+            self.stride = ring::slot((round as u32).wrapping_mul(SPREAD), slots - 1) + 1;
+            self.at = (place * u64::from(self.stride) % u64::from(slots)) as u32;
+            self.left = LOOKS;
+        } else {
+            // Each begins one further, so that each backend is the first among equals in turn.
+            self.at = (take_turns(turns, 1) % u64::from(slots)) as u32;
+            self.stride = 1;
+            self.left = slots;
+        }
+    }
+
+    /// Looks at the next slot. Returns whether there was one.
+    #[inline(always)]
+    fn step(&mut self) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        let at = self.at;
+        let next = at + self.stride;
+        self.at = if next >= self.slots {
+            next - self.slots
+        } else {
+            next
+        };
+        self.look(at);
+        true
+    }
+
+    /// Looks at a slot.
+    #[inline(always)]
+    fn look(&mut self, index: u32) {
+        let id = slot(&service::of_word(self.service), index).owner;
+        let Some(backend) = BACKENDS.get(id) else {
+            return;
+        };
+        if id == NO_BACKEND {
+            return;
+        }
+        let load = count::load(id);
+        if service::of_word(self.service).flags & Service::BOUNDED != 0
+            && backend.max_flows != 0
+            && load::live(load) >= backend.max_flows
+        {
+            self.none = FULL;
+            return;
+        }
+        let candidate = Candidate {
+            id,
+            slot: index,
+            flows: 2 * load::total(load) + 1,
+            weight: u64::from(backend.weight),
+        };
+        if candidate.is_better_than(&self.best) {
+            self.third = self.second;
+            self.second = self.best;
+            self.best = candidate;
+        } else if id == self.best.id {
+            // Again.
+        } else if candidate.is_better_than(&self.second) {
+            self.third = self.second;
+            self.second = candidate;
+        } else if id != self.second.id && candidate.is_better_than(&self.third) {
+            self.third = candidate;
+        }
+    }
+}
+
+/// The backend of the fewest flows for its weight, of those that are looked at: the next
+/// [`LOOKS`], which are all where there are no more, and those that were the next best the
+/// last time. [`NO_BACKEND`] or [`FULL`] where none takes a flow. A global function, like
+/// [`schedule`].
+///
+/// What CPUs remember for each other is a hint: of those that choose at once several may take
+/// the same backend, and the next looks find what came of it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn least_loaded(service: u64) -> u32 {
+    let id = service::of_word(service).id();
+    let slots = in_turn(id);
+    let (Some(turns), Some(search)) = (TURNS.get_ptr_mut(id), SEARCH.get_ptr_mut(0)) else {
+        return NO_BACKEND;
     };
-    let of_one = (u64::from(count::live(one)) + 1) * u64::from(b.weight);
-    let of_other = (u64::from(count::live(other)) + 1) * u64::from(a.weight);
-    if of_other < of_one { other } else { one }
+    if slots == 0 {
+        return NO_BACKEND;
+    }
+    // SAFETY: the element belongs to this CPU, and a program does not migrate or re-enter
+    // itself while it runs.
+    let search = unsafe { &mut *search };
+    search.begin(service, slots, turns);
+    for _ in 0..LOOKS {
+        if !search.step() {
+            break;
+        }
+    }
+    // SAFETY: the pointer is a map value; other CPUs store whole words.
+    let remembered = unsafe { &raw mut (*turns).remembered }.cast::<u32>();
+    for index in 0..2 {
+        // SAFETY: as above; there are two words.
+        let word = unsafe { remembered.add(index) };
+        // SAFETY: as above.
+        search.look(unsafe { word.read_volatile() } % slots);
+    }
+    if search.third.id != NO_BACKEND {
+        // SAFETY: as above.
+        unsafe {
+            remembered.write_volatile(search.second.slot);
+            remembered.add(1).write_volatile(search.third.slot);
+        }
+    }
+    if search.best.id == NO_BACKEND {
+        search.none
+    } else {
+        search.best.id
+    }
 }
 
 /// Whether a backend takes another flow.
 #[inline(always)]
 fn has_room(id: u32) -> bool {
-    BACKENDS
-        .get(id)
-        .is_some_and(|backend| backend.max_flows == 0 || count::live(id) < backend.max_flows)
+    BACKENDS.get(id).is_some_and(|backend| {
+        backend.max_flows == 0 || load::live(count::load(id)) < backend.max_flows
+    })
 }
 
 /// Whether a packet begins a flow: TCP by a SYN, UDP by any datagram.

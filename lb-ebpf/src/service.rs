@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     family::Family,
-    maps::{PORTS, RUNTIME},
+    maps::{PORTS, switches},
     packet::{Protocol, TCP, UDP},
 };
 
@@ -115,10 +115,4 @@ fn vip_word<F: Family>(address: F::Address) -> u64 {
     F::prefixes()
         .get(&Key::new(F::ADDRESS_BITS, address))
         .map_or(0, word)
-}
-
-/// The flags of [`Runtime`].
-#[inline(always)]
-fn switches() -> u32 {
-    RUNTIME.get(0).map_or(0, |runtime| runtime.flags)
 }

@@ -16,21 +16,21 @@ pub fn enter(ctx: &XdpContext, stage: Stage) -> u32 {
     XDP_DROP
 }
 
-/// Leaves the largest size of a packet to the next program.
+/// Leaves a word to the next program, see [`Handover`].
 #[inline(always)]
-pub fn hand_over_mtu(mtu: u32) {
+pub fn hand_over(word: u32) {
     if let Some(handover) = HANDOVER.get_ptr_mut(0) {
         // SAFETY: the element belongs to this CPU, and a program does not migrate or
         // re-enter itself while it runs.
-        unsafe { *handover = Handover { mtu } };
+        unsafe { *handover = Handover { word } };
     }
 }
 
 /// What the program before has left.
 #[inline(always)]
-pub fn handed_over_mtu() -> Option<u32> {
+pub fn handed_over() -> Option<u32> {
     // SAFETY: as above.
     HANDOVER
         .get_ptr(0)
-        .map(|handover| unsafe { (*handover).mtu })
+        .map(|handover| unsafe { (*handover).word })
 }

@@ -8,12 +8,13 @@ use aya_log_ebpf::debug;
 use lb_common::{
     counters::{Direction, DropKey},
     drop_reason::DropReason,
+    stage::Handover,
 };
 
 use crate::{
     count,
     family::Family,
-    packet::{Part, Protocol},
+    packet::{Packet, Part, Protocol},
     service,
     stage::{self, Stage},
 };
@@ -29,8 +30,9 @@ pub struct Refused {
     service: u32,
     backend: u32,
     direction: Direction,
-    /// What its sender is to be told that it may send at most; 0 for nothing.
-    mtu: u32,
+    /// What the program is told that answers its sender, see [`Handover`]; 0 where nobody
+    /// does.
+    answer: u32,
 }
 
 /// Does what has been decided.
@@ -73,7 +75,7 @@ impl Refused {
             service,
             backend,
             direction: Direction::Forward,
-            mtu: 0,
+            answer: 0,
         }
     }
 
@@ -85,7 +87,7 @@ impl Refused {
             service,
             backend,
             direction: Direction::Reply,
-            mtu: 0,
+            answer: 0,
         }
     }
 
@@ -94,7 +96,20 @@ impl Refused {
     #[inline(always)]
     pub fn with_mtu(mut self, part: Part, mtu: u32) -> Self {
         if part != Part::Later {
-            self.mtu = mtu;
+            self.answer = mtu;
+        }
+        self
+    }
+
+    /// Has the sender told that its connection has ended, where that is what the packet is
+    /// dropped for.
+    #[inline(always)]
+    pub fn with_reset<F: Family>(mut self, packet: &Packet<'_, F>) -> Self {
+        if self.reason == DropReason::Drained && packet.takes_reset() {
+            self.answer = packet.headers as u32;
+            if self.direction as u16 == Direction::Reply as u16 {
+                self.answer |= Handover::REPLY;
+            }
         }
         self
     }
@@ -104,8 +119,11 @@ impl Refused {
     pub fn drop(self, ctx: &XdpContext) -> u32 {
         let kind = u32::from(self.reason as u16) | u32::from(self.direction as u16) << 16;
         note(ctx, kind, self.service, self.backend);
-        if self.mtu != 0 {
-            stage::hand_over_mtu(self.mtu);
+        if self.answer != 0 {
+            stage::hand_over(self.answer);
+            if self.reason == DropReason::Drained {
+                return stage::enter(ctx, Stage::Reset);
+            }
             return stage::enter(ctx, Stage::TooBig);
         }
         XDP_DROP

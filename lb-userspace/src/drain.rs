@@ -1,15 +1,30 @@
 //! The drain of a backend: it gets no new flows, those that it has go on, and at a
-//! deadline it is over. Pure: time and flows are arguments.
+//! deadline it is over: those that are left are kept, or reset. Pure: time and flows are
+//! arguments.
+//!
+//! ```text
+//!             deadline, keep
+//!           ┌───────────────> over
+//! draining ─┤
+//!           └───────────────> resetting
+//!             deadline, reset
+//! ```
+//!
+//! In each of them it is `drained` while no flow is left. What the datapath does with a packet
+//! follows from the deadline alone ([`Drain::resets`]): a flow that nobody counts may still
+//! speak. Another deadline leads back; so does the end of the drain, from anywhere.
 
 use std::time::Duration;
 
-use crate::state::{DrainPhase, DrainSpec, DrainStatus};
+use crate::state::{DrainPhase, DrainSpec, DrainStatus, OnDeadline};
 
 /// A drain under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
     spec: DrainSpec,
     began: Duration,
+    /// The deadline had passed before.
+    was_over: bool,
     at_start: u64,
     last: DrainPhase,
 }
@@ -21,13 +36,25 @@ impl Drain {
         Self {
             spec,
             began: now,
+            was_over: false,
             at_start: flows,
             last: DrainPhase::Draining,
         }
     }
 
+    /// A drain that a daemon before this one began, at a time that is not known, and whose
+    /// deadline had passed. Another deadline counts from `now`.
+    #[must_use]
+    pub const fn over(spec: DrainSpec, now: Duration, flows: u64) -> Self {
+        Self {
+            was_over: true,
+            ..Self::new(spec, now, flows)
+        }
+    }
+
     /// Takes another deadline, which counts from the beginning like the first.
     pub fn change(&mut self, spec: DrainSpec) {
+        self.was_over &= spec == self.spec;
         self.spec = spec;
     }
 
@@ -36,11 +63,26 @@ impl Drain {
     pub fn phase(&self, now: Duration, flows: u64) -> DrainPhase {
         if flows == 0 {
             DrainPhase::Drained
-        } else if self.left(now) == Some(Duration::ZERO) {
+        } else if self.resets(now) {
+            DrainPhase::Resetting
+        } else if self.is_over(now) {
             DrainPhase::Over
         } else {
             DrainPhase::Draining
         }
+    }
+
+    /// Whether flows are reset with their next packet.
+    #[must_use]
+    pub fn resets(&self, now: Duration) -> bool {
+        self.spec.on_deadline == OnDeadline::Reset && self.is_over(now)
+    }
+
+    /// When flows are reset from, if that is still to come.
+    #[must_use]
+    pub fn next(&self, now: Duration) -> Option<Duration> {
+        let is_ahead = self.spec.on_deadline == OnDeadline::Reset && !self.is_over(now);
+        self.deadline().filter(|_| is_ahead)
     }
 
     /// Looks how far it is, and says so if that is another phase than at the last look.
@@ -65,10 +107,18 @@ impl Drain {
         }
     }
 
+    fn deadline(&self) -> Option<Duration> {
+        Some(self.began.saturating_add(self.spec.deadline?))
+    }
+
     /// The time until the deadline.
     fn left(&self, now: Duration) -> Option<Duration> {
-        let deadline = self.began.saturating_add(self.spec.deadline?);
-        Some(deadline.saturating_sub(now))
+        let left = self.deadline()?.saturating_sub(now);
+        Some(if self.was_over { Duration::ZERO } else { left })
+    }
+
+    fn is_over(&self, now: Duration) -> bool {
+        self.left(now) == Some(Duration::ZERO)
     }
 }
 
@@ -77,7 +127,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::state::OnDeadline;
 
     const fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -119,6 +168,85 @@ mod tests {
         assert_eq!(drain.status(at(180), 5).seconds_left, Some(10));
         drain.change(spec(None));
         assert_eq!(drain.status(at(1_000), 5).seconds_left, None);
+    }
+
+    fn resetting(seconds: u64) -> DrainSpec {
+        DrainSpec {
+            on_deadline: OnDeadline::Reset,
+            ..spec(Some(seconds))
+        }
+    }
+
+    #[test]
+    fn flows_are_reset_from_the_deadline_on_where_that_is_wanted() {
+        let drain = Drain::new(resetting(60), at(100), 5);
+        assert_eq!(drain.phase(at(159), 1), DrainPhase::Draining);
+        assert_eq!(drain.next(at(159)), Some(at(160)));
+        assert_eq!(drain.phase(at(160), 1), DrainPhase::Resetting);
+        assert_eq!(drain.next(at(160)), None);
+        // Also those that are not counted.
+        assert_eq!(drain.phase(at(160), 0), DrainPhase::Drained);
+        assert!(drain.resets(at(160)));
+        let kept = Drain::new(spec(Some(60)), at(100), 5);
+        assert!(!kept.resets(at(1_000)));
+        assert_eq!(kept.next(at(100)), None);
+    }
+
+    #[test]
+    fn a_later_deadline_or_another_end_lets_flows_go_on_again() {
+        let mut drain = Drain::new(resetting(60), at(0), 5);
+        assert!(drain.resets(at(60)));
+        drain.change(resetting(90));
+        assert!(!drain.resets(at(60)));
+        assert_eq!(drain.step(at(60), 5), None);
+        drain.change(resetting(60));
+        assert_eq!(drain.step(at(60), 5), Some(DrainPhase::Resetting));
+        drain.change(spec(Some(60)));
+        assert_eq!(drain.step(at(60), 5), Some(DrainPhase::Over));
+        drain.change(spec(None));
+        assert_eq!(drain.step(at(60), 5), Some(DrainPhase::Draining));
+    }
+
+    #[test]
+    fn what_was_over_before_a_restart_is_over() {
+        let mut drain = Drain::over(resetting(60), at(1), 2);
+        assert!(drain.resets(at(1)));
+        assert_eq!(drain.next(at(1)), None);
+        assert_eq!(drain.status(at(1), 2).seconds_left, Some(0));
+        drain.change(resetting(60));
+        assert!(drain.resets(at(1)));
+        drain.change(resetting(50));
+        assert_eq!(drain.next(at(1)), Some(at(51)));
+    }
+
+    /// Every phase, from every phase.
+    #[test]
+    fn phases_follow_from_the_deadline_and_the_flows() {
+        let specs = [
+            (spec(None), DrainPhase::Draining),
+            (spec(Some(60)), DrainPhase::Draining),
+            (spec(Some(10)), DrainPhase::Over),
+            (resetting(60), DrainPhase::Draining),
+            (resetting(10), DrainPhase::Resetting),
+        ];
+        let looks = specs
+            .iter()
+            .flat_map(|(spec, phase)| [(*spec, 0, DrainPhase::Drained), (*spec, 7, *phase)]);
+        let looks: Vec<_> = looks.collect();
+        for (spec, flows, phase) in &looks {
+            let mut drain = Drain::new(*spec, at(100), 7);
+            let first = (*phase != DrainPhase::Draining).then_some(*phase);
+            assert_eq!(drain.step(at(130), *flows), first);
+            for (other, flows, after) in &looks {
+                drain.change(*other);
+                let told = (after != phase).then_some(*after);
+                assert_eq!(drain.step(at(130), *flows), told);
+                assert_eq!(drain.resets(at(130)), *other == resetting(10));
+                assert_eq!(drain.status(at(130), *flows).phase, *after);
+                drain.change(*spec);
+                drain.step(at(130), if *phase == DrainPhase::Drained { 0 } else { 7 });
+            }
+        }
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use lb_common::{
     flow::{FlowValue, state},
     fragment::FRAGMENT_TICKS,
     ring::{RING_SIZE, Slot},
+    service::ServiceOptions,
 };
 use lb_userspace::datapath::{
     Datapath, Family, FlowPair, FlowTable, FlowTables, LiveFlows, LogLevel, Options, Outlet,
@@ -24,7 +25,7 @@ use crate::{
     decode::difference,
     flow::Flow,
     snapshot::{BACKEND_IDS, Snapshot, Tuple},
-    world::World,
+    world::{INTERVAL, World},
 };
 
 /// Entries of each flow table unless a test needs another number.
@@ -183,6 +184,7 @@ impl Bench {
                 }
                 Action::Sweep(flow) => self.sweep(flow),
                 Action::Wait(ticks) => self.set_clock(self.clock + ticks),
+                Action::Fill(tokens) => self.fill_buckets(*tokens),
             };
             done.with_context(|| format!("{}, step {index} ({})", case.name, step.label))?;
         }
@@ -198,6 +200,13 @@ impl Bench {
         let live = Arc::clone(&self.tables.live);
         clear_pair(&mut self.tables.v4, &live)?;
         clear_pair(&mut self.tables.v6, &live)?;
+        // So that all buckets are full.
+        for id in std::mem::take(&mut self.world.guards).keys() {
+            self.datapath.remove_guard(*id)?;
+        }
+        for key in self.datapath.source_buckets()?.into_keys() {
+            self.datapath.remove_source_bucket(key)?;
+        }
         self.enter(world)?;
         self.last = None;
         self.reset_pools(world)
@@ -232,6 +241,12 @@ impl Bench {
         for id in missing(&old.backends, &world.backends) {
             self.datapath.set_backend(*id, Backend::default())?;
         }
+        for id in missing(&old.guards, &world.guards) {
+            self.datapath.remove_guard(*id)?;
+        }
+        for source in missing(&old.sources, &world.sources) {
+            self.datapath.remove_source(*source)?;
+        }
         for ifindex in missing(&old.interfaces, &world.interfaces) {
             self.datapath.remove_interface(*ifindex)?;
         }
@@ -258,6 +273,16 @@ impl Bench {
             self.pools.extend(&pools);
             self.fresh_pools.extend(pools);
         }
+        for id in missing(&old.turns, &world.turns) {
+            self.datapath.set_options(*id, ServiceOptions::default())?;
+        }
+        for (id, turns) in changed(&old.turns, &world.turns) {
+            let options = ServiceOptions {
+                turns: *turns,
+                ..ServiceOptions::default()
+            };
+            self.datapath.set_options(*id, options)?;
+        }
         let rings: Vec<_> = changed(&old.slots(), &world.slots())
             .map(|(id, (ring, origin))| {
                 let slot = |owner: &u32| Slot {
@@ -269,6 +294,12 @@ impl Bench {
             .collect();
         if !rings.is_empty() {
             self.datapath.set_rings(&rings)?;
+        }
+        for (source, is_allowed) in changed(&old.sources, &world.sources) {
+            self.datapath.set_source(*source, *is_allowed)?;
+        }
+        for (id, guard) in changed(&old.guards, &world.guards) {
+            self.datapath.set_guard(*id, *guard)?;
         }
         for (packets, service) in changed(&old.matches(), &world.matches()) {
             self.datapath.set_service(*packets, *service)?;
@@ -293,6 +324,22 @@ impl Bench {
     pub fn set_clock(&mut self, clock: u32) -> Result<()> {
         self.clock = clock;
         self.set_runtime()
+    }
+
+    /// Lets so much time pass for limits of [`INTERVAL`] that this many tokens come.
+    pub fn fill_buckets(&mut self, tokens: u32) -> Result<()> {
+        self.last = None;
+        let time = INTERVAL * u64::from(tokens);
+        for id in self.world.guards.keys() {
+            let full = self.datapath.service_bucket(*id)?;
+            self.datapath
+                .set_service_bucket(*id, full.wrapping_sub(time))?;
+        }
+        for (key, full) in self.datapath.source_buckets()? {
+            self.datapath
+                .set_source_bucket(key, full.wrapping_sub(time))?;
+        }
+        Ok(())
     }
 
     /// Runs the program on a frame.
@@ -336,14 +383,14 @@ impl Bench {
         }
         let before = match self.last.take() {
             Some(last) => last,
-            None => Snapshot::take(&self.datapath, &mut self.tables)?,
+            None => Snapshot::take(&self.datapath, &mut self.tables, &self.world.guards)?,
         };
         if !self.is_clock_held {
             self.clock += 1;
         }
         self.set_runtime()?;
         let run = self.test_run(ifindex, frame)?;
-        let after = Snapshot::take(&self.datapath, &mut self.tables)?;
+        let after = Snapshot::take(&self.datapath, &mut self.tables, &self.world.guards)?;
         self.enter(&world)?;
         self.fresh_pools.retain(|pool| !after.has_ports_of(*pool));
 
@@ -430,18 +477,15 @@ fn clear_pair<F: Family>(pair: &mut FlowPair<F>, live: &LiveFlows) -> Result<()>
     clear(&mut pair.flows, |flow| end_translated(flow, live))?;
     clear(&mut pair.replies, |_| {})?;
     clear(&mut pair.pins, |pin| {
-        if pin.state & state::CONFIRMED != 0 && !state::is_closed_by_client(pin.state) {
-            live.end(pin.backend);
-        }
+        let is_closed = state::is_closed_by_client(pin.state);
+        live.forget(pin.backend, pin.state, is_closed);
     })
 }
 
 /// What the daemon counts when it removes a flow.
 fn end_translated(flow: &impl FlowValue, live: &LiveFlows) {
     let entry = flow.entry();
-    if entry.state & state::CONFIRMED != 0 && !state::is_closed(entry.state) {
-        live.end(entry.backend);
-    }
+    live.forget(entry.backend, entry.state, state::is_closed(entry.state));
 }
 
 fn clear<K: Stored, V: Stored>(table: &mut FlowTable<K, V>, ended: impl Fn(&V)) -> Result<()> {

@@ -12,6 +12,7 @@ use crate::{
     fragment::First,
     icmp,
     packet::{Packet, Transport},
+    reset::{reset_for, reset_onward},
     world::{CLIENT_IF, World},
 };
 
@@ -50,6 +51,8 @@ pub(crate) enum Action {
     Sweep(Box<Flow>),
     /// This many ticks of the flow clock pass.
     Wait(u32),
+    /// So much time passes for limits that this many tokens come.
+    Fill(u32),
 }
 
 /// What becomes of a frame.
@@ -82,6 +85,10 @@ pub struct Change {
     pub fragments: BTreeSet<First>,
     /// Errors that are sent and taken from the budget of this tick.
     pub errors: u32,
+    /// Tokens that are taken from buckets of sources.
+    pub source_tokens: i64,
+    /// Tokens that are taken from buckets of services.
+    pub service_tokens: i64,
     /// Entries of flows that have spoken; `None` where the packet does not tell.
     pub spoken: Option<u64>,
 }
@@ -369,6 +376,60 @@ impl Case {
         self.frame(label, ifindex, reply.build(), told, change)
     }
 
+    /// A packet of a connection whose backend's drain is over: it is dropped, and the client
+    /// gets an RST.
+    #[must_use]
+    pub fn reset(self, label: impl Into<String>, flow: &Flow, request: &Packet) -> Self {
+        let reason = DropReason::Drained;
+        let mut change = Change::dropped(reason, Direction::Forward, flow.service, flow.backend);
+        change.spoken = Some(flow.kind.translates().into());
+        let ifindex = flow.client_link.ifindex;
+        let told = Outcome::Sent(ifindex, reset_for(request).build());
+        self.frame(label, ifindex, request.build(), told, change)
+    }
+
+    /// The same, but the backend, which has not been told, gets the RST.
+    #[must_use]
+    pub fn reset_onward(self, label: impl Into<String>, flow: &Flow, request: &Packet) -> Self {
+        let reason = DropReason::Drained;
+        let mut change = Change::dropped(reason, Direction::Forward, flow.service, flow.backend);
+        change.spoken = Some(1);
+        let told = reset_onward(request, flow.source, flow.server);
+        let told = flow.backend_link.outgoing(told).build();
+        let told = Outcome::Sent(flow.backend_link.ifindex, told);
+        let ifindex = flow.client_link.ifindex;
+        self.frame(label, ifindex, request.build(), told, change)
+    }
+
+    /// A packet from the backend of a translated connection in whose place the client, which
+    /// has not been told, gets an RST.
+    #[must_use]
+    pub fn reset_back_onward(self, label: impl Into<String>, flow: &Flow, reply: &Packet) -> Self {
+        let reason = DropReason::Drained;
+        let mut change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
+        change.spoken = Some(1);
+        let told = reset_onward(reply, flow.vip, flow.client);
+        let told = flow.client_link.outgoing(told).build();
+        let told = Outcome::Sent(flow.client_link.ifindex, told);
+        let ifindex = flow.backend_link.ifindex;
+        self.frame(label, ifindex, reply.build(), told, change)
+    }
+
+    /// The same of a packet from the backend, which gets the RST; handed to the host in the
+    /// modes that don't translate.
+    #[must_use]
+    pub fn reset_back(self, label: impl Into<String>, flow: &Flow, reply: &Packet) -> Self {
+        if !flow.kind.translates() {
+            return self.pass(label, flow.backend_link.ifindex, reply.build());
+        }
+        let reason = DropReason::Drained;
+        let mut change = Change::dropped(reason, Direction::Reply, flow.service, flow.backend);
+        change.spoken = Some(1);
+        let ifindex = flow.backend_link.ifindex;
+        let told = Outcome::Sent(ifindex, reset_for(reply).build());
+        self.frame(label, ifindex, reply.build(), told, change)
+    }
+
     /// A frame goes to the kernel as it came, and leaves no trace.
     #[must_use]
     pub fn pass(self, label: impl Into<String>, ifindex: u32, frame: Vec<u8>) -> Self {
@@ -387,6 +448,21 @@ impl Case {
     #[must_use]
     pub fn wait(self, ticks: u32) -> Self {
         self.step(format!("{ticks} ticks pass"), Action::Wait(ticks))
+    }
+
+    /// Time passes for limits: this many [`INTERVAL`](crate::INTERVAL)s.
+    #[must_use]
+    pub fn fill(self, tokens: u32) -> Self {
+        self.step(format!("{tokens} tokens come"), Action::Fill(tokens))
+    }
+
+    /// The last step's packet takes these tokens: of its source, and of the service.
+    #[must_use]
+    pub fn taking(self, source: i64, service: i64) -> Self {
+        self.changing(|change| {
+            change.source_tokens += source;
+            change.service_tokens += service;
+        })
     }
 
     /// The last step's packet is a first fragment that is remembered.
@@ -436,6 +512,13 @@ impl Case {
             return self;
         }
         self.changing(|change| change.counters(flow.backend).ended_flows += 1)
+    }
+
+    /// The last step's packet is of a flow that is reset, and the first that says so: its end
+    /// counts, also where nothing else is counted of it.
+    #[must_use]
+    pub fn ending_by_reset(self, flow: &Flow) -> Self {
+        self.counting(|counters| counters.ended_flows = 1, flow.backend)
     }
 
     /// For the last step's packet the program takes the entries of an old flow away.

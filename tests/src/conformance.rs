@@ -34,7 +34,7 @@ file from their cases, of which each holds the whole packet and every counter to
 - *passed*: to the host, byte for byte as it came, without a trace. In the modes without
   translation replies are of this kind, if they come by the balancer at all.
 - A name such as `ttl-expired`: dropped, and counted as that; *told*: the sender gets an ICMP
-  error.
+  error, or an RST.
 
 Where the families of a tunnel's outer header differ in what they do, each has its own words.
 A cell is empty where a mode has no such thing: source ports are chosen with `full-nat` alone,

@@ -11,13 +11,17 @@
 mod bench;
 mod case;
 pub mod conformance;
+mod connection;
 mod decode;
+mod flood;
 mod flow;
 mod fragment;
 mod icmp;
 mod namespace;
 mod packet;
+mod reset;
 pub mod rng;
+mod site;
 mod snapshot;
 pub mod soak;
 mod tunnel;
@@ -26,12 +30,16 @@ mod world;
 pub use self::{
     bench::Bench,
     case::{Case, Change, Outcome, Step},
+    connection::Connection,
     decode::difference,
+    flood::Flood,
     flow::{Flow, Kind},
     fragment::{First, split},
     icmp::{IcmpError, echo, too_big_about},
-    namespace::{in_network_namespace, on_one_cpu},
+    namespace::{in_network_namespace, on_one_cpu, with_bpf_file_system},
     packet::{Extension, Net, Packet, Tag, Transport, edit_ipv4},
+    reset::reset_for,
+    site::{Fate, Front, Site, slot_of},
     tunnel::{Form, Outer, Tunnel},
-    world::{BACKEND_IF, CLIENT_IF, Link, OTHER_IF, World},
+    world::{BACKEND_IF, CLIENT_IF, INTERVAL, Link, OTHER_IF, World, at_once},
 };

@@ -1,8 +1,9 @@
 //! A network for one test: the program needs interfaces that packets come in by.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use nix::{
+    mount::{MsFlags, mount},
     sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare},
     unistd::Pid,
 };
@@ -28,6 +29,25 @@ pub fn in_network_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Runs `test` with the path of a BPF file system of its own, which goes with all that is in it
+/// when the test ends, also by a panic: it is in a mount namespace of the thread's.
+///
+/// # Panics
+///
+/// Where the kernel refuses: it takes root.
+pub fn with_bpf_file_system<T>(test: impl FnOnce(&Path) -> T) -> T {
+    const MUST: &str = "this test mounts a BPF file system and must run as root";
+    // Over what nothing here needs.
+    let directory = Path::new("/mnt");
+    unshare(CloneFlags::CLONE_NEWNS).expect(MUST);
+    let none = None::<&str>;
+    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(none, "/", none, flags, none).expect(MUST);
+    let bpf = Some("bpf");
+    mount(bpf, directory, bpf, MsFlags::empty(), none).expect(MUST);
+    test(&directory.join("lb"))
 }
 
 /// Keeps the calling thread on its CPU: what is limited per CPU is so for all its packets.

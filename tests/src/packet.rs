@@ -275,6 +275,28 @@ impl Packet {
         }
     }
 
+    /// Source and destination.
+    #[must_use]
+    pub fn sockets(&self) -> (SocketAddr, SocketAddr) {
+        let (src, dst): (IpAddr, IpAddr) = match &self.net {
+            Net::V4(header) => (header.source.into(), header.destination.into()),
+            Net::V6(header, _) => (header.source.into(), header.destination.into()),
+        };
+        let (src_port, dst_port) = match &self.transport {
+            Transport::Tcp(header) => (header.source_port, header.destination_port),
+            Transport::Udp { header, .. } => (header.source_port, header.destination_port),
+        };
+        ((src, src_port).into(), (dst, dst_port).into())
+    }
+
+    /// Takes from the IP header what tells of the sender or of other packets.
+    pub(crate) fn strip(&mut self) {
+        match &mut self.net {
+            Net::V4(header) => header.identification = 0,
+            Net::V6(header, _) => header.flow_label = Default::default(),
+        }
+    }
+
     /// The same packet as a fragment at an offset in units of eight bytes. What stands in
     /// the place of the transport header is one, also in a later fragment.
     #[must_use]

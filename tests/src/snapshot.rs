@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -11,12 +12,14 @@ use lb_common::{
     counters::{Counters, DropKey},
     drop_reason::DropReason,
     flow::{Flow4, Flow6, FlowEntry, FlowKey4, FlowKey6, state},
+    guard::{Guard, TICKS_PER_NANOSECOND},
     pin::Pin,
     stage::IcmpBudget,
 };
 use lb_userspace::datapath::{Datapath, Family, FlowPair, FlowTable, FlowTables, Stored};
+use nix::time::{ClockId, clock_gettime};
 
-use crate::{case::Change, fragment::First};
+use crate::{case::Change, fragment::First, world::INTERVAL};
 
 /// Ids of the backends whose counters are read after every packet: 0, which is none,
 /// those of the standard world, and a few that nobody has.
@@ -110,23 +113,35 @@ pub(crate) struct Snapshot {
     flows: Table,
     replies: Table,
     pins: BTreeMap<Tuple, Pin>,
-    /// Live flows, by backend.
-    live: BTreeMap<u32, u32>,
+    /// Open flows that are pending and that are live, by backend.
+    open: BTreeMap<u32, [u32; 2]>,
     /// Pool and port.
     ports: BTreeSet<(u32, u16)>,
     /// First fragments and when they were seen.
     fragments: BTreeMap<First, u32>,
     /// Errors that were sent, by CPU.
     budgets: Vec<IcmpBudget>,
+    /// Tokens that are missing in buckets of sources.
+    source_tokens: i64,
+    /// Tokens that are missing in buckets of services.
+    service_tokens: i64,
 }
 
 impl Snapshot {
-    /// Reads the maps.
-    pub(crate) fn take(datapath: &Datapath, tables: &mut FlowTables) -> Result<Self> {
+    /// Reads the maps, among them the buckets of the services that have `guards`.
+    pub(crate) fn take(
+        datapath: &Datapath,
+        tables: &mut FlowTables,
+        guards: &BTreeMap<u32, Guard>,
+    ) -> Result<Self> {
         let mut snapshot = Self::default();
+        if !guards.is_empty() {
+            snapshot.read_buckets(datapath, guards)?;
+        }
         for id in BACKEND_IDS {
             snapshot.counters.insert(id, datapath.counters(id)?);
-            snapshot.live.insert(id, datapath.live_flows(id));
+            let open = [tables.live.pending(id), tables.live.of(id)];
+            snapshot.open.insert(id, open);
         }
         snapshot.drops.extend(datapath.drops()?);
         for (id, words) in tables.ports.used() {
@@ -163,6 +178,22 @@ impl Snapshot {
             let entries = entries.map(|(key, pin)| (Tuple::from(*key), *pin));
             self.pins.extend(entries);
         })?;
+        Ok(())
+    }
+
+    fn read_buckets(&mut self, datapath: &Datapath, guards: &BTreeMap<u32, Guard>) -> Result<()> {
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos() as u64;
+        let now = now * TICKS_PER_NANOSECOND;
+        // The time since they were taken is nothing beside an interval.
+        let missing = |full: u64| {
+            let ahead = full.wrapping_sub(now) as i64;
+            (ahead.max(0) as f64 / INTERVAL as f64).round() as i64
+        };
+        for id in guards.keys() {
+            self.service_tokens += missing(datapath.service_bucket(*id)?);
+        }
+        let buckets = datapath.source_buckets()?;
+        self.source_tokens = buckets.values().map(|full| missing(*full)).sum();
         Ok(())
     }
 
@@ -206,6 +237,27 @@ impl Snapshot {
                 &format!("entries of {name}"),
                 expected,
                 new as i64 - old as i64,
+                &mut lines,
+            );
+        }
+        for (name, expected, old, new) in [
+            (
+                "sources",
+                expected.source_tokens,
+                before.source_tokens,
+                self.source_tokens,
+            ),
+            (
+                "services",
+                expected.service_tokens,
+                before.service_tokens,
+                self.service_tokens,
+            ),
+        ] {
+            report(
+                &format!("tokens of {name}"),
+                expected,
+                new - old,
                 &mut lines,
             );
         }
@@ -340,7 +392,7 @@ impl Snapshot {
                 lines.push(format!("reply {tuple:?} has no entry for the client"));
             }
         }
-        for (id, live) in &self.live {
+        for (id, counted) in &self.open {
             let flows = self.flows.values().map(|Entry { entry, .. }| {
                 let is_closed = state::is_closed(entry.state);
                 (entry.backend, entry.state, is_closed)
@@ -349,13 +401,16 @@ impl Snapshot {
                 let is_closed = state::is_closed_by_client(pin.state);
                 (pin.backend, pin.state, is_closed)
             });
-            let is_live = |(backend, bits, is_closed): &(u32, u32, bool)| {
-                backend == id && bits & state::CONFIRMED != 0 && !is_closed
-            };
-            let counted = flows.chain(pins).filter(is_live).count();
-            if counted != *live as usize {
+            let mut entries = [0; 2];
+            for (_, bits, _) in flows
+                .chain(pins)
+                .filter(|(backend, _, is_closed)| backend == id && !is_closed)
+            {
+                entries[usize::from(bits & state::CONFIRMED != 0)] += 1;
+            }
+            if entries != *counted {
                 lines.push(format!(
-                    "backend {id}: {live} live flows, but {counted} confirmed entries"
+                    "backend {id}: {counted:?} pending and live flows, but {entries:?} entries"
                 ));
             }
         }

@@ -10,12 +10,13 @@ use lb_common::{
     Runtime,
     addr::LinkPath,
     backend::{Backend, BackendState, Outer},
+    guard::{Guard, Rate, TICKS_PER_NANOSECOND},
     ring::RING_SIZE,
-    service::{Mode, Service, Vip},
+    service::{Mode, Scheduler, Service, Vip},
 };
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
-    datapath::{Frontend, Match, matches, words},
+    datapath::{Frontend, Match, Source, matches, words},
 };
 
 use crate::{
@@ -140,6 +141,12 @@ pub struct World {
     pub rings: BTreeMap<u32, Arc<[u32]>>,
     /// Origins of all slots of a ring, by service id; where there is none they are clean.
     pub origins: BTreeMap<u32, u32>,
+    /// Slots of rings that turns go over, by service id; where there is no number, one.
+    pub turns: BTreeMap<u32, u32>,
+    /// What guards services, by id.
+    pub guards: BTreeMap<u32, Guard>,
+    /// Lists of sources: whether packets of them are taken.
+    pub sources: BTreeMap<Source, bool>,
     /// MTUs of the interfaces that packets may leave by, by index.
     pub interfaces: BTreeMap<u32, u32>,
 }
@@ -226,6 +233,18 @@ impl World {
         self.rings.insert(kind.service().id(), ring_of(backends));
     }
 
+    /// Gives the slots of a service's ring to backends by turns, and has its new flows look
+    /// at as many.
+    pub fn schedule(&mut self, kind: Kind, scheduler: Scheduler, backends: &[u32]) {
+        let id = kind.service().id();
+        self.share_ring(kind, backends);
+        self.turns.insert(id, backends.len() as u32);
+        for service in self.services.values_mut().filter(|s| s.id() == id) {
+            service.scheduler = scheduler as u8;
+            service.flags |= Service::TRACKED;
+        }
+    }
+
     /// Gives the whole ring of a service to one backend, 0 for none.
     pub fn set_ring(&mut self, kind: Kind, backend: u32) {
         self.origins.remove(&kind.service().id());
@@ -237,6 +256,29 @@ impl World {
     pub fn set_slots(&mut self, kind: Kind, owner: u32, origin: u32) {
         self.rings.insert(kind.service().id(), ring_of(&[owner]));
         self.origins.insert(kind.service().id(), origin);
+    }
+
+    /// What guards a service, which has the flag for it from then on.
+    pub fn guard(&mut self, kind: Kind) -> &mut Guard {
+        let id = kind.service().id();
+        for service in self.services.values_mut() {
+            if service.id() == id {
+                service.flags |= Service::GUARDED;
+            }
+        }
+        self.guards.entry(id).or_default()
+    }
+
+    /// Gives a service a list: of each prefix, whether packets are taken. One of no bits is
+    /// for all others.
+    pub fn list(&mut self, kind: Kind, prefixes: &[(AddressPrefix, bool)]) {
+        self.guard(kind).flags |= Guard::LISTED;
+        let service = kind.service().id();
+        self.sources.retain(|source, _| source.service != service);
+        for (prefix, is_allowed) in prefixes {
+            let prefix = *prefix;
+            self.sources.insert(Source { service, prefix }, *is_allowed);
+        }
     }
 
     /// Rings by service id, with the origins of their slots.
@@ -308,7 +350,7 @@ impl World {
         position.expect("an address of a service") as u32 + 1
     }
 
-    /// Flags of [`Runtime`] that the services need.
+    /// Flags of [`Runtime`] that the services and backends need.
     pub(crate) fn flags(&self) -> u32 {
         let vips = self.vips();
         let drops = |vip: &Vip| vip.flags & Vip::DROP_OTHER_PORTS != 0;
@@ -316,7 +358,11 @@ impl World {
             self.services.keys().any(|frontend| frontend.is_wide()) || vips.values().any(drops);
         let prefixes = vips.keys().any(|address| !address.is_address());
         let flag = |needed, flag| if needed { flag } else { 0 };
-        flag(wide, Runtime::WIDE) | flag(prefixes, Runtime::PREFIXES)
+        let is_resetting = |backend: &Backend| backend.state == BackendState::Resetting as u8;
+        let resetting = self.backends.values().any(is_resetting);
+        flag(wide, Runtime::WIDE)
+            | flag(prefixes, Runtime::PREFIXES)
+            | flag(resetting, Runtime::RESETTING)
     }
 }
 
@@ -381,6 +427,16 @@ impl Kind {
             Ipv4Addr::new(10, 0, 0, 1).into()
         }
     }
+}
+
+/// Time from token to token of the limits in the tests, in units of the clock of buckets: an
+/// hour. Only what a test says lets time pass for them.
+pub const INTERVAL: u64 = 3_600 * 1_000_000_000 * TICKS_PER_NANOSECOND;
+
+/// So many flows at once, and no more while a test runs.
+#[must_use]
+pub const fn at_once(burst: u32) -> Rate {
+    Rate::every(INTERVAL, burst)
 }
 
 /// A ring whose slots belong to these backends by turns.

@@ -51,6 +51,18 @@ pub(crate) struct Soak {
     /// Connections that are held while backends change and the daemon is killed.
     #[arg(long, default_value_t = 2_000)]
     connections: u64,
+    /// Flows at a time through the program while backends change.
+    #[arg(long, default_value_t = 100_000)]
+    program_flows: u64,
+    /// Changes of their backends.
+    #[arg(long, default_value_t = 50)]
+    program_changes: u64,
+    /// Spoofed SYNs of each flood.
+    #[arg(long, default_value_t = 20_000_000)]
+    syns: u64,
+    /// Connections that are opened, closed and counted.
+    #[arg(long, default_value_t = 1_000_000)]
+    counted: u64,
     /// The seed of all that is random, to repeat a run; another one each time if none.
     #[arg(long)]
     seed: Option<u64>,
@@ -88,12 +100,23 @@ pub(crate) fn soak(soak: &Soak) -> Result<()> {
             ("LB_SIMULATION_SEED", soak.seed),
         ],
     );
+    let claims = test(
+        "claims",
+        "",
+        &[
+            ("LB_CLAIMS_FLOWS", Some(soak.program_flows)),
+            ("LB_CLAIMS_CHANGES", Some(soak.program_changes)),
+            ("LB_CLAIMS_SYNS", Some(soak.syns)),
+            ("LB_CLAIMS_CONNECTIONS", Some(soak.counted)),
+            ("LB_CLAIMS_SEED", soak.seed),
+        ],
+    );
     let restarts = test(
         "e2e",
         "restarts",
         &[("LB_CONNECTIONS", Some(soak.connections))],
     );
-    model.and(simulation).and(restarts)
+    model.and(simulation).and(claims).and(restarts)
 }
 
 /// Checks format, lints and documentation; every warning is an error. What is

@@ -21,7 +21,7 @@ use super::{
     Services, Vips,
 };
 use crate::{
-    embryonic,
+    embryonic, guard,
     link::Link,
     maps::{
         DRAFT_V4, EMBRYONIC_V4, FLOWS_V4, FRAGMENTS_V4, PINS_V4, PREFIXES_V4, REPLIES_V4,
@@ -271,6 +271,16 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn enter_embryonic(tuple: &FlowKey4, place: u32) {
         embryonic::enter_v4(tuple, place);
+    }
+
+    #[inline(always)]
+    fn denied(service: u32, source: u32) -> u32 {
+        guard::denied_v4(service, source)
+    }
+
+    #[inline(always)]
+    fn source_word(source: u32) -> u64 {
+        u64::from(source)
     }
 
     #[inline(always)]

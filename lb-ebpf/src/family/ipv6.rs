@@ -21,7 +21,7 @@ use super::{
     Services, Vips,
 };
 use crate::{
-    embryonic,
+    embryonic, guard,
     link::Link,
     maps::{
         DRAFT_V6, EMBRYONIC_V6, FLOWS_V6, FRAGMENTS_V6, PINS_V6, PREFIXES_V6, REPLIES_V6,
@@ -31,6 +31,13 @@ use crate::{
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
     pin, tunnel, words,
 };
+
+/// The two halves of an address, as they lie in memory.
+#[inline(always)]
+fn halves(address: [u32; 4]) -> [u64; 2] {
+    // SAFETY: both are integers, of the same size.
+    unsafe { transmute::<[u32; 4], [u64; 2]>(address) }
+}
 
 /// Extension headers that are followed; a real packet has one or two.
 const MAX_EXTENSIONS: usize = 6;
@@ -283,6 +290,18 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn enter_embryonic(tuple: &FlowKey6, place: u32) {
         embryonic::enter_v6(tuple, place);
+    }
+
+    #[inline(always)]
+    fn denied(service: u32, source: Self::Address) -> u32 {
+        let [first, last] = halves(source);
+        guard::denied_v6(service, first, last)
+    }
+
+    #[inline(always)]
+    fn source_word(source: Self::Address) -> u64 {
+        let [prefix, _] = halves(source);
+        prefix
     }
 
     #[inline(always)]

@@ -19,6 +19,7 @@ use crate::{
     family::Family,
     flow::{self, Flow},
     forward::is_too_big,
+    guard,
     link::Link,
     maps::BACKENDS,
     packet::{Payload, TCP, UDP, Unparsed, at, check_ip},
@@ -240,6 +241,7 @@ fn to_nat_backend<F: Version>(
 ) -> Verdict {
     let refused = |reason, backend| Refused::forward(reason, service.id(), backend);
     error.check(ctx).map_err(|reason| refused(reason, 0))?;
+    admit::<F>(sent, service).map_err(|reason| refused(reason, 0))?;
     let flow = flow::of_tuple::<F>(sent).ok_or(refused(DropReason::NoFlow, 0))?;
     let id = flow.backend();
     let backend = BACKENDS
@@ -273,6 +275,7 @@ fn to_backend<F: Version>(
 ) -> Verdict {
     let refused = |reason, backend| Refused::forward(reason, service.id(), backend);
     error.check(ctx).map_err(|reason| refused(reason, 0))?;
+    admit::<F>(sent, service).map_err(|reason| refused(reason, 0))?;
     let (id, backend) =
         select::known::<F>(sent, service).ok_or(refused(DropReason::NoBackend, 0))?;
     fits(error.length, backend).map_err(|reason| refused(reason, id))?;
@@ -286,6 +289,14 @@ fn to_backend<F: Version>(
     let action = action.map_err(|reason| refused(reason, id))?;
     count::forwarded(id, u64::from(error.length));
     Ok(action)
+}
+
+/// Whether a service takes errors about packets to the client that sends it packets with the
+/// tuple `sent`. The routers that send them have addresses of their own.
+#[inline(always)]
+fn admit<F: Version>(sent: &F::Tuple, service: &Service) -> Result<(), DropReason> {
+    let (client, _) = F::addresses(sent);
+    guard::admit::<F>(client, service)
 }
 
 /// Whether an error can go to a backend. Nobody is told of one that can't.

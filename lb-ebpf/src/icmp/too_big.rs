@@ -24,7 +24,7 @@ use crate::{
 /// the budget lasts.
 #[inline(always)]
 pub fn too_big<F: Version>(ctx: &XdpContext, link: &Link) -> u32 {
-    let Some(mtu) = stage::handed_over_mtu() else {
+    let Some(mtu) = stage::handed_over() else {
         return XDP_DROP;
     };
     let Some(ip) = F::header(ctx, link) else {

@@ -742,9 +742,12 @@ pub(super) enum Backend {
     },
     /// Let no new flows go to a backend; those that it has go on
     ///
-    /// `lb status` shows how many are left. Given again, it sets another deadline, which
+    /// `lb status` shows how many are left. At the deadline they are kept, or each is reset
+    /// with its next packet. Given again, it sets another deadline, which
     /// counts from the beginning of the drain.
-    #[command(after_help = "Example:\n  lb backend drain web 10.0.0.11:8443 --deadline 5m")]
+    #[command(
+        after_help = "Example:\n  lb backend drain web 10.0.0.11:8443 --deadline 5m --on-deadline reset"
+    )]
     Drain {
         #[command(flatten)]
         backend: BackendName,
@@ -752,8 +755,13 @@ pub(super) enum Backend {
         #[arg(long, value_name = "DURATION", value_parser = typed(duration::parse))]
         deadline: Option<Duration>,
         /// What becomes of flows that are left at the deadline [default: keep]
-        #[arg(long, value_parser = word::<OnDeadline>(), requires = "deadline")]
-        then: Option<OnDeadline>,
+        #[arg(
+            long,
+            alias = "then",
+            value_parser = word::<OnDeadline>(),
+            requires = "deadline"
+        )]
+        on_deadline: Option<OnDeadline>,
         /// Print the backend as JSON
         #[arg(long)]
         json: bool,

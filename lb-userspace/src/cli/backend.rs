@@ -47,12 +47,12 @@ pub(super) async fn backend(client: &Client, command: args::Backend) -> anyhow::
         args::Backend::Drain {
             backend,
             deadline,
-            then,
+            on_deadline,
             json,
         } => {
             let drain = wire::Drain {
                 deadline: deadline.map(duration::format),
-                on_deadline: then.unwrap_or(DrainSpec::DEFAULT_END).to_string(),
+                on_deadline: on_deadline.unwrap_or(DrainSpec::DEFAULT_END).to_string(),
             };
             let address = backend.address.to_string();
             let drained = client.drain_backend(&backend.service, &address, &drain);

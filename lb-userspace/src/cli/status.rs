@@ -150,7 +150,9 @@ fn drain_in_words(drain: &DrainStatus) -> String {
     let end = match (drain.seconds_left, drain.on_deadline) {
         (None, _) => "no deadline".to_owned(),
         (Some(0), OnDeadline::Keep) => "the deadline has passed, they are kept".to_owned(),
-        (Some(0), OnDeadline::Reset) => "the deadline has passed, they are reset".to_owned(),
+        (Some(0), OnDeadline::Reset) => {
+            "the deadline has passed, each is reset with its next packet".to_owned()
+        }
         (Some(seconds), on_deadline) => {
             let time = duration::format(Duration::from_secs(seconds));
             let fate = match on_deadline {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::state::{
     Reason,
-    rules::{self, Field, MAX_BACKENDS, MAX_SERVICES},
+    rules::{self, Field, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVICES},
 };
 
 const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`";
@@ -371,6 +371,7 @@ fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {
 fn check_together(services: &[ReadService], out: &mut Diagnostics) {
     let mut names = HashMap::new();
     let mut backends = 0;
+    let mut sources = 0;
     let owners: HashMap<IpAddr, &ReadService> = services
         .iter()
         .filter(|service| service.is_read(Field::Address))
@@ -408,6 +409,17 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
         if room && backends > MAX_BACKENDS && spec.backends.len() <= MAX_BACKENDS {
             let reason = rules::too_many_backends();
             out.push(value_error(service, Field::Backends, reason));
+        }
+        let of_service = spec.allow.len() + spec.deny.len();
+        let room = sources <= MAX_ALL_SOURCES;
+        sources += of_service;
+        if room && sources > MAX_ALL_SOURCES {
+            let field = if spec.deny.is_empty() {
+                Field::Allow
+            } else {
+                Field::Deny
+            };
+            out.push(value_error(service, field, rules::too_many_sources()));
         }
     }
 }

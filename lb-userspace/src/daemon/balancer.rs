@@ -26,8 +26,8 @@ use crate::{
     reconcile::{self, Found, Reconciler, World},
     slow_start::{self, Seen, Warmth},
     state::{
-        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus, Reason,
-        Refusal, ServiceSpec, Status, rules,
+        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
+        OnDeadline, Reason, Refusal, ServiceSpec, Status, rules,
     },
 };
 
@@ -124,6 +124,10 @@ pub(super) struct Balancer<P> {
     overdue: Option<Duration>,
     /// What the flow clock was when the daemon began.
     epoch: u32,
+    /// Services without a ring, and until when they wait for what is to be known of all their
+    /// backends. A ring that was made of one after the other would have an origin in nearly
+    /// every slot, though no flow lives there.
+    waiting: HashMap<String, Duration>,
     /// Addresses that the datapath has the way to from a daemon before this one, while
     /// this one does not know it yet.
     awaited: BTreeSet<IpAddr>,
@@ -158,13 +162,77 @@ impl<P: Plane> Balancer<P> {
             drains: HashMap::new(),
             warmth: HashMap::new(),
             overdue: Some(Duration::ZERO),
+            waiting: HashMap::new(),
             awaited: BTreeSet::new(),
             begin: now,
         };
         balancer.health = balancer.expected_health(&Desired::default());
         balancer.follow_drains(now);
+        balancer.adopt_drains(now);
         balancer.adopt_health();
+        balancer.await_news(&Desired::default(), now);
         balancer
+    }
+
+    /// Where the datapath resets the flows of a backend, the deadline has passed.
+    fn adopt_drains(&mut self, now: Duration) {
+        for spec in self.desired.services() {
+            let name: Arc<str> = spec.name.as_str().into();
+            for backend in &spec.backends {
+                let id = self
+                    .reconciler
+                    .ids()
+                    .backends
+                    .get(&(Arc::clone(&name), backend.address));
+                let entry = id.and_then(|id| self.reconciler.image().backends.get(&id));
+                if let Some(wanted) = backend.drain
+                    && wanted.on_deadline == OnDeadline::Reset
+                    && entry.is_some_and(|entry| entry.state == BackendState::Resetting as u8)
+                {
+                    let flows = self.live_flows(spec, backend.address);
+                    let drain = Drain::over(wanted, now, flows);
+                    self.drains
+                        .insert((spec.name.clone(), backend.address), drain);
+                }
+            }
+        }
+    }
+
+    /// Lets services wait that were not there `before`, and that the datapath has no ring of
+    /// either.
+    fn await_news(&mut self, before: &Desired, now: Duration) {
+        let ids = &self.reconciler.ids().services;
+        let rings = &self.reconciler.image().found_rings;
+        for spec in self.desired.services() {
+            let id = ids.get(&spec.name.as_str().into());
+            let has_ring = id.is_some_and(|id| rings.contains_key(&id));
+            if before.service(&spec.name).is_none() && !has_ring {
+                self.waiting.insert(spec.name.clone(), now + RESOLUTION);
+            }
+        }
+    }
+
+    /// Lets no service wait any more of which all is known, or that has waited long enough.
+    /// Says when the next one has.
+    fn end_waiting(&mut self, now: Duration) -> Option<Duration> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|name, until| {
+            let spec = self.desired.service(name);
+            now < *until && spec.is_some_and(|spec| !self.is_known(spec))
+        });
+        self.waiting = waiting;
+        self.waiting.values().min().copied()
+    }
+
+    /// Whether each backend of a service has been checked, if it is to be, and the way to it
+    /// has been looked up.
+    fn is_known(&self, spec: &ServiceSpec) -> bool {
+        spec.backends.iter().all(|backend| {
+            let health = self.health_of(&spec.name, backend.address);
+            let is_checked = health.is_some_and(|health| health.status != health::unknown());
+            let hop = self.hops.get(&backend.address.ip);
+            is_checked && hop.is_some_and(|hop| hop.state != NextHopState::NoNeighbour)
+        })
     }
 
     /// Backends that the datapath has are up as long as they were, and until a check says
@@ -177,7 +245,9 @@ impl<P: Plane> Balancer<P> {
             let Some(entry) = id.and_then(|id| image.backends.get(&id)) else {
                 continue;
             };
-            health.is_up |= entry.state == BackendState::Up as u8;
+            // Of one whose flows are reset nothing else is known.
+            health.is_up |= entry.state == BackendState::Up as u8
+                || entry.state == BackendState::Resetting as u8;
             if entry.path.ifindex != 0 {
                 self.awaited.insert(address.ip);
             }
@@ -257,16 +327,19 @@ impl<P: Plane> Balancer<P> {
         let before = std::mem::replace(&mut self.desired, desired);
         let health = self.expected_health(&before);
         let health_before = std::mem::replace(&mut self.health, health);
+        let drains_before = self.drains.clone();
+        self.follow_drains(now);
+        self.await_news(&before, now);
         if let Err(error) = self.reconcile(now) {
             self.desired = before;
             self.health = health_before;
+            self.drains = drains_before;
             self.overdue = Some(now);
             self.reconcile_if_needed(now);
             return Err(Refusal::Failed(chain(&error)));
         }
         let addresses = self.addresses();
         self.hops.retain(|address, _| addresses.contains(address));
-        self.follow_drains(now);
         Ok(())
     }
 
@@ -305,6 +378,14 @@ impl<P: Plane> Balancer<P> {
                 }
                 Some(DrainPhase::Over) => {
                     tracing::warn!(%service, %backend, flows, "the deadline of the drain has passed");
+                }
+                Some(DrainPhase::Resetting) => {
+                    tracing::warn!(
+                        %service,
+                        %backend,
+                        flows,
+                        "the deadline of the drain has passed: flows are reset"
+                    );
                 }
                 Some(DrainPhase::Draining) | None => {}
             }
@@ -508,7 +589,7 @@ impl<P: Plane> Balancer<P> {
                 tracing::warn!(%service, %backend, error, "the backend is down");
             }
         }
-        if health.is_up != event.up {
+        if health.is_up != event.up || is_first {
             self.overdue = Some(Duration::ZERO);
         }
         *health = Health {
@@ -662,6 +743,12 @@ impl<P: Plane> Balancer<P> {
         }
     }
 
+    /// When the datapath is to be brought in line with the rest next.
+    #[cfg(test)]
+    pub(super) fn overdue(&self) -> Option<Duration> {
+        self.overdue
+    }
+
     /// Brings the datapath in line with the rest, if it is not, and tries again later
     /// where it refuses.
     pub(super) fn reconcile_if_needed(&mut self, now: Duration) {
@@ -681,6 +768,7 @@ impl<P: Plane> Balancer<P> {
         let all_attached = self.attach_what_is_back();
         let interfaces = self.outlets();
         let next_step = self.follow_slow_starts(now);
+        let next_end = self.end_waiting(now);
         let share = |spec: &ServiceSpec, backend: &BackendSpec| {
             if spec.slow_start.is_none() {
                 return slow_start::WHOLE;
@@ -693,10 +781,17 @@ impl<P: Plane> Balancer<P> {
         let world = World {
             desired: &self.desired,
             is_up: &|spec, backend| {
+                if self.waiting.contains_key(&spec.name) {
+                    return false;
+                }
                 let name = (spec.name.clone(), backend.address);
                 self.health.get(&name).is_some_and(|health| health.is_up)
             },
             share: &share,
+            resets: &|spec, backend| {
+                let drain = || self.drains.get(&(spec.name.clone(), backend.address));
+                backend.drain.is_some() && drain().is_some_and(|drain| drain.resets(now))
+            },
             next_hop: &|address| self.hops.get(&address),
             interfaces: &interfaces,
         };
@@ -708,7 +803,12 @@ impl<P: Plane> Balancer<P> {
             tracing::debug!(steps, "the datapath is as it should be");
         }
         let retry = (!all_attached).then_some(now + RETRY);
-        self.overdue = [retry, next_step].into_iter().flatten().min();
+        let deadlines = self.drains.values().filter_map(|drain| drain.next(now));
+        let next_deadline = deadlines.min();
+        self.overdue = [retry, next_step, next_end, next_deadline]
+            .into_iter()
+            .flatten()
+            .min();
         Ok(())
     }
 

@@ -16,6 +16,7 @@ mod balancer;
 mod ledger;
 mod plane;
 mod status;
+mod stepped;
 mod sweeping;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+pub use self::stepped::Stepped;
 use self::{
     balancer::{Attached, Attachment, Balancer},
     plane::Wired,
@@ -84,7 +86,8 @@ pub async fn run(
         Checks::new(result_sender).context("starting the thread that checks backends")?;
 
     let attached = attach(&mut datapath, &config, &indices).map_err(explained)?;
-    let (plane, found) = Wired::new(datapath, start).map_err(explained)?;
+    let (plane, found) =
+        Wired::new(datapath, Box::new(move || start.elapsed())).map_err(explained)?;
     let mut balancer = Balancer::new(plane, attached, config.desired(), found, start.elapsed());
     for interface in interfaces {
         balancer.neighbour(neighbour::Event::Interface(interface));

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use lb_common::{
@@ -52,19 +52,21 @@ pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
 /// takes eight bytes until then, and each write waits for the packets that are on their way.
 const SLOTS_AT_A_TIME: u32 = 64 * RING_SIZE;
 
+/// Tells the time since the daemon began.
+pub(super) type Clock = Box<dyn Fn() -> Duration + Send>;
+
 /// The datapath and its rings.
 pub(super) struct Wired {
     datapath: Datapath,
     rings: Rings,
-    /// When the daemon began: the zero of its time.
-    start: Instant,
+    clock: Clock,
     /// What has been counted as untracked before, by backend.
     untracked: BTreeMap<u32, u64>,
 }
 
 impl Wired {
     /// A datapath, with what is in its tables.
-    pub(super) fn new(mut datapath: Datapath, start: Instant) -> datapath::Result<(Self, Found)> {
+    pub(super) fn new(mut datapath: Datapath, clock: Clock) -> datapath::Result<(Self, Found)> {
         let is_removed =
             |_: &u32, backend: &mut Backend| backend.state == BackendState::Absent as u8;
         let mut backends = datapath.backends()?;
@@ -78,7 +80,7 @@ impl Wired {
             }
             if let Some(ring) = datapath.ring(service.id(), service.ring_size())? {
                 let is_there = |id: u32| backends.contains_key(&id);
-                rings.adopt(service, &ring, is_there, start.elapsed());
+                rings.adopt(service, &ring, is_there, clock());
                 found_rings.insert(service.id(), ring.len() as u32);
             }
         }
@@ -99,16 +101,28 @@ impl Wired {
             backends,
             rings: BTreeMap::new(),
             found_rings,
+            guards: datapath.guards()?,
+            sources: datapath.sources()?,
             services,
             vips: datapath.vips()?,
         };
         let wired = Self {
             datapath,
             rings,
-            start,
+            clock,
             untracked: BTreeMap::new(),
         };
         Ok((wired, Found { image, removed }))
+    }
+
+    /// The datapath alone.
+    pub(super) fn into_datapath(self) -> Datapath {
+        self.datapath
+    }
+
+    /// The datapath.
+    pub(super) fn datapath_mut(&mut self) -> &mut Datapath {
+        &mut self.datapath
     }
 
     fn write(&mut self, rings: &[Written]) -> datapath::Result<()> {
@@ -125,7 +139,7 @@ impl Wired {
             .collect();
         self.datapath.set_rings(&slots)?;
         let services = rings.iter().map(|ring| ring.service);
-        self.rings.written(services, self.start.elapsed());
+        self.rings.written(services, (self.clock)());
         Ok(())
     }
 
@@ -176,6 +190,10 @@ impl Tables for Wired {
                 }
                 self.datapath.remove_rings(rings)
             }
+            Op::SetGuard(id, guard) => self.datapath.set_guard(*id, *guard),
+            Op::RemoveGuard(id) => self.datapath.remove_guard(*id),
+            Op::SetSource(source, is_allowed) => self.datapath.set_source(*source, *is_allowed),
+            Op::RemoveSource(source) => self.datapath.remove_source(*source),
             Op::SetService(packets, service) => self.datapath.set_service(*packets, *service),
             Op::RemoveService(packets) => self.datapath.remove_service(*packets),
             Op::SetVip(address, vip) => self.datapath.set_vip(*address, *vip),
@@ -264,7 +282,7 @@ impl Plane for Wired {
     ) -> datapath::Result<()> {
         let service_of = |id: u32| backends.get(&id).map(|backend| backend.service);
         // Before anything is settled: a flow may have gone without the entry that it needs.
-        let now = self.start.elapsed();
+        let now = (self.clock)();
         for (id, backend) in backends {
             if !self.rings.is_unsettled(backend.service) {
                 continue;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use lb_common::{
+    Runtime,
     addr::LinkPath,
     backend::{Backend, BackendState as Entry},
     counters::{Counters, Direction, DropKey},
@@ -299,12 +300,40 @@ fn a_checked_backend_serves_after_its_first_good_check() {
     let status = &balancer.status(at(0)).services[0].backends[0];
     assert_eq!(status.state, BackendState::Down);
     assert_eq!(status.health, health::unknown());
+    check(&mut balancer, 12, false);
     check(&mut balancer, 11, true);
     assert_eq!(ring(&balancer), [1]);
     check(&mut balancer, 11, false);
     assert_eq!(ring(&balancer), [0_u32; 0]);
     assert_eq!(balancer.plane.image.backends[&1].state, Entry::Down as u8);
     assert_eq!(balancer.targets().len(), 2);
+}
+
+/// Else slots would have origins that no flow of theirs ever lived at, and a balancer that
+/// takes over from another would send its flows there.
+#[test]
+fn the_first_ring_waits_for_news_of_all_backends() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11, 12, 30]));
+    check(&mut balancer, 11, true);
+    check(&mut balancer, 12, true);
+    check(&mut balancer, 30, true);
+    assert_eq!(ring(&balancer), [0_u32; 0], "the way to one is not known");
+    resolve(&mut balancer, 30, hop(30));
+    balancer.reconcile_if_needed(at(0));
+    assert_eq!(ring(&balancer), [1, 2, 3]);
+    balancer.change(remove(12), at(0)).unwrap();
+    balancer.change(add(13), at(0)).unwrap();
+    assert_eq!(ring(&balancer), [1, 3], "others do not wait for a new one");
+}
+
+#[test]
+fn the_first_ring_does_not_wait_for_ever() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11, 12]));
+    check(&mut balancer, 11, true);
+    balancer.reconcile_if_needed(at(2));
+    assert_eq!(ring(&balancer), [0_u32; 0]);
+    balancer.reconcile_if_needed(at(3));
+    assert_eq!(ring(&balancer), [1]);
 }
 
 #[test]
@@ -512,6 +541,166 @@ fn a_drain_shows_what_is_left_until_it_is_taken_back() {
     assert_eq!(status(&balancer, 150), None);
 }
 
+/// A backend whose flows are reset after so many seconds.
+fn resetting(byte: u8, seconds: u64) -> BackendSpec {
+    BackendSpec {
+        drain: Some(DrainSpec {
+            deadline: Some(at(seconds)),
+            on_deadline: OnDeadline::Reset,
+        }),
+        ..backend(byte)
+    }
+}
+
+fn set(backend: BackendSpec) -> Change {
+    Change::SetBackend {
+        service: "web".into(),
+        backend,
+    }
+}
+
+/// The state of the first backend in the datapath.
+fn entry(balancer: &Balancer<Memory>) -> u8 {
+    let image = &balancer.plane.image;
+    let entry = image.backends[&1].state;
+    let is_told = image.flags & Runtime::RESETTING != 0;
+    assert_eq!(is_told, entry == Entry::Resetting as u8);
+    entry
+}
+
+fn drain_of(balancer: &Balancer<Memory>, seconds: u64) -> Option<(DrainPhase, Option<u64>)> {
+    let status = balancer.status(at(seconds));
+    let drain = status.services[0].backends[0].drain.as_ref();
+    drain.map(|drain| (drain.phase, drain.seconds_left))
+}
+
+#[test]
+fn flows_are_reset_at_the_deadline_until_the_backend_is_taken_back() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    balancer.plane.live.insert(1, 10);
+    balancer.change(set(resetting(11, 60)), at(100)).unwrap();
+    assert_eq!(entry(&balancer), Entry::Up as u8);
+    assert_eq!(balancer.overdue(), Some(at(160)));
+    balancer.reconcile_if_needed(at(159));
+    assert_eq!(entry(&balancer), Entry::Up as u8);
+    assert_eq!(
+        drain_of(&balancer, 159),
+        Some((DrainPhase::Draining, Some(1)))
+    );
+
+    balancer.reconcile_if_needed(at(160));
+    assert_eq!(entry(&balancer), Entry::Resetting as u8);
+    assert_eq!(balancer.overdue(), None);
+    assert_eq!(ring(&balancer), [2]);
+    assert_eq!(state(&balancer, 0), BackendState::Draining);
+    assert_eq!(
+        drain_of(&balancer, 160),
+        Some((DrainPhase::Resetting, Some(0)))
+    );
+    // Whatever else changes, and when no flow is left: others may still speak.
+    balancer.change(remove(12), at(161)).unwrap();
+    balancer.plane.live.insert(1, 0);
+    sweep(&mut balancer, at(170), &[], &[]);
+    assert_eq!(drain_of(&balancer, 170).unwrap().0, DrainPhase::Drained);
+    assert_eq!(entry(&balancer), Entry::Resetting as u8);
+
+    // A later deadline lets flows go on; so does another end.
+    balancer.change(set(resetting(11, 90)), at(180)).unwrap();
+    assert_eq!(entry(&balancer), Entry::Up as u8);
+    balancer.reconcile_if_needed(at(190));
+    assert_eq!(entry(&balancer), Entry::Resetting as u8);
+    balancer.change(drain(Some(90)), at(200)).unwrap();
+    assert_eq!(entry(&balancer), Entry::Up as u8);
+    balancer.change(set(resetting(11, 0)), at(201)).unwrap();
+    assert_eq!(entry(&balancer), Entry::Resetting as u8);
+
+    balancer.change(set(backend(11)), at(202)).unwrap();
+    assert_eq!(entry(&balancer), Entry::Up as u8);
+    assert_eq!(ring(&balancer), [1]);
+    assert_eq!(drain_of(&balancer, 202), None);
+}
+
+#[test]
+fn flows_are_reset_also_of_a_backend_whose_check_fails() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11, 12]));
+    check(&mut balancer, 11, true);
+    check(&mut balancer, 12, true);
+    balancer.change(set(resetting(11, 10)), at(0)).unwrap();
+    check(&mut balancer, 11, false);
+    assert_eq!(entry(&balancer), Entry::Down as u8);
+    balancer.reconcile_if_needed(at(10));
+    assert_eq!(entry(&balancer), Entry::Resetting as u8);
+    balancer.change(set(backend(11)), at(20)).unwrap();
+    assert_eq!(entry(&balancer), Entry::Down as u8);
+}
+
+#[test]
+fn a_change_that_fails_begins_and_ends_no_drain() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    balancer.plane.refuses = true;
+    balancer.change(set(resetting(11, 0)), at(1)).unwrap_err();
+    assert_eq!(drain_of(&balancer, 1), None);
+    balancer.plane.refuses = false;
+    balancer.change(set(resetting(11, 0)), at(2)).unwrap();
+    balancer.plane.refuses = true;
+    balancer.change(set(backend(11)), at(3)).unwrap_err();
+    balancer.plane.refuses = false;
+    balancer.reconcile_if_needed(at(10));
+    assert_eq!(entry(&balancer), Entry::Resetting as u8);
+}
+
+/// Before the deadline, after it, and where the file of the next daemon says something else.
+#[test]
+fn a_drain_goes_on_after_a_restart() {
+    let begun = |now| {
+        let mut spec = web(None, &[11, 12]);
+        spec.backends[0] = resetting(11, 60);
+        let mut balancer = balancer(spec);
+        balancer.reconcile_if_needed(at(now));
+        balancer.plane
+    };
+    let restarted = |memory: Memory, first: BackendSpec| {
+        let mut spec = web(None, &[11, 12]);
+        spec.backends[0] = first;
+        let mut balancer = started(spec, memory);
+        for byte in [11, 12] {
+            resolve(&mut balancer, byte, hop(byte));
+        }
+        balancer.reconcile_if_needed(at(3));
+        balancer
+    };
+    let (up, resets) = (Entry::Up as u8, Entry::Resetting as u8);
+
+    // How much time had passed is not known.
+    let mut second = restarted(begun(59), resetting(11, 60));
+    assert_eq!(entry(&second), up);
+    assert_eq!(drain_of(&second, 3), Some((DrainPhase::Drained, Some(57))));
+    second.reconcile_if_needed(at(60));
+    assert_eq!(entry(&second), resets);
+
+    let mut second = restarted(begun(60), resetting(11, 60));
+    assert_eq!(entry(&second), resets);
+    assert_eq!(drain_of(&second, 3), Some((DrainPhase::Drained, Some(0))));
+    assert_eq!(ring(&second), [2]);
+    second.change(set(resetting(11, 70)), at(10)).unwrap();
+    assert_eq!(entry(&second), up);
+    second.reconcile_if_needed(at(70));
+    assert_eq!(entry(&second), resets);
+
+    for first in [
+        backend(11),
+        BackendSpec {
+            drain: Some(DrainSpec {
+                deadline: Some(at(60)),
+                on_deadline: OnDeadline::Keep,
+            }),
+            ..backend(11)
+        },
+    ] {
+        assert_eq!(entry(&restarted(begun(60), first)), up);
+    }
+}
+
 #[test]
 fn live_flows_are_exact_where_flows_have_entries() {
     let active = |mode: Mode, scheduler: Scheduler| {
@@ -646,6 +835,7 @@ fn a_service_without_a_backend_may_fail_open() {
     let mut balancer = balancer(spec);
     assert_eq!(ring(&balancer), [1, 2], "nothing is known of them");
     check(&mut balancer, 11, true);
+    check(&mut balancer, 12, false);
     assert_eq!(ring(&balancer), [1]);
     check(&mut balancer, 11, false);
     assert_eq!(ring(&balancer), [1, 2]);

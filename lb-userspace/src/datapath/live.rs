@@ -3,39 +3,46 @@
 use std::{
     io,
     os::fd::BorrowedFd,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use lb_common::backend::MAX_BACKENDS;
+use lb_common::{backend::MAX_BACKENDS, flow::load};
 
 use super::mapped::Mapping;
 
-/// Words that an element of four bytes takes in an array.
-const STRIDE: usize = 2;
-
-/// Flows of each backend that are confirmed and not closed.
-pub struct LiveFlows(Mapping<AtomicU32>);
+/// Open flows of each backend.
+pub struct LiveFlows(Mapping<AtomicU64>);
 
 impl LiveFlows {
     pub(super) fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
-        Mapping::new(map, MAX_BACKENDS as usize * STRIDE).map(Self)
+        Mapping::new(map, MAX_BACKENDS as usize).map(Self)
     }
 
-    fn word(&self, backend: u32) -> Option<&AtomicU32> {
-        self.0.get().get(backend as usize * STRIDE)
+    fn word(&self, backend: u32) -> Option<&AtomicU64> {
+        self.0.get().get(backend as usize)
     }
 
-    /// The flows of a backend.
-    #[must_use]
-    pub fn of(&self, backend: u32) -> u32 {
+    fn load(&self, backend: u32) -> u64 {
         self.word(backend)
             .map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
-    /// One of them has ended.
-    pub fn end(&self, backend: u32) {
+    /// The flows of a backend that are confirmed and not closed.
+    #[must_use]
+    pub fn of(&self, backend: u32) -> u32 {
+        load::live(self.load(backend))
+    }
+
+    /// Those that are not confirmed yet, nor closed.
+    #[must_use]
+    pub fn pending(&self, backend: u32) -> u32 {
+        load::pending(self.load(backend))
+    }
+
+    /// The entry of a flow in this state is taken away.
+    pub fn forget(&self, backend: u32, state: u32, is_closed: bool) {
         if let Some(word) = self.word(backend) {
-            word.fetch_sub(1, Ordering::Relaxed);
+            word.fetch_sub(load::of(state, is_closed), Ordering::Relaxed);
         }
     }
 }

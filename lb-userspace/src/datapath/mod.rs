@@ -7,6 +7,7 @@ mod contents;
 mod decap;
 mod error;
 mod flows;
+mod guards;
 mod key;
 mod live;
 mod log;
@@ -59,6 +60,7 @@ pub use self::{
     decap::Decap,
     error::{Error, Result},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
+    guards::Source,
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
     live::LiveFlows,
     log::ProgramLog,
@@ -69,6 +71,7 @@ pub use self::{
 };
 use self::{
     error::{gone, map_error},
+    guards::Guards,
     key::{ServiceKey, VipKey},
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
@@ -163,6 +166,7 @@ pub struct Datapath {
     /// Of other sizes.
     sized_rings: OfMaps<Slot>,
     options: Array<MapData, Plain<ServiceOptions>>,
+    guards: Guards,
     backends: Array<MapData, Plain<Backend>>,
     port_pools: OfMaps<PortPool>,
     ports: Arc<PortPools>,
@@ -258,6 +262,7 @@ impl Datapath {
             port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, Inner::new(1))?,
             ports: Arc::default(),
             options: take(&mut ebpf, map_name::OPTIONS)?,
+            guards: Guards::take(&mut ebpf)?,
             flows: take_flow_tables(&mut ebpf)?,
             live: take_live(&mut ebpf)?,
             embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,

@@ -38,7 +38,7 @@ const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 
 /// The maps that are kept: all that hold what cannot be made anew, or that programs of
 /// two daemons must share while one replaces those of the other.
-const MAPS: [&str; 33] = [
+const MAPS: [&str; 38] = [
     map_name::RUNTIME,
     map_name::SERVICES_V4,
     map_name::SERVICES_V6,
@@ -53,6 +53,11 @@ const MAPS: [&str; 33] = [
     map_name::SIZED_RINGS,
     map_name::OPTIONS,
     map_name::TURNS,
+    map_name::GUARDS,
+    map_name::SOURCES_V4,
+    map_name::SOURCES_V6,
+    map_name::SERVICE_BUCKETS,
+    map_name::SOURCE_BUCKETS,
     map_name::LIVE,
     map_name::PINS_V4,
     map_name::PINS_V6,

@@ -18,17 +18,30 @@ use crate::address::PortSet;
 
 /// A port pool.
 struct Pool {
-    /// [`PortPool::used`] in shared memory.
-    used: Mapping<AtomicU64>,
+    /// [`PortPool::used`] in shared memory, and behind it a word that ends with
+    /// [`PortPool::exhausted`].
+    words: Mapping<AtomicU64>,
     /// Ports that are never handed out: their bits stay set.
     reserved: PortSet,
 }
 
 impl Pool {
+    /// [`PortPool::used`].
+    fn used(&self) -> &[AtomicU64] {
+        &self.words.get()[..PORT_WORDS]
+    }
+
+    /// Lets the next search look at every port.
+    fn look_again(&self) {
+        // The cursor, which stands before it, stays.
+        const OTHERS: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+        self.words.get()[PORT_WORDS].fetch_and(OTHERS, Ordering::Relaxed);
+    }
+
     /// The bits of the ports in use by flows.
     fn used_by_flows(&self) -> Box<[u64]> {
         let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
-        let mut used: Box<[u64]> = self.used.get().iter().map(load).collect();
+        let mut used: Box<[u64]> = self.used().iter().map(load).collect();
         for (word, bits) in masks(&self.reserved) {
             used[word] &= !bits;
         }
@@ -44,8 +57,9 @@ pub struct PortPools(RwLock<HashMap<u32, Pool>>);
 impl PortPools {
     pub(super) fn insert(&self, id: u32, map: BorrowedFd<'_>) -> io::Result<()> {
         const { assert!(std::mem::offset_of!(PortPool, used) == 0) };
+        const { assert!(std::mem::offset_of!(PortPool, exhausted) == PORT_WORDS * 8 + 4) };
         let pool = Pool {
-            used: Mapping::new(map, PORT_WORDS)?,
+            words: Mapping::new(map, PORT_WORDS + 1)?,
             reserved: PortSet::default(),
         };
         self.write().insert(id, pool);
@@ -63,7 +77,7 @@ impl PortPools {
         // Under the same lock as `free`, so that no port is freed that is being reserved.
         if let Some(pool) = self.write().get_mut(&id) {
             for (word, bits) in masks(&ports) {
-                pool.used.get()[word].fetch_or(bits, Ordering::Relaxed);
+                pool.used()[word].fetch_or(bits, Ordering::Relaxed);
             }
             pool.reserved = ports;
         }
@@ -77,7 +91,8 @@ impl PortPools {
         let pool = pools.get(&id);
         pool.filter(|pool| !pool.reserved.covers(port.into()))
             .is_some_and(|pool| {
-                let old = pool.used.get()[word].fetch_and(!bit, Ordering::Relaxed);
+                let old = pool.used()[word].fetch_and(!bit, Ordering::Relaxed);
+                pool.look_again();
                 old & bit != 0
             })
     }
@@ -106,7 +121,7 @@ impl PortPools {
     pub(crate) fn bits(&self, id: u32) -> Option<Vec<u64>> {
         let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
         let pools = self.read();
-        Some(pools.get(&id)?.used.get().iter().map(load).collect())
+        Some(pools.get(&id)?.used().iter().map(load).collect())
     }
 
     // The table is whole also when a thread has panicked while it held the lock.

@@ -171,13 +171,9 @@ impl Sweep<'_> {
             let Some(pin) = table.take(&key)? else {
                 continue;
             };
-            if state::is_closed_by_client(pin.state) {
-                continue;
-            }
-            if pin.state & state::CONFIRMED != 0 {
-                live.end(pin.backend);
-            }
-            if pin.state & state::COUNTED != 0 {
+            let is_closed = state::is_closed_by_client(pin.state);
+            live.forget(pin.backend, pin.state, is_closed);
+            if !is_closed && pin.state & state::COUNTED != 0 {
                 *self.report.ended.entry(pin.backend).or_default() += 1;
             }
         }
@@ -222,11 +218,10 @@ impl Sweep<'_> {
             return Ok(());
         };
         let entry = flow.entry();
-        if !state::is_closed(entry.state) {
+        let is_closed = state::is_closed(entry.state);
+        live.forget(entry.backend, entry.state, is_closed);
+        if !is_closed {
             *self.report.ended.entry(entry.backend).or_default() += 1;
-            if entry.state & state::CONFIRMED != 0 {
-                live.end(entry.backend);
-            }
         }
         pair.replies.take(&flow.partner())?;
         if entry.port_pool != 0 {

@@ -1,16 +1,17 @@
 //! What the datapath's tables hold, and how to get from one content to another.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use lb_common::{
-    backend::Backend,
+    backend::{Backend, BackendState},
+    guard::Guard,
     ring::RING_SIZE,
     service::{Service, Vip},
 };
 
 use crate::{
     address::{AddressPrefix, PortSet},
-    datapath::{Match, Outlet},
+    datapath::{Match, Outlet, Source},
     scheduler::{self, Filled, Member, RingSize},
     state::Scheduler,
 };
@@ -64,6 +65,10 @@ pub struct Image {
     /// Numbers of slots of rings of which it is not known what they were made from, those of
     /// a daemon before this one, by service id.
     pub found_rings: BTreeMap<u32, u32>,
+    /// What guards services, by id. Its generation is 0: only the tables know it.
+    pub guards: BTreeMap<u32, Guard>,
+    /// Lists of sources: whether packets of them are taken.
+    pub sources: BTreeMap<Source, bool>,
     /// Services by the packets that they take.
     pub services: BTreeMap<Match, Service>,
     /// Addresses of services.
@@ -93,6 +98,14 @@ pub enum Op {
     SetRings(Vec<(u32, Ring)>),
     /// Removes the rings of services with so many slots.
     RemoveRings(Vec<(u32, u32)>),
+    /// Writes what guards a service.
+    SetGuard(u32, Guard),
+    /// Nothing guards it any more.
+    RemoveGuard(u32),
+    /// Writes a prefix of a list.
+    SetSource(Source, bool),
+    /// Removes it.
+    RemoveSource(Source),
     /// Writes an entry of a service.
     SetService(Match, Service),
     /// Removes it.
@@ -152,6 +165,18 @@ impl Tables for Image {
                 self.rings.retain(|id, ring| is_left(id, ring.size.get()));
                 self.found_rings.retain(|id, slots| is_left(id, *slots));
             }
+            Op::SetGuard(id, guard) => {
+                self.guards.insert(*id, *guard);
+            }
+            Op::RemoveGuard(id) => {
+                self.guards.remove(id);
+            }
+            Op::SetSource(source, is_allowed) => {
+                self.sources.insert(*source, *is_allowed);
+            }
+            Op::RemoveSource(source) => {
+                self.sources.remove(source);
+            }
             Op::SetService(packets, service) => {
                 self.services.insert(*packets, *service);
             }
@@ -186,7 +211,12 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
             ops.push(Op::ReservePorts(*id, both));
         }
     }
-    ops.extend(changed(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
+    // A backend whose flows are reset takes no new ones: the ring must not name it any more.
+    let is_reset = |backend: &Backend| backend.state == BackendState::Resetting as u8;
+    let (resetting, serving): (Vec<_>, Vec<_>) =
+        changed(&old.backends, &new.backends).partition(|(_, backend)| is_reset(backend));
+    let set_backend = |(id, backend): (&u32, &Backend)| Op::SetBackend(*id, *backend);
+    ops.extend(serving.into_iter().map(set_backend));
     // A packet must not look for a slot beyond the end of a ring. So a service knows of a
     // smaller one before it takes the place of a larger one, and of a larger one after.
     for (packets, service) in &old.services {
@@ -207,6 +237,13 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
         })
         .map(|(k, v)| (*k, v.clone()));
     ops.extend(some(rings.collect()).map(Op::SetRings));
+    // The longest prefix comes first, and goes last: at any time each source meets what the old
+    // list says of it, or what the new one does.
+    let mut sources: Vec<_> = changed(&old.sources, &new.sources).collect();
+    sources.sort_by_key(|(source, _)| Reverse(source.prefix.length()));
+    ops.extend(sources.into_iter().map(|(k, v)| Op::SetSource(*k, *v)));
+    ops.extend(changed(&old.guards, &new.guards).map(|(k, v)| Op::SetGuard(*k, *v)));
+    ops.extend(resetting.into_iter().map(set_backend));
     ops.extend(changed(&old.services, &new.services).map(|(k, v)| Op::SetService(*k, *v)));
     // A flag is set before the first address that needs it, and goes after the last.
     if old.flags | new.flags != old.flags {
@@ -219,6 +256,10 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
         ops.push(Op::SetFlags(new.flags));
     }
     ops.extend(gone(&old.services, &new.services).map(|k| Op::RemoveService(*k)));
+    ops.extend(gone(&old.guards, &new.guards).map(|k| Op::RemoveGuard(*k)));
+    let mut sources: Vec<_> = gone(&old.sources, &new.sources).copied().collect();
+    sources.sort_by_key(|source| source.prefix.length());
+    ops.extend(sources.into_iter().map(Op::RemoveSource));
     for (id, ports) in &new.pools {
         if both(id, ports) != *ports {
             ops.push(Op::ReservePorts(*id, ports.clone()));

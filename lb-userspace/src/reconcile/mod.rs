@@ -6,6 +6,7 @@
 //! costs, are made only for what has changed.
 
 mod adopt;
+mod guards;
 mod ids;
 mod image;
 mod rings;
@@ -53,6 +54,8 @@ pub struct World<'a> {
     pub is_up: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
     /// The part of its weight that a backend has at the moment, of [`slow_start::WHOLE`].
     pub share: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> u32,
+    /// Whether the flows that a backend has are reset.
+    pub resets: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
     /// The interfaces that packets come in by, by index.
@@ -181,7 +184,10 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             let (mut entry, pool) = backend(world, spec, backend_spec, &mut taken);
             let pool = pool.map(|pool| pool.shared(&every_port));
             entry.service = service;
-            entry.state = if is_up {
+            entry.state = if (world.resets)(spec, backend_spec) {
+                image.flags |= Runtime::RESETTING;
+                BackendState::Resetting
+            } else if is_up {
                 BackendState::Up
             } else {
                 BackendState::Down
@@ -230,6 +236,7 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 is_tracked: spec.has_entries(),
             },
         );
+        guards::add(&mut image, service, spec);
         let entry = Service {
             id: service as u16,
             mode: service::Mode::from(spec.mode) as u8,
@@ -299,6 +306,7 @@ fn flags(spec: &ServiceSpec) -> u8 {
         (spec.hash == Hash::Client, Service::BY_CLIENT),
         (spec.hash == Hash::ClientPort, Service::BY_CLIENT_PORT),
         (spec.backends.iter().any(is_bounded), Service::BOUNDED),
+        (guards::has_any(spec), Service::GUARDED),
     ]
     .into_iter()
     .filter(|(is_set, _)| *is_set)

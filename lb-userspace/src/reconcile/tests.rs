@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::{addr::LinkPath, ring::RING_SIZE};
+use lb_common::{addr::LinkPath, guard::Guard, ring::RING_SIZE};
 use proptest::{
     collection::{btree_map, vec},
     prelude::*,
@@ -12,9 +12,9 @@ use proptest::{
 use super::*;
 use crate::{
     address::{AddressPrefix, PortRange, PortSet},
-    datapath::Match,
+    datapath::{Match, Source},
     neighbour::NextHopState,
-    state::{BackendAddress, BackendPort, Protocol, Scheduler, ServiceAddress},
+    state::{BackendAddress, BackendPort, Protocol, RateLimit, Scheduler, ServiceAddress},
 };
 
 /// An interface that the balancer is attached to.
@@ -119,6 +119,7 @@ fn assert_sound(image: &Image) {
             let backend = image.backends.get(&member.id);
             let backend = backend.unwrap_or_else(|| panic!("{service} names {member:?}"));
             assert_eq!(backend.service, *service);
+            assert_ne!(backend.state, BackendState::Resetting as u8);
         }
     }
     for (packets, service) in &image.services {
@@ -128,6 +129,19 @@ fn assert_sound(image: &Image) {
         // One that has or gets the usual size finds its old ring in another table.
         let usual = [size, service.ring_size()].contains(&RING_SIZE);
         assert!(usual || service.ring_size() <= size, "{packets:?}");
+        if service.flags & Service::GUARDED != 0 {
+            let guard = image.guards[&service.id()];
+            // What no prefix has is there as long as anything is looked for.
+            let any = Source {
+                service: service.id(),
+                prefix: AddressPrefix::new([0; 4].into(), 0),
+            };
+            let is_listed = guard.flags & Guard::LISTED != 0;
+            assert!(
+                !is_listed || image.sources.contains_key(&any),
+                "{packets:?}"
+            );
+        }
     }
     for (id, backend) in &image.backends {
         let ifindex = backend.path.ifindex;
@@ -194,6 +208,8 @@ struct Inputs {
     unattached: BTreeSet<u8>,
     /// Backends behind a gateway.
     routed: BTreeSet<u8>,
+    /// Backends whose flows are reset, if they take no new ones.
+    reset: BTreeSet<u8>,
     /// Whether the kernel has another source address towards backends than before.
     renumbered: bool,
 }
@@ -211,6 +227,9 @@ impl Inputs {
             desired: &self.desired,
             is_up: &|_, backend| !self.down.contains(&last_byte(backend.address.ip)),
             share: &|_, _| slow_start::WHOLE,
+            resets: &|_, backend| {
+                !backend.takes_flows() && self.reset.contains(&last_byte(backend.address.ip))
+            },
             next_hop: &|address| hops.get(&last_byte(address)),
             interfaces: &BTreeMap::from([(
                 ETH0,
@@ -281,6 +300,7 @@ fn inputs(services: impl IntoIterator<Item = ServiceSpec>) -> Inputs {
         resolved: (0..=255).collect(),
         unattached: BTreeSet::new(),
         routed: BTreeSet::new(),
+        reset: BTreeSet::new(),
         renumbered: false,
     }
 }
@@ -721,6 +741,30 @@ fn a_backend_leaves_the_ring_by_health_by_weight_and_without_a_next_hop() {
     assert_eq!(state(3), BackendState::Down as u8);
 }
 
+/// Whatever its check says; and new flows never find it in between.
+#[test]
+fn flows_of_a_backend_are_reset_when_the_ring_no_longer_names_it() {
+    let (mut reconciler, mut tables) = (Reconciler::default(), Checked::default());
+    let mut inputs = web(&[100, 100]);
+    let mut enter = |inputs: &Inputs, seconds| {
+        let entered = inputs.reconcile(&mut reconciler, &mut tables, at(seconds));
+        entered.unwrap();
+        let image = &tables.image;
+        (image.backends[&1].state, image.flags & Runtime::RESETTING)
+    };
+    let up = (BackendState::Up as u8, 0);
+    let resetting = (BackendState::Resetting as u8, Runtime::RESETTING);
+    inputs.reset.insert(11);
+    assert_eq!(enter(&inputs, 1), up, "it takes flows");
+    inputs.desired = web(&[0, 100]).desired;
+    assert_eq!(enter(&inputs, 2), resetting);
+    inputs.down.insert(11);
+    assert_eq!(enter(&inputs, 3), resetting);
+    inputs.down.clear();
+    inputs.desired = web(&[100, 100]).desired;
+    assert_eq!(enter(&inputs, 4), up);
+}
+
 #[test]
 fn only_what_changed_is_written() {
     let mut reconciler = Reconciler::default();
@@ -890,6 +934,18 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
                         spec.other_ports = OtherPorts::Drop;
                         spec.icmp_echo = false;
                     }
+                    let prefix = |length| AddressPrefix::new([198, 51, 100, number].into(), length);
+                    match (wide, swap) {
+                        (true, true) => {
+                            spec.allow = vec![prefix(24)];
+                            spec.deny = vec![prefix(32)];
+                        }
+                        (true, false) => spec.deny = vec![prefix(16), prefix(24)],
+                        (false, true) => {
+                            spec.limits.new_per_source = Some(RateLimit::new(10));
+                        }
+                        (false, false) => {}
+                    }
                     for backend in &mut spec.backends {
                         if !mode.translates() {
                             backend.address.port = BackendPort::Unnamed;
@@ -907,16 +963,18 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         subsequence(bytes.clone(), 0..=6),
         subsequence(bytes.clone(), 0..=6),
         subsequence(bytes.clone(), 0..=2),
-        subsequence(bytes, 0..=2),
+        subsequence(bytes.clone(), 0..=2),
+        subsequence(bytes, 0..=3),
         any::<bool>(),
     )
         .prop_map(
-            |(services, down, resolved, unattached, routed, renumbered)| Inputs {
+            |(services, down, resolved, unattached, routed, reset, renumbered)| Inputs {
                 desired: desired(services),
                 down: down.into_iter().collect(),
                 resolved: resolved.into_iter().collect(),
                 unattached: unattached.into_iter().collect(),
                 routed: routed.into_iter().collect(),
+                reset: reset.into_iter().collect(),
                 renumbered,
             },
         )
@@ -948,6 +1006,15 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
             } => format!("{} {protocol} {ports:?}", addresses[vip]),
         };
         lines.push(format!("{frontend} mode {mode} slots {size}"));
+        let guard = image.guards.get(&service.id());
+        lines.push(format!(
+            "{frontend} flags {} guard {guard:?}",
+            service.flags
+        ));
+        let sources = image.sources.iter();
+        for (source, is_allowed) in sources.filter(|(source, _)| source.service == service.id()) {
+            lines.push(format!("{frontend} source {} {is_allowed}", source.prefix));
+        }
         let ring = image.rings.get(&service.id());
         for member in ring.into_iter().flat_map(|ring| &ring.members) {
             let (address, weight) = (member.address, member.weight);

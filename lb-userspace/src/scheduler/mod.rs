@@ -14,10 +14,12 @@ pub struct Filled {
     /// Id of the backend of each slot, [`NO_BACKEND`](lb_common::ring::NO_BACKEND) in all
     /// where no backend takes flows.
     pub owners: Vec<u32>,
-    /// With [`Scheduler::RoundRobin`], over how many of them, from the first on, turns go: in
-    /// these each backend has its exact share, if the weights without their common divisor
-    /// add up to no more than the ring has slots; else its share to one slot. 0 where no
-    /// backend takes flows.
+    /// How many of them, from the first on, new flows look at that have no slot by their
+    /// hash; 0 where no backend takes flows. With [`Scheduler::RoundRobin`] each backend has
+    /// its exact share of them, if the weights without their common divisor add up to no more
+    /// than the ring has slots; else its share to one slot. With
+    /// [`Scheduler::LeastConnections`] so it has, nearly, where there are more backends than
+    /// [`LOOKS`](lb_common::service::LOOKS), and else one.
     pub turns: u32,
 }
 
@@ -39,11 +41,12 @@ pub struct Member {
 pub fn ring(scheduler: Scheduler, members: &[Member], size: RingSize) -> Filled {
     match scheduler {
         // A slot taken at random has a backend in proportion to its weight, too.
-        Scheduler::Maglev | Scheduler::LeastConnections | Scheduler::Random => Filled {
+        Scheduler::Maglev | Scheduler::Random => Filled {
             owners: maglev::ring(members, size),
             turns: 1,
         },
         Scheduler::RoundRobin => turns::round_robin(members, size),
+        Scheduler::LeastConnections => turns::least_connections(members, size),
     }
 }
 

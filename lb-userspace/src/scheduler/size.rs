@@ -62,7 +62,7 @@ impl Default for RingSize {
 }
 
 /// By the divisors up to the root, of which there are few.
-fn is_prime(number: u32) -> bool {
+pub(super) fn is_prime(number: u32) -> bool {
     let root = number.isqrt();
     number >= 2 && (2..=root).all(|divisor| !number.is_multiple_of(divisor))
 }

@@ -9,12 +9,47 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use super::{Filled, Member, RingSize};
+use lb_common::service::LOOKS;
+
+use super::{Filled, Member, RingSize, size::is_prime};
 
 /// The ring of a service whose new flows take its slots one after the other.
 pub(super) fn round_robin(members: &[Member], size: RingSize) -> Filled {
     let size = size.get();
-    let members = super::in_order(members);
+    let (owners, period) = in_turn(&super::in_order(members), size);
+    Filled {
+        owners,
+        turns: size - size.checked_rem(period).unwrap_or(size),
+    }
+}
+
+/// The ring of a service whose new flows look at [`LOOKS`] slots, and choose among their
+/// backends by weight. Each has one where all can be looked at. Else they have slots in
+/// proportion to their weights: one that is to get more than its part of all flows must be
+/// seen as often.
+pub(super) fn least_connections(members: &[Member], size: RingSize) -> Filled {
+    let mut members = super::in_order(members);
+    let sees_all = members.len() <= LOOKS as usize;
+    if sees_all {
+        for member in &mut members {
+            member.weight = 1;
+        }
+    }
+    let (owners, period) = in_turn(&members, size.get());
+    let turns = if sees_all {
+        period
+    } else {
+        // Those of the sequence, and some of its repetition, until they are a prime number,
+        // as the slots of the ring are.
+        let prime = (period..size.get()).find(|slots| is_prime(*slots));
+        prime.unwrap_or(size.get())
+    };
+    Filled { owners, turns }
+}
+
+/// Who owns so many slots in smooth weighted order, and after how many of them it begins
+/// again.
+fn in_turn(members: &[Member], size: u32) -> (Vec<u32>, u32) {
     let divisor = members.iter().map(|m| m.weight).fold(0, greatest_divisor);
     let weights: Vec<u64> = members
         .iter()
@@ -30,10 +65,7 @@ pub(super) fn round_robin(members: &[Member], size: RingSize) -> Filled {
             again.map(|index| members[*index as usize].id).collect()
         }
     };
-    Filled {
-        owners,
-        turns: size - size.checked_rem(period as u32).unwrap_or(size),
-    }
+    (owners, period as u32)
 }
 
 /// The first `length` turns: which backend has them.
@@ -155,7 +187,37 @@ mod tests {
         let mut other = members;
         other.reverse();
         let size = RingSize::DEFAULT;
-        assert_eq!(round_robin(&other, size), round_robin(&members, size));
+        for ring in [round_robin, least_connections] {
+            assert_eq!(ring(&other, size), ring(&members, size));
+        }
+    }
+
+    #[test]
+    fn few_backends_are_all_looked_at() {
+        let size = RingSize::new(11).unwrap();
+        let ring = least_connections(&members([500, 1, 0, 20]), size);
+        assert_eq!(ring.owners, [1, 2, 4, 1, 2, 4, 1, 2, 4, 1, 2]);
+        assert_eq!(ring.turns, 3);
+        assert_eq!(least_connections(&members([0]), size).turns, 0);
+        let all = least_connections(&members(vec![7; LOOKS as usize]), RingSize::DEFAULT);
+        assert_eq!(all.turns, LOOKS);
+        let more_than_slots = least_connections(&members(vec![7; 20]), size);
+        assert_eq!(more_than_slots.turns, 11);
+    }
+
+    /// A stride through a prime number of slots meets none twice.
+    #[test]
+    fn many_backends_are_looked_at_in_proportion() {
+        let weights = |n: u32| if n == 0 { 60 } else { 2 };
+        let ring = least_connections(&members((0..40).map(weights)), RingSize::DEFAULT);
+        // 30 and 39 slots, and two until 71.
+        assert_eq!(ring.turns, 71);
+        let owners = &ring.owners[..ring.turns as usize];
+        let slots = |id| owners.iter().filter(|owner| **owner == id).count();
+        assert!((30..=31).contains(&slots(1)));
+        assert!((2..=40).all(|id| (1..=2).contains(&slots(id))));
+        let size = RingSize::new(251).unwrap();
+        assert_eq!(least_connections(&members(vec![1; 300]), size).turns, 251);
     }
 
     proptest! {

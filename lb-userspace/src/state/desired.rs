@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::{
     BackendAddress, BackendSpec, Change, Reason, Refusal, ServiceSpec,
     rules::{
-        self, MAX_BACKENDS, MAX_SERVICES, no_such_backend, no_such_service, same_name,
-        too_many_backends, too_many_services,
+        self, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVICES, no_such_backend, no_such_service,
+        same_name, too_many_backends, too_many_services, too_many_sources,
     },
 };
 
@@ -133,6 +133,11 @@ impl Desired {
         let backends: usize = others().map(|other| other.backends.len()).sum();
         if backends + service.backends.len() > MAX_BACKENDS {
             return Err(Refusal::Conflict(too_many_backends()));
+        }
+        let of = |service: &ServiceSpec| service.allow.len() + service.deny.len();
+        let sources: usize = others().map(of).sum();
+        if of(&service) != 0 && sources + of(&service) > MAX_ALL_SOURCES {
+            return Err(Refusal::Conflict(too_many_sources()));
         }
         self.services.insert(service.name.clone(), service);
         Ok(())

@@ -104,7 +104,7 @@ words! {
         Maglev = "maglev",
         /// One after the other.
         RoundRobin = "round-robin",
-        /// Of two taken at random, the one with fewer live flows.
+        /// The one with the fewest flows for its weight.
         LeastConnections = "least-connections",
         /// Any.
         Random = "random",

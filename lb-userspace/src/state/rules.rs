@@ -21,8 +21,8 @@ use health::health;
 
 use super::{
     BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT,
-    Hash, HealthKey, Mode, OnDeadline, Protocol, Quorum, Reason, Scheduler, ServiceAddress,
-    ServiceSpec, SlowStartCurve, Track,
+    Hash, HealthKey, Mode, OnDeadline, Protocol, Quorum, RateLimit, Reason, Scheduler,
+    ServiceAddress, ServiceSpec, SlowStartCurve, Track,
     quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
 };
 use crate::address::{AddressPrefix, PortRange};
@@ -47,6 +47,12 @@ pub const MIN_SLOW_START: Duration = Duration::from_secs(1);
 pub const MAX_SLOW_START: Duration = Duration::from_secs(24 * 3600);
 /// Prefixes of both lists of sources of a service together.
 pub const MAX_SOURCES: usize = 16_384;
+/// Prefixes of the lists of sources of all services together. While one list takes the place
+/// of another, the datapath has both, and besides one prefix for each service.
+pub const MAX_ALL_SOURCES: usize =
+    (lb_common::guard::MAX_SOURCE_PREFIXES / 2) as usize - MAX_SERVICES;
+/// The longest that the bucket of a limit may take to fill: what the datapath can count.
+pub const MAX_FILLING: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Fewest slots of a ring.
 pub const MIN_RING: u32 = 251;
 /// Most slots of a ring: the largest prime of 24 bits.
@@ -285,23 +291,12 @@ pub fn check_written(service: &ServiceSpec, is_written: impl Fn(Field) -> bool) 
 /// taken without effect otherwise.
 #[must_use]
 pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
-    let limits = &service.limits;
     let of_service = [
         (service.affinity.is_some(), Field::Affinity),
-        (!service.allow.is_empty(), Field::Allow),
-        (!service.deny.is_empty(), Field::Deny),
-        (limits.new_per_source.is_some(), Field::NewPerSource),
-        (limits.new_per_service.is_some(), Field::NewPerService),
         (service.quic.is_some(), Field::Quic),
     ];
-    let of_backends = (0..).zip(&service.backends).map(|(index, backend)| {
-        let drain = backend.drain.as_ref();
-        let resets = drain.is_some_and(|drain| drain.on_deadline == OnDeadline::Reset);
-        (resets, Field::BackendOnDeadline(index))
-    });
     of_service
         .into_iter()
-        .chain(of_backends)
         .filter(|(is_wanted, _)| *is_wanted)
         .map(|(_, field)| {
             Violation::new(
@@ -507,12 +502,33 @@ fn limits(service: &ServiceSpec, found: &mut Vec<Violation>) {
         (Field::NewPerSource, limits.new_per_source),
         (Field::NewPerService, limits.new_per_service),
     ] {
-        if limit.is_some_and(|limit| limit.rate == 0 || limit.burst == 0) {
+        let Some(RateLimit { rate, burst }) = limit else {
+            continue;
+        };
+        if rate == 0 || burst == 0 {
             found.push(Violation::new(
                 field,
                 "with a limit of 0 no flow ever begins",
                 "use a rate and a burst of at least 1, or leave it out",
             ));
+        } else if u64::from(burst / rate) >= MAX_FILLING.as_secs() {
+            found.push(Violation::new(
+                field,
+                format!(
+                    "at {rate} a second, {burst} at once take more than a year to be there again"
+                ),
+                "use a smaller burst or a higher rate",
+            ));
+        }
+        if service.protocol == Protocol::Udp && service.track() == Track::None {
+            found.push(
+                Violation::new(
+                    field,
+                    "without entries nobody knows which datagrams begin a flow",
+                    "leave it out, or use `track = \"all\"`",
+                )
+                .against(Field::Track),
+            );
         }
     }
 }
@@ -1128,6 +1144,17 @@ pub fn too_many_backends() -> Reason {
     Reason::new(
         format!("there is room for {MAX_BACKENDS} backends, of all services together"),
         "remove backends that are not used",
+    )
+}
+
+/// One prefix of sources too many.
+#[must_use]
+pub fn too_many_sources() -> Reason {
+    Reason::new(
+        format!(
+            "there is room for {MAX_ALL_SOURCES} prefixes of sources, of all services together"
+        ),
+        "take out some that are parts of others, or of services that are not used",
     )
 }
 

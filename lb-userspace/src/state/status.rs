@@ -93,13 +93,16 @@ pub struct BackendStatus {
 
 words! {
     /// How far the drain of a backend is.
-    DrainPhase, "phase of a drain", "`draining`, `drained` or `over`" {
+    DrainPhase, "phase of a drain", "`draining`, `drained`, `over` or `resetting`" {
         /// Flows are left, and time.
         Draining = "draining",
         /// No flow is left.
         Drained = "drained",
-        /// The deadline has passed, and flows are left.
+        /// The deadline has passed, and flows are left, which go on.
         Over = "over",
+        /// The deadline has passed, and the flows that are left are reset with their next
+        /// packet.
+        Resetting = "resetting",
     }
 }
 

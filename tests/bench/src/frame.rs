@@ -120,3 +120,39 @@ pub(crate) fn arp(macs: Macs) -> [u8; FRAME] {
     frame[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
     frame
 }
+
+/// An ICMP echo request, or the answer to it.
+pub(crate) fn echo(
+    macs: Macs,
+    src: SocketAddr,
+    dst: SocketAddr,
+    is_request: bool,
+) -> Result<[u8; FRAME]> {
+    let builder = PacketBuilder::ethernet2(macs.src, macs.dst);
+    let (id, sequence) = (7, 1);
+    let mut frame = Vec::with_capacity(FRAME);
+    match (src.ip(), dst.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let builder = builder.ipv4(src.octets(), dst.octets(), HOPS);
+            let builder = if is_request {
+                builder.icmpv4_echo_request(id, sequence)
+            } else {
+                builder.icmpv4_echo_reply(id, sequence)
+            };
+            let payload = vec![0; FRAME - builder.size(0)];
+            builder.write(&mut frame, &payload)?;
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let builder = builder.ipv6(src.octets(), dst.octets(), HOPS);
+            let builder = if is_request {
+                builder.icmpv6_echo_request(id, sequence)
+            } else {
+                builder.icmpv6_echo_reply(id, sequence)
+            };
+            let payload = vec![0; FRAME - builder.size(0)];
+            builder.write(&mut frame, &payload)?;
+        }
+        (src, dst) => bail!("{src} and {dst} are of different families"),
+    }
+    frame.try_into().ok().context("a frame of another length")
+}

@@ -8,10 +8,9 @@ use lb_common::{
     checksum,
     flow::{FlowKey4, FlowKey6, Tuple as _},
 };
+use lb_driver::Driver;
 use lb_userspace::datapath::{Family, FlowPair, FlowTables, Ipv4, Ipv6, word, words6};
 use zerocopy::transmute;
-
-use crate::driver::Driver;
 
 /// Source and destination of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 //! Figures are nanoseconds of CPU time per packet above those of an empty XDP program
 //! that is called in the same way, the two measured in turns.
 
-mod driver;
 mod frame;
 mod ip;
 mod measure;
@@ -11,6 +10,7 @@ mod memory;
 mod report;
 mod row;
 mod setup;
+mod sweep;
 
 use std::io::{self, Write as _};
 
@@ -22,6 +22,7 @@ pub use self::{
     measure::{Figures, Size},
     memory::{Memory, memory},
     row::{Feature, IpVersion, Row, Scenario},
+    sweep::{Sweep, sweeps},
 };
 
 /// What to measure.
@@ -31,6 +32,8 @@ enum Subject {
     Packet,
     /// Bytes of the flow tables for each flow.
     Memory,
+    /// CPU time of a sweep of full tables, and of packets meanwhile.
+    Sweep,
 }
 
 /// Measure what the balancer costs. Needs root.
@@ -63,6 +66,7 @@ impl Arguments {
         match self.subject {
             Subject::Packet => self.packet(),
             Subject::Memory => self.memory(),
+            Subject::Sweep => self.sweep(),
         }
     }
 
@@ -74,6 +78,23 @@ impl Arguments {
         }
         for kind in &kinds {
             writeln!(io::stdout(), "{}", serde_json::to_string(kind)?)?;
+        }
+        Ok(())
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let size = if self.quick { Size::QUICK } else { Size::FULL };
+        let flows = size.flows.iter().max().copied().unwrap_or(1);
+        let mut results = Vec::new();
+        sweeps(flows, |sweep| {
+            if self.json {
+                writeln!(io::stdout(), "{}", serde_json::to_string(sweep)?)?;
+            }
+            results.push(sweep.clone());
+            Ok(())
+        })?;
+        if !self.json {
+            writeln!(io::stdout(), "{}", sweep::table(&results))?;
         }
         Ok(())
     }
@@ -108,7 +129,7 @@ pub fn packet(
     filters: &[String],
     mut visit: impl FnMut(&Row, &Figures) -> Result<()>,
 ) -> Result<()> {
-    driver::pin_thread()?;
+    lb_driver::pin_thread()?;
     for group in row::groups(size.flows, filters) {
         measure::group(&group, size, &mut visit)?;
     }

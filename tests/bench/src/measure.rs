@@ -1,6 +1,6 @@
 //! Rounds of runs, in turns with the floor, each checked.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
@@ -9,6 +9,7 @@ use lb_common::{
     counters::Counters,
     flow::{FlowValue as _, MAX_FLOWS},
 };
+use lb_driver::{Callee, Driver, Outcome, XDP_PASS, XDP_TX};
 use lb_userspace::{
     datapath::{FlowPair, FlowTables, Ipv4, Ipv6},
     state::Mode,
@@ -16,11 +17,10 @@ use lb_userspace::{
 
 use crate::{
     Row, Scenario,
-    driver::{Callee, Driver, Outcome, XDP_PASS, XDP_TX},
     frame::{self, Flags, Frame, HOPS, Macs},
     ip::{Ends, Ip},
     row::{Group, IpVersion, Slots},
-    setup::{Balancer, FROM_BACKEND, FROM_CLIENT, client, number_of},
+    setup::{Balancer, FROM_BACKEND, FROM_CLIENT, IFINDEX, client, number_of},
 };
 
 /// How much is measured.
@@ -98,8 +98,8 @@ fn rows<V: Ip>(
 }
 
 /// A balancer with flows, and the driver.
-struct Bench<V: Ip> {
-    balancer: Balancer,
+pub(crate) struct Bench<V: Ip> {
+    pub(crate) balancer: Balancer,
     tables: FlowTables,
     program: ProgramFd,
     driver: Driver,
@@ -110,7 +110,7 @@ struct Bench<V: Ip> {
 
 impl<V: Ip> Bench<V> {
     /// Loads everything and lets all flows be established.
-    fn new(group: &Group, size: &Size) -> Result<Self> {
+    pub(crate) fn new(group: &Group, size: &Size) -> Result<Self> {
         let flows = group.flows;
         let room = size.room.max(2 * flows);
         let balancer = Balancer::load::<V>(group, room)?;
@@ -120,7 +120,7 @@ impl<V: Ip> Bench<V> {
             balancer,
             tables,
             program,
-            driver: Driver::load(flows)?,
+            driver: Driver::load(flows, IFINDEX)?,
             flows,
             replies: Vec::new(),
         };
@@ -145,6 +145,19 @@ impl<V: Ip> Bench<V> {
         let mut plan = bench.plan(Kind::Backend(Flags::SynAck), ascending)?;
         bench.run_under_test(&mut plan, flows, Scenario::Reply)?;
         Ok(bench)
+    }
+
+    /// Lets so many packets of flows that are known come from clients, and returns the CPU time
+    /// that they took. They begin behind those of `plan`.
+    pub(crate) fn forward(&mut self, plan: &mut Plan, packets: u32) -> Result<Duration> {
+        let callee = Callee::UnderTest;
+        let outcome = self.driver.run(callee, &self.program, plan, packets)?;
+        Ok(outcome.time)
+    }
+
+    /// The packets of [`Self::forward`].
+    pub(crate) fn known(&self) -> Result<Plan> {
+        self.plan(Kind::Client(Flags::Ack), Order::scattered(self.flows))
     }
 
     /// Reads from the flow table what the backends will send, and gives it to the
@@ -229,7 +242,7 @@ impl<V: Ip> Bench<V> {
         let vary = match kind {
             Kind::Client(_) | Kind::Foreign => V::VARY_CLIENT,
             Kind::Backend(_) => V::VARY_REPLY,
-            Kind::Arp => Vary::Nothing,
+            Kind::Echo | Kind::Arp => Vary::Nothing,
         };
         Ok(Plan {
             frame: self.arriving(kind, None)?,
@@ -245,8 +258,17 @@ impl<V: Ip> Bench<V> {
     fn arriving(&self, kind: Kind, flow: Option<u32>) -> Result<[u8; FRAME]> {
         match kind {
             Kind::Arp => Ok(frame::arp(FROM_CLIENT)),
+            Kind::Echo => frame::echo(FROM_CLIENT, self.pinging().src, self.pinging().dst, true),
             Kind::Client(_) | Kind::Foreign => self.client_packet(kind, flow).bytes(),
             Kind::Backend(flags) => self.backend_packet(flags, flow).bytes(),
+        }
+    }
+
+    /// Who asks for an echo, and from where it comes.
+    fn pinging(&self) -> Ends {
+        Ends {
+            src: client::<V>(0),
+            dst: self.balancer.address,
         }
     }
 
@@ -308,6 +330,11 @@ impl<V: Ip> Bench<V> {
         let arrived = match kind {
             Kind::Arp | Kind::Foreign => {
                 return Ok((XDP_PASS, self.arriving(kind, Some(flow))?.into()));
+            }
+            Kind::Echo => {
+                let (macs, ends) = (FROM_CLIENT.reversed(), self.pinging().reversed());
+                let answer = frame::echo(macs, ends.src, ends.dst, false)?;
+                return Ok((XDP_TX, answer.into()));
             }
             Kind::Client(_) => self.client_packet(kind, Some(flow)),
             Kind::Backend(flags) => self.backend_packet(flags, Some(flow)),
@@ -411,7 +438,7 @@ impl<V: Ip> Bench<V> {
         let packets = u64::from(packets);
         let (bytes, none) = (packets * ip_bytes(), Counters::default());
         let passed = match scenario {
-            Scenario::NotOurs => none,
+            Scenario::NotOurs | Scenario::Echo => none,
             Scenario::Reply => Counters {
                 reply_packets: packets,
                 reply_bytes: bytes,
@@ -420,14 +447,14 @@ impl<V: Ip> Bench<V> {
             Scenario::Tracked
             | Scenario::New
             | Scenario::Clean
+            | Scenario::CleanSyn
             | Scenario::Changing
             | Scenario::Pinned => Counters {
                 packets,
                 bytes,
-                new_flows: if scenario == Scenario::New {
-                    packets
-                } else {
-                    0
+                new_flows: match scenario {
+                    Scenario::New | Scenario::CleanSyn => packets,
+                    _ => 0,
                 },
                 ..none
             },
@@ -483,6 +510,8 @@ enum Kind {
     Backend(Flags),
     /// TCP from and to somewhere else.
     Foreign,
+    /// ICMP echo requests to the service address.
+    Echo,
     /// ARP.
     Arp,
 }
@@ -495,7 +524,8 @@ impl Kind {
             Scenario::Tracked | Scenario::Clean | Scenario::Changing | Scenario::Pinned => {
                 Self::Client(Flags::Ack)
             }
-            Scenario::New => Self::Client(Flags::Syn),
+            Scenario::New | Scenario::CleanSyn => Self::Client(Flags::Syn),
+            Scenario::Echo => Self::Echo,
             Scenario::Reply => Self::Backend(Flags::Ack),
         }
     }

@@ -17,10 +17,14 @@ pub enum Scenario {
     New,
     /// From a client, of a slot of the ring without an entry in the flow table.
     Clean,
+    /// The same, where it begins a connection.
+    CleanSyn,
     /// From a client, of a slot that changed hands: its flow has an entry.
     Changing,
     /// From a client, of a slot that changed hands: its flow has none.
     Pinned,
+    /// An ICMP echo request to a service address.
+    Echo,
 }
 
 /// What the slots of the service that is measured say of its flows.
@@ -45,6 +49,12 @@ pub enum Feature {
     Prefixes,
     /// The services lower the segment size of connections.
     SegmentSize,
+    /// The services have lists of sources.
+    Sources,
+    /// The services have limits of new flows, of each source and of all together.
+    Limits,
+    /// Rings have not the usual number of slots.
+    RingSize,
 }
 
 /// An IP version.
@@ -159,6 +169,13 @@ impl Group {
                 mode: None,
                 ..ours(Scenario::NotOurs)
             });
+            if self.flows == 1 && self.feature.is_none() {
+                rows.push(Row {
+                    mode: None,
+                    protocol: None,
+                    ..ours(Scenario::Echo)
+                });
+            }
             if self.family == IpVersion::Ipv4 && self.flows == 1 && self.feature.is_none() {
                 rows.push(Row {
                     mode: None,
@@ -178,6 +195,9 @@ impl Group {
             return &[Scenario::Tracked, Scenario::Reply, Scenario::New];
         }
         match self.slots {
+            Slots::Clean if self.protocol == Protocol::Tcp => {
+                &[Scenario::Clean, Scenario::CleanSyn]
+            }
             Slots::Clean => &[Scenario::Clean],
             Slots::Changing => &[Scenario::Changing],
             Slots::Pinned => &[Scenario::Pinned],
@@ -196,8 +216,10 @@ impl Scenario {
             Self::Reply => "reply",
             Self::New => "new",
             Self::Clean => "clean",
+            Self::CleanSyn => "clean-syn",
             Self::Changing => "changing",
             Self::Pinned => "pinned",
+            Self::Echo => "echo",
         }
     }
 }
@@ -216,13 +238,23 @@ impl Row {
 }
 
 impl Feature {
-    const ALL: [Self; 3] = [Self::Ranges, Self::Prefixes, Self::SegmentSize];
+    const ALL: [Self; 6] = [
+        Self::Ranges,
+        Self::Prefixes,
+        Self::SegmentSize,
+        Self::Sources,
+        Self::Limits,
+        Self::RingSize,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
             Self::Ranges => "ranges",
             Self::Prefixes => "prefixes",
             Self::SegmentSize => "segment-size",
+            Self::Sources => "sources",
+            Self::Limits => "limits",
+            Self::RingSize => "ring-size",
         }
     }
 }
@@ -230,7 +262,7 @@ impl Feature {
 impl IpVersion {
     const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
-    const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Ipv4 => "ipv4",
             Self::Ipv6 => "ipv6",

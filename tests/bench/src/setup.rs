@@ -12,27 +12,31 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer as Family},
     counters::Counters,
+    guard::{Guard, Rate},
     ring::{self, NO_BACKEND, RING_SIZE, Slot},
     service::{self, Service, Vip},
 };
 use lb_tests::Outer;
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
-    datapath::{Datapath, Frontend, LogLevel, Options, Outlet, matches, words},
+    datapath::{Datapath, Frontend, LogLevel, Options, Outlet, Source, matches, words},
     state::{GUE_PORT, Mode, Protocol},
 };
 
 use crate::{
-    driver::IFINDEX,
     frame::Macs,
     ip::Ip,
     row::{Feature, Group, Slots},
 };
 
+/// The interface that frames come in by: the loopback interface, of the same index in
+/// every network namespace.
+pub(crate) const IFINDEX: u32 = 1;
+
 /// Services.
 const SERVICES: u32 = 64;
 /// Backends of all services.
-const BACKENDS: u32 = 200;
+pub(crate) const BACKENDS: u32 = 200;
 /// Backends of a service that gets no packets.
 const IDLE_BACKENDS: u32 = 2;
 /// Number and id of the service that gets the packets.
@@ -47,6 +51,8 @@ const BACKEND_PORT: u16 = 8_443;
 const FIRST_PORT: u16 = 1_024;
 const LAST_PORT: u16 = 65_535;
 const MTU: u32 = 1_500;
+/// Of [`Feature::RingSize`].
+const OTHER_RING_SIZE: u32 = 16_381;
 /// Of [`Feature::SegmentSize`].
 const SEGMENT_SIZE: u16 = 1_400;
 
@@ -72,6 +78,7 @@ pub(crate) struct Balancer {
     pub(crate) mode: Mode,
     pub(crate) protocol: Protocol,
     pub(crate) address: SocketAddr,
+    ring_size: u32,
 }
 
 /// Which backend, and how packets reach it.
@@ -94,7 +101,8 @@ impl Balancer {
         let flags = match group.feature {
             Some(Feature::Ranges) => Runtime::WIDE,
             Some(Feature::Prefixes) => Runtime::WIDE | Runtime::PREFIXES,
-            Some(Feature::SegmentSize) | None => 0,
+            Some(Feature::SegmentSize | Feature::Sources | Feature::Limits | Feature::RingSize)
+            | None => 0,
         };
         datapath.set_runtime(Runtime {
             clock: 1,
@@ -112,7 +120,7 @@ impl Balancer {
         datapath.create_port_pools(&pools)?;
         // In one step: each costs a wait for the programs that run.
         let rings: Vec<_> = (1..=SERVICES)
-            .map(|number| (number, ring_of(number, group.slots)))
+            .map(|number| (number, ring_of(number, group)))
             .collect();
         datapath.set_rings(&rings)?;
         for number in 1..=SERVICES {
@@ -123,12 +131,13 @@ impl Balancer {
             mode: group.mode,
             protocol: group.protocol,
             address: (V::service(MEASURED), SERVICE_PORT).into(),
+            ring_size: ring_size(group),
         })
     }
 
     /// The backend of new flows with this hash.
     pub(crate) fn target<V: Ip>(&self, hash: u32) -> Target {
-        let id = backend_of_slot(MEASURED, ring::slot(hash, RING_SIZE));
+        let id = backend_of_slot(MEASURED, ring::slot(hash, self.ring_size));
         Target {
             address: (V::backend(id), BACKEND_PORT).into(),
             macs: backend_macs(id),
@@ -173,15 +182,17 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
     for id in backends_of(number) {
         datapath.set_backend(id, backend::<V>(id, number, group))?;
     }
+    let is_guarded = guard::<V>(datapath, number, group)?;
     let service = Service {
         id: number as u16,
         mode: service::Mode::from(group.mode) as u8,
         flags: match group.slots {
             Slots::Tracked => Service::TRACKED,
             Slots::Clean | Slots::Changing | Slots::Pinned => 0,
-        },
+        } | if is_guarded { Service::GUARDED } else { 0 },
         ..Service::default()
-    };
+    }
+    .with_ring_size(ring_size(group));
     let frontend = frontend::<V>(number, group);
     let id = if frontend.is_wide() { number } else { 0 };
     for (packets, service) in matches([(frontend, service)], |_| id) {
@@ -191,9 +202,51 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
         Protocol::Tcp => Vip::TCP,
         Protocol::Udp => Vip::UDP,
     };
+    let flags = flags | Vip::ECHO;
     datapath.set_vip(frontend.address, Vip { id, flags })?;
     Ok(())
 }
+
+/// Writes the list or the limits of a service that has them: all clients are taken, by the
+/// longest of a thousand prefixes, and no limit is ever reached.
+fn guard<V: Ip>(datapath: &mut Datapath, service: u32, group: &Group) -> Result<bool> {
+    match group.feature {
+        Some(Feature::Sources) => {
+            let all = AddressPrefix::new(V::CLIENTS, 0);
+            let clients = AddressPrefix::new(V::CLIENTS, 16);
+            for (prefix, is_allowed) in [(all, false), (clients, true)] {
+                datapath.set_source(Source { service, prefix }, is_allowed)?;
+            }
+            for number in 0..LISTED {
+                let address: IpAddr = match V::CLIENTS {
+                    IpAddr::V4(_) => Ipv4Addr::from_bits(0x0a00_0000 | number << 8).into(),
+                    IpAddr::V6(_) => Ipv6Addr::from_bits(0xfd << 120 | u128::from(number)).into(),
+                };
+                let prefix = address.into();
+                datapath.set_source(Source { service, prefix }, false)?;
+            }
+            let guard = Guard {
+                flags: Guard::LISTED,
+                ..Guard::default()
+            };
+            datapath.set_guard(service, guard)?;
+        }
+        Some(Feature::Limits) => {
+            let rate = Rate::new(1_000_000_000, 1_000_000_000);
+            let guard = Guard {
+                per_source: rate,
+                per_service: rate,
+                ..Guard::default()
+            };
+            datapath.set_guard(service, guard)?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Other prefixes in a list.
+const LISTED: u32 = 1_000;
 
 /// What clients send to a service. The last one has the feature that makes it wide.
 fn frontend<V: Ip>(number: u32, group: &Group) -> Frontend {
@@ -262,17 +315,25 @@ fn backends_of(service: u32) -> std::ops::Range<u32> {
 }
 
 /// The ring of a service. Where its slots changed hands, they were the next backend's.
-fn ring_of(service: u32, slots: Slots) -> Arc<[Slot]> {
+fn ring_of(service: u32, group: &Group) -> Arc<[Slot]> {
     let slot = |index| {
         let owner = backend_of_slot(service, index);
-        let origin = match slots {
+        let origin = match group.slots {
             Slots::Clean | Slots::Tracked => NO_BACKEND,
             Slots::Changing => backend_of_slot(service, index + 1),
             Slots::Pinned => owner,
         };
         Slot { owner, origin }
     };
-    (0..RING_SIZE).map(slot).collect()
+    (0..ring_size(group)).map(slot).collect()
+}
+
+/// Slots of a ring.
+fn ring_size(group: &Group) -> u32 {
+    match group.feature {
+        Some(Feature::RingSize) => OTHER_RING_SIZE,
+        _ => RING_SIZE,
+    }
 }
 
 /// The slots of a ring have the backends in turn.

@@ -36,11 +36,18 @@ fn every_row_runs_with_correct_verdicts() {
     assert_eq!(count(&plain, Scenario::Changing), 2);
     assert_eq!(count(&plain, Scenario::Pinned), 2);
     assert_eq!(count(&plain, Scenario::Clean), 3 * 2 * 2);
+    // TCP alone.
+    assert_eq!(count(&plain, Scenario::CleanSyn), 3 * 2);
     // Either family; ARP is measured beside one flow alone.
     assert_eq!(count(&plain, Scenario::NotOurs), 2);
     // Features and families.
-    for scenario in [Scenario::New, Scenario::NotOurs, Scenario::Clean] {
-        assert_eq!(count(&featured, scenario), 3 * 2);
+    for scenario in [
+        Scenario::New,
+        Scenario::NotOurs,
+        Scenario::Clean,
+        Scenario::CleanSyn,
+    ] {
+        assert_eq!(count(&featured, scenario), 4 * 2);
     }
 }
 
@@ -61,4 +68,21 @@ fn a_filter_leaves_the_rows_that_it_names() {
     )
     .unwrap_or_else(|error| panic!("{error:?}"));
     assert_eq!(names, filter);
+}
+
+/// Measured beside one flow alone, like ARP.
+#[test]
+fn echo_requests_are_answered_in_both_families() {
+    let mut names = Vec::new();
+    let filter = ["echo".to_owned()];
+    let one = Size {
+        flows: &[1],
+        ..Size::QUICK
+    };
+    lb_bench::packet(&one, &filter, |row, _| {
+        names.push(row.to_string());
+        Ok(())
+    })
+    .unwrap_or_else(|error| panic!("{error:?}"));
+    assert_eq!(names, ["echo/-/ipv4/-/1", "echo/-/ipv6/-/1"]);
 }

@@ -34,6 +34,7 @@ mod command;
 mod config;
 pub mod demo;
 mod faults;
+mod flood;
 mod host;
 pub mod http;
 mod interrupt;
@@ -59,6 +60,7 @@ pub use background::{Background, Stop};
 pub use balancer::Balancer;
 pub use capture::{Capture, Packets};
 pub use config::{Health, Mode, Protocol, Service};
+pub use flood::syn_flood;
 pub use host::Host;
 pub use lab::{Lab, sweep_stale};
 pub use link::{End, Link};
@@ -69,7 +71,7 @@ pub use process::Process;
 pub use routed::{Routed, RoutedOptions};
 pub use snmp::Snmp;
 pub use status::{
-    BackendStatus, Counters, DropStatus, HealthStatus, InterfaceStatus, NextHopStatus,
+    BackendStatus, Counters, DrainStatus, DropStatus, HealthStatus, InterfaceStatus, NextHopStatus,
     ServiceStatus, Status,
 };
 pub use topology::{Backend, SERVER_READY, Topology, TopologyOptions, port};

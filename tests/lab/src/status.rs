@@ -24,6 +24,8 @@ pub struct ServiceStatus {
     /// Its counters.
     #[serde(flatten)]
     pub counters: Counters,
+    /// What was dropped, by reason and direction.
+    pub drops: Vec<DropStatus>,
     /// Its backends.
     pub backends: Vec<BackendStatus>,
 }
@@ -41,6 +43,8 @@ pub struct BackendStatus {
     pub health: HealthStatus,
     /// How its packets leave.
     pub next_hop: NextHopStatus,
+    /// Its drain.
+    pub drain: Option<DrainStatus>,
     /// Its counters.
     #[serde(flatten)]
     pub counters: Counters,
@@ -68,6 +72,18 @@ pub struct NextHopStatus {
     pub interface: Option<String>,
     /// Ethernet address of the next hop.
     pub mac: Option<String>,
+}
+
+/// Packets to or from a service or a backend that were dropped.
+/// The drain of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct DrainStatus {
+    /// `draining`, `drained`, `over` or `resetting`.
+    pub phase: String,
+    /// Live flows.
+    pub flows_left: u64,
+    /// Seconds to the deadline.
+    pub seconds_left: Option<u64>,
 }
 
 /// Packets to or from a backend that were dropped.

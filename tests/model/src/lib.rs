@@ -14,21 +14,25 @@
 //! | Modes | here, [`nat`] |
 //! | The outer headers of `ipip` and `gue` | [`tunnels`] |
 //! | Services | [`services`] |
+//! | Sources and limits | [`guards`] |
 //! | What no client sends | [`sources`] |
 //! | Fragments | [`fragments`] |
 //! | ICMP | [`icmp`], [`segment_size`] |
+//! | Drained backends | [`reset`] |
 //! | The path of a packet, and what it is held to (architecture) | here, [`link`], [`packet`] |
 #![forbid(unsafe_code)]
 
 mod bytes;
 pub mod checksum;
 pub mod fragments;
+pub mod guards;
 pub mod hash;
 pub mod icmp;
 pub mod link;
 pub mod nat;
 pub mod outcome;
 pub mod packet;
+pub mod reset;
 pub mod segment_size;
 pub mod services;
 pub mod sources;
@@ -39,6 +43,7 @@ use std::sync::Arc;
 
 use crate::{
     fragments::{Fragments, Known},
+    guards::Buckets,
     icmp::{Message, Quote, Quoted},
     link::Link,
     nat::{Flow, Flows},
@@ -56,6 +61,8 @@ pub struct Model {
     pub flows: Flows,
     /// First fragments.
     pub fragments: Fragments,
+    /// Limits of new flows.
+    pub buckets: Buckets,
     /// What has been counted.
     pub totals: Totals,
     clock: u32,
@@ -218,6 +225,10 @@ impl Model {
         if let Some(service) = vip.and_then(|vip| vip.service(ip.protocol, ports[1])) {
             let refused = |reason| Drop::forward(reason, service.id, 0);
             ip.check(packet.bytes).map_err(refused)?;
+            // "Every packet of a client is held to this, also of a flow that is known."
+            if !guards::takes(service, ip.src) {
+                return Err(refused(Reason::SourceDenied).into());
+            }
             let outcome = if service.mode.translates() {
                 self.translated(world, service, packet, tuple)
             } else {
@@ -263,6 +274,7 @@ impl Model {
         let mut context = nat::Context {
             world,
             flows: &mut self.flows,
+            buckets: &mut self.buckets,
             totals: &mut self.totals,
             way_back: frame.link.way_back(frame.ifindex),
             clock: self.clock,
@@ -270,7 +282,8 @@ impl Model {
             numbers: ip.numbers(bytes),
             complaint: &mut complaint,
         };
-        let flow = nat::of_client(&mut context, service, tuple, ip, ip.flags(bytes))?;
+        let flow = nat::of_client(&mut context, service, tuple, ip, ip.flags(bytes));
+        let flow = flow.map_err(|drop| self.refused(world, packet, drop, &tuple, 0))?;
         let refused = |reason| Drop::forward(reason, service.id, flow.backend);
         let backend = world
             .backends
@@ -296,13 +309,42 @@ impl Model {
         })
     }
 
+    /// A packet of the flow of a client is dropped, which a side sent, 0 for the client and 1
+    /// for the backend. *Drained backends*: an end of it is told.
+    fn refused(
+        &mut self,
+        world: &World,
+        packet: &Packet<'_>,
+        drop: Drop,
+        client: &Tuple,
+        side: usize,
+    ) -> Outcome {
+        if drop.reason != Reason::Drained || !reset::is_answered(packet) {
+            return drop.into();
+        }
+        let spoke = (side, self.clock);
+        let flow = nat::reset(&mut self.flows, &mut self.totals, client, spoke);
+        let onward = flow.and_then(|flow| reset::onward(world, &flow, packet, side));
+        match onward {
+            Some((to, path)) => reset::passed_on(world, drop, packet, to, &path),
+            None => reset::answered(drop, packet),
+        }
+    }
+
     /// A packet of a backend to a client.
     fn reply(&mut self, world: &World, packet: &Packet<'_>, flow: &Flow) -> Verdict {
         let Packet { frame, ip, bytes } = packet;
         let service = service_of(world, flow);
         let refused = |reason| Drop::reply(reason, service, flow.backend);
-        self.fits(packet, flow.mtu, &refused)?;
         let flags = ip.flags(bytes);
+        let backend = world.backends.get(&flow.backend);
+        if ip.protocol == packet::TCP
+            && backend.is_some_and(|backend| reset::refuses(backend, flags))
+        {
+            let drop = refused(Reason::Drained);
+            return Err(self.refused(world, packet, drop, &flow.client, 1));
+        }
+        self.fits(packet, flow.mtu, &refused)?;
         let told = (flags, ip.numbers(bytes));
         nat::replied(&mut self.flows, &mut self.totals, flow, told, self.clock);
         let mut changed = bytes.to_vec();
@@ -333,7 +375,16 @@ impl Model {
         if sources::is_martian(ip.src, ip.dst) {
             return Err(Drop::forward(Reason::MartianSource, service.id, 0).into());
         }
+        // "Without entries, a SYN."
+        if ip.flags(packet.bytes).opens() {
+            let limited = self.buckets.begin(service, ip.src);
+            limited.map_err(|reason| Drop::forward(reason, service.id, 0))?;
+        }
         let (id, backend) = nat::of_ring(world, service, tuple)?;
+        if reset::refuses(backend, ip.flags(packet.bytes)) {
+            let drop = Drop::forward(Reason::Drained, service.id, id);
+            return Err(reset::answered(drop, packet));
+        }
         self.deliver(world, service, packet, tuple, (id, backend))
     }
 
@@ -428,6 +479,10 @@ impl Model {
         if let Some(service) = services::find(world, tuple.dst, tuple.protocol) {
             let refused = |reason| Drop::forward(reason, service.id, 0);
             icmp::check(ip, &quote, bytes).map_err(refused)?;
+            // "Of an ICMP error, the client whose flow it is about."
+            if !guards::takes(service, tuple.src.ip()) {
+                return Err(refused(Reason::SourceDenied).into());
+            }
             if !service.mode.translates() {
                 let backend = nat::of_ring(world, service, tuple)?;
                 return self.deliver(world, service, packet, tuple, backend);

@@ -9,10 +9,12 @@ use std::{
 use crate::{
     Choice,
     bytes::{be16, put16},
-    checksum, hash,
+    checksum,
+    guards::Buckets,
+    hash,
     outcome::{Drop, Reason, Totals},
     packet::{self, Flags, Ip, Numbers, TCP, Tuple},
-    sources,
+    reset, sources,
     world::{Backend, Health, Mode, Path, Service, World},
 };
 
@@ -144,6 +146,7 @@ impl Flows {
 pub(crate) struct Context<'a> {
     pub(crate) world: &'a World,
     pub(crate) flows: &'a mut Flows,
+    pub(crate) buckets: &'a mut Buckets,
     pub(crate) totals: &'a mut Totals,
     /// The way back to where the packet came from.
     pub(crate) way_back: Path,
@@ -170,6 +173,9 @@ pub(crate) fn of_client(
     if let Some(known) = context.flows.of_client(&tuple).cloned() {
         match fate(context.world, service, &known, ip, flags) {
             Fate::Stays => return Ok(went_on(context, known, ip, flags)),
+            Fate::Drained => {
+                return Err(Drop::forward(Reason::Drained, service.id, known.backend));
+            }
             Fate::BeginsAnew if begins(service.mode, ip, flags) => end(context, &known),
             Fate::BeginsAnew | Fate::Gone => {
                 end(context, &known);
@@ -185,6 +191,8 @@ enum Fate {
     Stays,
     BeginsAnew,
     Gone,
+    /// Its backend's drain is over.
+    Drained,
 }
 
 /// The table "a packet whose backend is" of the architecture.
@@ -196,7 +204,7 @@ fn fate(world: &World, service: &Service, flow: &Flow, ip: &Ip, flags: Flags) ->
     if ip.protocol != TCP {
         return match health {
             Health::Up => Fate::Stays,
-            Health::Down | Health::Removed => Fate::BeginsAnew,
+            Health::Down | Health::Resetting | Health::Removed => Fate::BeginsAnew,
         };
     }
     // "A SYN on a closed flow begins a new one."
@@ -207,6 +215,10 @@ fn fate(world: &World, service: &Service, flow: &Flow, ip: &Ip, flags: Flags) ->
         Health::Up => Fate::Stays,
         Health::Down if flags.opens() && !flow.seen.reply => Fate::BeginsAnew,
         Health::Down => Fate::Stays,
+        // *Drained backends*: "a SYN begins a new connection", "an RST goes on".
+        Health::Resetting if flags.opens() => Fate::BeginsAnew,
+        Health::Resetting if flags.rst() => Fate::Stays,
+        Health::Resetting => Fate::Drained,
         Health::Removed if flags.opens() => Fate::BeginsAnew,
         // "NAT: other TCP begins a flow at the ring's backend", but for RST and SYN+ACK.
         Health::Removed if service.mode == Mode::Nat && !flags.rst() && !flags.accepts() => {
@@ -282,6 +294,24 @@ pub(crate) fn replied(
     }
 }
 
+/// *Drained backends*: a packet of a side, 0 for the client and 1 for the backend, ends the
+/// flow. What it was before.
+pub(crate) fn reset(
+    flows: &mut Flows,
+    totals: &mut Totals,
+    client: &Tuple,
+    (side, clock): (usize, u32),
+) -> Option<Flow> {
+    let flow = flows.by_client.get_mut(client)?;
+    let before = flow.clone();
+    if !flow.seen.closed() {
+        totals.backend(flow.backend).ended_flows += 1;
+    }
+    flow.seen.rst = true;
+    flow.spoke[side] = clock;
+    Some(before)
+}
+
 /// The table "a packet without an entry" of the architecture.
 fn begins(mode: Mode, ip: &Ip, flags: Flags) -> bool {
     match mode {
@@ -307,7 +337,12 @@ fn begin(
     if sources::is_martian(ip.src, ip.dst) {
         return Err(refused(Reason::MartianSource, 0));
     }
+    let limited = context.buckets.begin(service, ip.src);
+    limited.map_err(|reason| refused(reason, 0))?;
     let (id, backend) = of_ring(context.world, service, tuple)?;
+    if reset::refuses(backend, flags) {
+        return Err(refused(Reason::Drained, id));
+    }
     if backend.path.is_none() {
         return Err(refused(Reason::NextHopUnresolved, id));
     }

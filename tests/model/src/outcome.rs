@@ -52,6 +52,10 @@ reasons! {
     FragmentTiny = 23, "fragment-tiny";
     FragmentOverlap = 24, "fragment-overlap";
     IcmpHeader = 25, "icmp-header";
+    SourceDenied = 30, "source-denied";
+    RateLimitedSource = 31, "rate-limited-source";
+    RateLimitedService = 32, "rate-limited-service";
+    Drained = 35, "drained";
 }
 
 /// Which way a packet goes.

@@ -90,6 +90,14 @@ pub struct Service {
     pub drop_other_ports: bool,
     /// `icmp-echo`.
     pub icmp_echo: bool,
+    /// `allow`.
+    pub allow: Vec<Prefix>,
+    /// `deny`.
+    pub deny: Vec<Prefix>,
+    /// The burst of `limits.new-per-source`; how fast tokens come is said to the model.
+    pub new_per_source: Option<u32>,
+    /// The burst of `limits.new-per-service`.
+    pub new_per_service: Option<u32>,
     /// Id of the backend of each slot, 0 for none.
     pub ring: Arc<[u32]>,
 }
@@ -101,6 +109,8 @@ pub enum Health {
     Up,
     /// It failed its checks.
     Down,
+    /// Its drain is over, and what is left of its connections is reset.
+    Resetting,
     /// It was removed.
     Removed,
 }

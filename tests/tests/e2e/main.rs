@@ -4,6 +4,9 @@
 mod backends;
 mod counters;
 mod decap;
+mod drained;
+mod flood;
+mod guards;
 mod health;
 mod lifecycle;
 mod modes;

@@ -28,7 +28,7 @@ fn connections() -> usize {
 /// Opens connections, evenly to all `addresses`, and speaks on each in turn until the end is
 /// asked for. Each must be answered by one backend all the time. Returns how often all of
 /// them have spoken.
-fn hold(client: &Host, addresses: &[SocketAddr]) -> Result<Background<Result<u64>>> {
+pub(crate) fn hold(client: &Host, addresses: &[SocketAddr]) -> Result<Background<Result<u64>>> {
     let each = connections() / addresses.len();
     let open = || -> Result<Vec<(Connection, String)>> {
         let addresses = addresses.iter().flat_map(|one| vec![*one; each]);

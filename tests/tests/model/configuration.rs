@@ -123,8 +123,13 @@ pub(crate) fn random(rng: &mut Rng) -> World {
             max_segment_size: rng.percent(40).then(|| *rng.pick(&[536, 1_220, 1_400, 1])),
             drop_other_ports: rng.percent(20),
             icmp_echo: !rng.percent(15),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            new_per_source: None,
+            new_per_service: None,
             ring: Arc::new([]),
         };
+        let service = guarded(rng, service);
         let ids: Vec<u32> = (0..rng.range(1, 4) as u32)
             .map(|id| next_backend + id)
             .filter(|id| BACKEND_IDS.contains(id))
@@ -138,6 +143,51 @@ pub(crate) fn random(rng: &mut Rng) -> World {
         world.services.push(Service { ring, ..service });
     }
     world
+}
+
+/// The same service, now and then with lists of sources and limits of new flows.
+fn guarded(rng: &mut Rng, mut service: Service) -> Service {
+    if rng.percent(30) {
+        list(rng, &mut service);
+    }
+    // "Without entries nobody knows which datagrams begin a flow."
+    let knows_flows = service.protocol == TCP || service.mode.translates();
+    if knows_flows && rng.percent(25) {
+        service.new_per_source = Some(*rng.pick(&BURSTS));
+    }
+    if knows_flows && rng.percent(25) {
+        service.new_per_service = Some(*rng.pick(&BURSTS));
+    }
+    service
+}
+
+/// New flows at once.
+const BURSTS: [u32; 5] = [1, 2, 5, 20, 100];
+
+/// Gives a service other lists, of which one has a prefix at least.
+fn list(rng: &mut Rng, service: &mut Service) {
+    service.allow.clear();
+    service.deny.clear();
+    let ipv6 = service.address.address.is_ipv6();
+    for _ in 0..rng.range(1, 8) {
+        let length = if ipv6 {
+            *rng.pick(&[0, 3, 48, 64, 96, 124, 126, 127, 128, 128])
+        } else {
+            *rng.pick(&[0, 1, 8, 16, 24, 28, 30, 31, 32, 32])
+        };
+        let prefix = prefix(client(rng, ipv6), length);
+        if [&service.allow, &service.deny]
+            .iter()
+            .any(|list| list.contains(&prefix))
+        {
+            continue;
+        }
+        if rng.percent(50) {
+            service.allow.push(prefix);
+        } else {
+            service.deny.push(prefix);
+        }
+    }
 }
 
 /// Ranges of ports, some within others.
@@ -187,11 +237,11 @@ fn frontend(rng: &mut Rng, taken: &[Service]) -> Option<(Prefix, u8, RangeInclus
 fn prefix(host: IpAddr, length: u8) -> Prefix {
     let address = match host {
         IpAddr::V4(host) => {
-            let mask = u32::MAX << (32 - u32::from(length));
+            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
             Ipv4Addr::from(u32::from(host) & mask).into()
         }
         IpAddr::V6(host) => {
-            let mask = u128::MAX << (128 - u32::from(length));
+            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
             Ipv6Addr::from(u128::from(host) & mask).into()
         }
     };
@@ -239,7 +289,12 @@ fn backend(rng: &mut Rng, service: &Service, id: u32, others: &BTreeMap<u32, Bac
     let ports = *rng.pick(&[1, 3, 40, 2_000, 20_000]);
     Backend {
         service: service.id,
-        health: rng.weighted(&[(90, Health::Up), (7, Health::Down), (3, Health::Removed)]),
+        health: rng.weighted(&[
+            (85, Health::Up),
+            (7, Health::Down),
+            (5, Health::Resetting),
+            (3, Health::Removed),
+        ]),
         path: (!rng.percent(4)).then(|| path(rng, 0x40 + id as u8)),
         mtu: mtu(rng),
         address,
@@ -293,8 +348,19 @@ pub(crate) fn path(rng: &mut Rng, neighbour: u8) -> Path {
     }
 }
 
-/// The daemon changes something: a backend's health, a next hop, a ring.
+/// The daemon changes something: a backend's health, a next hop, a ring, a list, a limit.
 pub(crate) fn change(rng: &mut Rng, world: &mut World) {
+    if rng.percent(30) && !world.services.is_empty() {
+        let index = rng.below(world.services.len());
+        let service = &mut world.services[index];
+        if !service.allow.is_empty() || !service.deny.is_empty() {
+            list(rng, service);
+        }
+        for burst in [&mut service.new_per_source, &mut service.new_per_service] {
+            *burst = burst.map(|_| *rng.pick(&BURSTS));
+        }
+        return;
+    }
     let Some(id) = world
         .backends
         .keys()
@@ -305,9 +371,10 @@ pub(crate) fn change(rng: &mut Rng, world: &mut World) {
     };
     let way = path(rng, 0x40 + id as u8);
     let backend = world.backends.get_mut(&id).expect("one of its keys");
-    match rng.below(5) {
+    match rng.below(6) {
         0 => backend.health = Health::Down,
         1 => backend.health = Health::Removed,
+        4 => backend.health = Health::Resetting,
         2 => backend.path = (!rng.percent(30)).then_some(way),
         3 => {
             let service = rng.below(world.services.len());

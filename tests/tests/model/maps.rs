@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer},
+    guard::{Guard, Rate},
     service::{Mode, Service, Vip},
 };
 use lb_model::world;
-use lb_tests::World;
+use lb_tests::{World, at_once};
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
-    datapath::{Frontend, words},
+    datapath::{Frontend, Source, words},
 };
 
 /// The maps of a configuration.
@@ -26,8 +27,11 @@ pub(crate) fn maps(world: &world::World) -> World {
     World {
         services: services.collect(),
         backends: backends.collect(),
+        turns: BTreeMap::new(),
         rings: rings.collect(),
         origins: BTreeMap::new(),
+        guards: world.services.iter().filter_map(guard).collect(),
+        sources: world.services.iter().flat_map(sources).collect(),
         vip_flags: vip_flags(world),
         interfaces: world.interfaces.clone(),
     }
@@ -63,8 +67,40 @@ fn service(service: &world::Service) -> Service {
     Service {
         id: service.id as u16,
         mode: mode(service.mode) as u8,
+        flags: guard(service).map_or(0, |_| Service::GUARDED),
         ..Service::default()
     }
+}
+
+/// What guards a service, if anything does.
+fn guard(service: &world::Service) -> Option<(u32, Guard)> {
+    let rate = |burst: Option<u32>| burst.map_or(Rate::default(), at_once);
+    let guard = Guard {
+        flags: if is_listed(service) { Guard::LISTED } else { 0 },
+        generation: 0,
+        per_source: rate(service.new_per_source),
+        per_service: rate(service.new_per_service),
+    };
+    (guard != Guard::default()).then_some((service.id, guard))
+}
+
+fn is_listed(service: &world::Service) -> bool {
+    !service.allow.is_empty() || !service.deny.is_empty()
+}
+
+/// The list of a service, with what holds for all others.
+fn sources(service: &world::Service) -> BTreeMap<Source, bool> {
+    let prefix = |prefix: &world::Prefix| AddressPrefix::new(prefix.address, prefix.length);
+    let all = AddressPrefix::new(service.address.address, 0);
+    let others = is_listed(service).then_some((all, service.allow.is_empty()));
+    let allowed = service.allow.iter().map(|allowed| (prefix(allowed), true));
+    let denied = service.deny.iter().map(|denied| (prefix(denied), false));
+    let source = |(prefix, is_allowed)| {
+        let service = service.id;
+        (Source { service, prefix }, is_allowed)
+    };
+    let entries = others.into_iter().chain(allowed).chain(denied);
+    entries.map(source).collect()
 }
 
 fn mode(mode: world::Mode) -> Mode {
@@ -86,6 +122,7 @@ fn backend(backend: &world::Backend, service: Option<&world::Service>) -> Backen
     let state = match backend.health {
         world::Health::Up => BackendState::Up,
         world::Health::Down => BackendState::Down,
+        world::Health::Resetting => BackendState::Resetting,
         world::Health::Removed => return Backend::default(),
     };
     Backend {

@@ -94,16 +94,18 @@ pub(crate) fn compare_flows(
         let expected = 2 * flows.len();
         lines.push(format!("flow entries: expected {expected}, got {seen}"));
     }
-    let mut live = BTreeMap::<u32, u32>::new();
+    let mut open = BTreeMap::<u32, [u32; 2]>::new();
     for flow in flows.iter() {
-        let is_live = flow.seen.confirmed && !flow.seen.closed();
-        *live.entry(flow.backend).or_default() += u32::from(is_live);
+        let of_backend = open.entry(flow.backend).or_default();
+        if !flow.seen.closed() {
+            of_backend[usize::from(flow.seen.confirmed)] += 1;
+        }
     }
-    for (backend, expected) in live {
-        let got = tables.live.of(backend);
+    for (backend, expected) in open {
+        let got = [tables.live.pending(backend), tables.live.of(backend)];
         if got != expected {
             lines.push(format!(
-                "live flows of backend {backend}: expected {expected}, got {got}"
+                "pending and live flows of backend {backend}: expected {expected:?}, got {got:?}"
             ));
         }
     }
@@ -300,9 +302,8 @@ pub(crate) fn sweep(tables: &mut FlowTables, client: &Tuple) -> Result<()> {
     };
     if let Some((entry, port)) = taken {
         tables.ports.free(entry.port_pool, port);
-        if entry.state & state::CONFIRMED != 0 && !state::is_closed(entry.state) {
-            tables.live.end(entry.backend);
-        }
+        let is_closed = state::is_closed(entry.state);
+        tables.live.forget(entry.backend, entry.state, is_closed);
     }
     Ok(())
 }

@@ -180,6 +180,11 @@ impl Fuzzer {
             self.bench.set_clock(self.clock)?;
             model.set_clock(self.clock);
         }
+        if rng.below(32) == 0 {
+            let tokens = rng.range(1, 3) as u32;
+            self.bench.fill_buckets(tokens)?;
+            model.buckets.fill(tokens);
+        }
         if rng.below(48) == 0 && !traffic.flows.is_empty() {
             let client = *rng.pick(&traffic.flows);
             state::sweep(&mut self.tables, &client)?;
@@ -268,6 +273,11 @@ fn describe(
             text,
             "service {}: {:?} {:?} {} {:?}",
             service.id, service.address, service.ports, service.protocol, service.mode
+        );
+        let _infallible = writeln!(
+            text,
+            "  allow {:?} deny {:?} new flows {:?} {:?}",
+            service.allow, service.deny, service.new_per_source, service.new_per_service
         );
     }
     for (id, backend) in &world.backends {

@@ -41,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
         } else {
             cases.extend([
                 moves_on(kind, BackendState::Down),
+                moves_on(kind, BackendState::Resetting),
                 moves_on(kind, BackendState::Absent),
             ]);
         }

@@ -23,6 +23,7 @@ pub(crate) fn cases() -> Vec<Case> {
             not_for_us(kind),
             refused(kind),
             no_way(kind),
+            denied(kind),
             too_big_itself(kind),
             tagged(kind),
         ]);
@@ -37,7 +38,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// Type, code and the last four bytes of an ICMP header.
-type Type = ((u8, u8), [u8; 4]);
+pub(crate) type Type = ((u8, u8), [u8; 4]);
 
 /// Errors that TCP and UDP react to.
 const TYPES_V4: [Type; 10] = [
@@ -65,7 +66,7 @@ const TYPES_V6: [Type; 10] = [
     ((4, 2), [0, 0, 0, 41]),
 ];
 
-fn types(kind: Kind) -> [Type; 10] {
+pub(crate) fn types(kind: Kind) -> [Type; 10] {
     if kind.ipv6 { TYPES_V6 } else { TYPES_V4 }
 }
 
@@ -136,7 +137,7 @@ fn outside(flow: &Flow, reply: &Packet, (kind, rest): Type, quote: usize) -> Out
 }
 
 /// The same reaches the backend.
-fn reaches_backend(
+pub(crate) fn reaches_backend(
     case: Case,
     label: impl Into<String>,
     flow: &Flow,
@@ -153,7 +154,7 @@ fn reaches_backend(
 
 /// A router on the backend's side tells of `request`, quoting `quote` bytes, and the client
 /// gets it. Without translation it is sent to the client itself, and none of ours.
-fn reaches_client(
+pub(crate) fn reaches_client(
     case: Case,
     label: impl Into<String>,
     flow: &Flow,
@@ -186,7 +187,7 @@ fn reaches_client(
 }
 
 /// More than any packet has.
-const ALL: usize = usize::MAX;
+pub(crate) const ALL: usize = usize::MAX;
 
 fn every_type(kind: Kind) -> Case {
     let flow = Flow::first(kind);
@@ -384,6 +385,25 @@ fn refused(kind: Kind) -> Case {
     let mut frame = error();
     frame[at + 10] ^= 1;
     case.refuse_frame("checksum", &flow, frame, DropReason::IpChecksum)
+}
+
+/// The client whose flow it is about counts, not the router that sends it.
+fn denied(kind: Kind) -> Case {
+    let flow = Flow::first(kind);
+    let what = types(kind)[0];
+    let error = outside(&flow, &flow.reply(), what, ALL).frame;
+    let router = router(kind.ipv6);
+    let client = flow.client.ip();
+    let case = Case::of(kind, "errors about flows of a denied source")
+        .established(&flow)
+        .then("the client is denied", move |world| {
+            world.list(kind, &[(router.into(), true), (client.into(), false)]);
+        })
+        .refuse_frame("error", &flow, error, DropReason::SourceDenied)
+        .then("the router is", move |world| {
+            world.list(kind, &[(router.into(), false), (client.into(), true)]);
+        });
+    reaches_backend(case, "error", &flow, &flow.reply(), what, ALL)
 }
 
 fn no_way(kind: Kind) -> Case {

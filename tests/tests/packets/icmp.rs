@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }
         cases.extend([
             checksums(kind),
+            denied(kind),
             silent(kind),
             of_nobody(kind),
             to_nobody(kind),
@@ -67,6 +68,22 @@ fn checksums(kind: Kind) -> Case {
             )
         },
     )
+}
+
+/// Whom a service takes packets from says nothing of its address.
+fn denied(kind: Kind) -> Case {
+    let request = Flow::first(kind).request();
+    let (ping, pong) = echo(&request, b"a denied source");
+    let client = kind.client().ip();
+    answering("echo of a denied source", kind)
+        .given(|world| world.list(kind, &[(client.into(), false)]))
+        .frame(
+            "ping",
+            CLIENT_IF,
+            ping,
+            Outcome::Sent(CLIENT_IF, pong),
+            Change::default(),
+        )
 }
 
 fn silent(kind: Kind) -> Case {

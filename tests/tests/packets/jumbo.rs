@@ -18,7 +18,8 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-fn wide(kind: Kind, name: &str) -> (Case, Flow) {
+/// An established flow with wide ways to the client and the backend.
+pub(crate) fn wide(kind: Kind, name: &str) -> (Case, Flow) {
     let flow = Flow::first(kind);
     let mtu = MTU - kind.overhead() as u32;
     let case = Case::of(kind, name)
@@ -33,7 +34,7 @@ fn wide(kind: Kind, name: &str) -> (Case, Flow) {
 }
 
 /// The packet with a payload that makes it `length` bytes long.
-fn sized(packet: Packet, length: usize) -> Packet {
+pub(crate) fn sized(packet: Packet, length: usize) -> Packet {
     let headers = packet.clone().with_payload([]).ip_length();
     let payload = (0..length - headers).map(|index| (index % 253) as u8);
     packet.with_payload(payload.collect::<Vec<_>>())

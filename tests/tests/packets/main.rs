@@ -2,10 +2,12 @@
 
 mod backends;
 mod direct;
+mod drained;
 mod errors;
 mod foreign;
 mod forms;
 mod fragments;
+mod guards;
 mod icmp;
 mod jumbo;
 mod lifecycle;
@@ -14,6 +16,7 @@ mod malformed;
 mod many_flows;
 mod ports;
 mod rewriting;
+mod schedulers;
 mod segment_size;
 mod slots;
 mod sources;
@@ -43,6 +46,7 @@ fn tables() -> Vec<Case> {
         segment_size::cases,
         forms::cases,
         backends::cases,
+        drained::cases,
         ports::cases,
         ports::table_full,
         fragments::cases,
@@ -52,6 +56,8 @@ fn tables() -> Vec<Case> {
         icmp::cases,
         malformed::cases,
         sources::cases,
+        schedulers::cases,
+        guards::cases,
     ]
     .into_iter()
     .flat_map(|table| table())

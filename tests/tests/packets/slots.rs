@@ -17,6 +17,8 @@ pub(crate) fn cases() -> Vec<Case> {
                 origin_gone(kind),
                 owner_down(kind),
                 opened_again(kind),
+                ends_unknown(kind),
+                ends_unknown_and_tracked(kind),
                 table_full(kind),
             ]);
         } else {
@@ -28,7 +30,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// New flows go to the standard backend, those of before are at the spare one.
-fn change(world: &mut World, kind: Kind) {
+pub(crate) fn change(world: &mut World, kind: Kind) {
     world.set_slots(kind, kind.backend(), kind.spare_backend());
 }
 
@@ -147,6 +149,33 @@ fn opened_again(kind: Kind) -> Case {
         .forward("SYN", &again, &again.opening())
 }
 
+/// The first packet of a flow that is seen at the slot is its last: the entry says so, and
+/// does not keep the tuple from being used again.
+fn ends_unknown(kind: Kind) -> Case {
+    let (flow, again) = (old(kind), old(kind).on(kind.backend()));
+    let fin = flow.segment(|tcp| tcp.fin = true);
+    let case = Case::of(kind, "a changing slot and the end of an old flow")
+        .given(|world| change(world, kind))
+        .forward("FIN", &flow, &fin)
+        .pinning(1);
+    next(case, "the last of it", &flow).forward("SYN", &again, &again.opening())
+}
+
+/// Such a flow has begun and ended where every flow is counted.
+fn ends_unknown_and_tracked(kind: Kind) -> Case {
+    let flow = Flow::first(kind);
+    let rst = flow.segment(|tcp| tcp.rst = true);
+    let case = Case::of(kind, "every flow has an entry, also at its end")
+        .given(|world| track(world, kind))
+        .forward("RST", &flow, &rst)
+        .pinning(1)
+        .counting(
+            |counters| (counters.new_flows, counters.ended_flows) = (1, 1),
+            flow.backend,
+        );
+    next(case, "the last of it", &flow)
+}
+
 /// The entries of a full table stay, and others do without.
 fn table_full(kind: Kind) -> Case {
     let mut case =
@@ -170,7 +199,7 @@ fn table_full(kind: Kind) -> Case {
 }
 
 /// Entries that the tables have room for.
-const ROOM: u16 = 64 + 64;
+pub(crate) const ROOM: u16 = 64 + 64;
 
 /// Datagrams do not say whether they begin a flow.
 fn untracked(kind: Kind) -> Case {
@@ -179,7 +208,8 @@ fn untracked(kind: Kind) -> Case {
     next(case, "a datagram", &flow)
 }
 
-fn track(world: &mut World, kind: Kind) {
+/// Every flow of the service has an entry.
+pub(crate) fn track(world: &mut World, kind: Kind) {
     for service in world.services.values_mut() {
         if service.id() == kind.service().id() {
             service.flags |= Service::TRACKED;

@@ -16,7 +16,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-fn from(kind: Kind, client: SocketAddr) -> Flow {
+pub(crate) fn from(kind: Kind, client: SocketAddr) -> Flow {
     let mut flow = Flow::first(kind);
     flow.client = client;
     if !kind.is_full_nat() {

@@ -4,11 +4,14 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use lb_common::ring::slot;
+use lb_common::{ring::slot, service::LOOKS};
 use lb_tests::{rng::Rng, soak::say};
-use lb_userspace::scheduler::Member;
+use lb_userspace::{
+    scheduler::{Member, RingSize, ring},
+    state::Scheduler,
+};
 
-use crate::world::{member, owners};
+use crate::world::member;
 
 /// A time in milliseconds.
 type Time = u64;
@@ -57,31 +60,65 @@ trait Choose {
 }
 
 /// `least-connections`, as `docs/selection.md` has it.
+#[derive(Default)]
 struct LeastConnections {
-    rng: Rng,
-    owners: Vec<u32>,
+    /// Who has the slots that are looked at.
+    owners: Vec<usize>,
     members: usize,
+    /// Grows with each slot.
+    next: u64,
+    remembered: [usize; 2],
+}
+
+impl LeastConnections {
+    /// The slots that the next connection looks at.
+    fn looks(&mut self) -> Vec<usize> {
+        let (turns, looks) = (self.owners.len() as u64, u64::from(LOOKS));
+        let next = self.next;
+        let slots: Vec<u64> = if turns <= looks {
+            self.next += 1;
+            (0..turns).map(|look| (next + look) % turns).collect()
+        } else {
+            self.next += looks;
+            let shuffled = (next / turns) as u32;
+            let stride = 1 + slot(shuffled.wrapping_mul(0x9E37_79B1), turns as u32 - 1);
+            let place = |look| (next % turns + look) * u64::from(stride) % turns;
+            (0..looks).map(place).collect()
+        };
+        let slots = slots.into_iter().map(|slot| slot as usize);
+        let remembered = self.remembered.map(|slot| slot % turns as usize);
+        slots.chain(remembered).collect()
+    }
 }
 
 impl Choose for LeastConnections {
     fn choose(&mut self, members: &[Member], loads: &[Load]) -> usize {
         if self.members != members.len() {
             self.members = members.len();
-            self.owners = owners(members);
+            let ring = ring(Scheduler::LeastConnections, members, RingSize::DEFAULT);
+            let owners = ring.owners[..ring.turns as usize].iter();
+            self.owners = owners.map(|id| *id as usize - 1).collect();
         }
-        let mut any = || {
-            let slot = slot(self.rng.word() as u32, self.owners.len() as u32);
-            self.owners[slot as usize] as usize - 1
+        let is_better = |a: usize, b: usize| {
+            let load = |index: usize| 2 * loads[index].active + 1;
+            let weight = |index: usize| u64::from(members[index].weight);
+            load(a) * weight(b) < load(b) * weight(a)
         };
-        let (one, other) = (any(), any());
-        let load = |index: usize, against: usize| {
-            (loads[index].active + 1) * u64::from(members[against].weight)
-        };
-        if load(other, one) < load(one, other) {
-            other
-        } else {
-            one
+        // The three best slots, the backends of which are three.
+        let mut best: Vec<usize> = Vec::new();
+        for slot in self.looks() {
+            let owner = |slot: &usize| self.owners[*slot];
+            if best.iter().any(|other| owner(other) == owner(&slot)) {
+                continue;
+            }
+            let place = best.partition_point(|other| !is_better(owner(&slot), owner(other)));
+            best.insert(place, slot);
+            best.truncate(3);
         }
+        for (remembered, slot) in self.remembered.iter_mut().zip(&best[1..]) {
+            *remembered = *slot;
+        }
+        self.owners[best[0]]
     }
 }
 
@@ -107,16 +144,23 @@ struct Evenness {
     /// How many live connections the fullest backend had above its share, on average over
     /// time.
     excess: f64,
-    /// In parts of the share.
-    relative: f64,
     /// Of the connections of the second after a backend joined, the part that it got.
     rush: f64,
 }
 
-fn run(choose: &mut dyn Choose, trace: &[Connection]) -> Evenness {
-    let weight = |id: u32| if id.is_multiple_of(3) { 200 } else { 100 };
-    let mut members: Vec<Member> = (1..20).map(|id| member(id, weight(id), id)).collect();
-    let mut loads = vec![Load::default(); 20];
+/// What weights of backends are called, and those, by number.
+type Weights = (&'static str, fn(u32) -> u32);
+
+/// A trace for so many backends, of which one joins.
+fn run(
+    choose: &mut dyn Choose,
+    trace: &[Connection],
+    backends: u32,
+    weight: fn(u32) -> u32,
+) -> Evenness {
+    let last = backends as usize - 1;
+    let mut members: Vec<Member> = (1..backends).map(|id| member(id, weight(id), id)).collect();
+    let mut loads = vec![Load::default(); backends as usize];
     // When something becomes of a connection, of which backend, and whether it is forgotten.
     let mut ends = BinaryHeap::new();
     let mut evenness = Evenness::default();
@@ -137,71 +181,94 @@ fn run(choose: &mut dyn Choose, trace: &[Connection]) -> Evenness {
                 ends.push(Reverse((at + INACTIVE, index, true)));
             }
         }
-        if *begin >= JOIN && members.len() == 19 {
-            members.push(member(20, weight(20), 20));
+        if *begin >= JOIN && members.len() == last {
+            members.push(member(backends, weight(backends), backends));
         }
         // Not while the backend that joined fills up.
         let is_steady = *begin < JOIN || *begin > JOIN + 150 * SECOND;
         if *begin >= next_sample && is_steady {
             next_sample += SECOND;
             samples += 1;
-            let (excess, relative) = excess(&members, &loads);
-            evenness.excess += excess;
-            evenness.relative += relative;
+            evenness.excess += excess(&members, &loads);
         }
         let index = choose.choose(&members, &loads);
         if (JOIN..JOIN + SECOND).contains(begin) {
             rush += 1;
-            rushed += u32::from(index == 19);
+            rushed += u32::from(index == last);
         }
         loads[index].active += 1;
         ends.push(Reverse((*end, index, false)));
     }
     evenness.excess /= f64::from(samples);
-    evenness.relative /= f64::from(samples);
-    evenness.rush = f64::from(rushed) / f64::from(rush);
+    evenness.rush = f64::from(rushed) / f64::from(rush.max(1));
     evenness
 }
 
-/// What the fullest backend has above its share: connections, and parts of the share.
-fn excess(members: &[Member], loads: &[Load]) -> (f64, f64) {
+/// How many connections the fullest backend has above its share.
+fn excess(members: &[Member], loads: &[Load]) -> f64 {
     let live: u64 = loads.iter().map(|load| load.active).sum();
     let weights: u32 = members.iter().map(|m| m.weight).sum();
     let above = members.iter().zip(loads).map(|(member, load)| {
         let share = live as f64 * f64::from(member.weight) / f64::from(weights);
-        let excess = load.active as f64 - share;
-        (excess, excess / share)
+        load.active as f64 - share
     });
-    let more = |(a, b): (f64, f64), (c, d): (f64, f64)| (a.max(c), b.max(d));
-    above.fold((0.0, 0.0), more)
+    above.fold(0.0, f64::max)
 }
 
-/// Two choices cannot be as even as a look at all backends, but nearly so: with `n` of them
-/// the fullest one is about `log2 log2 n` above the others, however many connections there
-/// are (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). In
-/// return a backend that joins is not run over.
-#[test]
-fn least_connections_is_nearly_as_even_as_wlc_and_does_not_rush() {
-    for each_second in [20, 100] {
-        let trace = trace(11, each_second);
-        let mut ours = LeastConnections {
-            rng: Rng::new(12),
-            owners: Vec::new(),
-            members: 0,
-        };
-        let ours = run(&mut ours, &trace);
-        let wlc = run(&mut Wlc, &trace);
-        for (name, of) in [("least-connections", &ours), ("wlc", &wlc)] {
-            say(format_args!(
-                "spread: {each_second} connections a second, {name}: the fullest backend has \
-                 {:.2} ({:.2}%) above its share; one that joins gets {:.1}% of those of the \
-                 next second",
-                of.excess,
-                100.0 * of.relative,
-                100.0 * of.rush,
-            ));
+/// Both schedulers with the same traces, of so many connections a second for each backend:
+/// `least-connections` first.
+fn both(backends: u32, each_second: u64, (name, weight): &Weights, traces: u64) -> [f64; 2] {
+    let mut of = [0.0; 2];
+    let mut rush = [0.0; 2];
+    for seed in 0..traces {
+        let trace = trace(seed, each_second * u64::from(backends));
+        let mut ours = LeastConnections::default();
+        let schedulers: [&mut dyn Choose; 2] = [&mut ours, &mut Wlc];
+        for (index, choose) in schedulers.into_iter().enumerate() {
+            let evenness = run(choose, &trace, backends, *weight);
+            of[index] += evenness.excess / traces as f64;
+            rush[index] += 100.0 * evenness.rush / traces as f64;
         }
-        assert!(ours.excess <= wlc.excess + 20_f64.log2().log2());
-        assert!(ours.rush < wlc.rush / 5.0);
     }
+    say(format_args!(
+        "spread: {backends} backends of {name} weights, {each_second} connections a second for \
+         each: the fullest has {:.2} above its share, with wlc {:.2}; one that joins gets {:.0}% \
+         of those of the next second, with wlc {:.0}%",
+        of[0], of[1], rush[0], rush[1],
+    ));
+    of
+}
+
+const EQUAL: Weights = ("equal", |_| 100);
+const TWO_TO_ONE: Weights = ("single and double", |id| {
+    if id.is_multiple_of(3) { 200 } else { 100 }
+});
+const MIXED: Weights = ("mixed", |id| [100, 37, 250, 91, 1_000, 63][id as usize % 6]);
+
+/// By how much a few traces may be unlucky for one scheduler or the other, which give the same
+/// connection to other backends: three times what the mean of these traces deviates.
+const CHANCE: f64 = 0.1;
+
+/// The fullest backend has no more above its share than `wlc` gives it, of few backends and of
+/// many, though no new flow looks at more than a few of them.
+#[test]
+fn least_connections_is_as_even_as_wlc() {
+    let mut sum = [0.0; 2];
+    for (backends, each_second, traces, weights) in [
+        (2, 5, 6, &[EQUAL, TWO_TO_ONE, MIXED][..]),
+        (4, 1, 12, &[EQUAL, TWO_TO_ONE, MIXED]),
+        (4, 20, 2, &[EQUAL, TWO_TO_ONE, MIXED]),
+        (20, 1, 8, &[EQUAL, TWO_TO_ONE, MIXED]),
+        (20, 5, 2, &[EQUAL, TWO_TO_ONE, MIXED]),
+        (100, 1, 2, &[EQUAL, TWO_TO_ONE, MIXED]),
+        (1_000, 1, 1, &[EQUAL]),
+    ] {
+        for weights in weights {
+            let [ours, wlc] = both(backends, each_second, weights, traces);
+            assert!(ours <= wlc + CHANCE, "{backends}: {ours} against {wlc}");
+            sum[0] += ours;
+            sum[1] += wlc;
+        }
+    }
+    assert!(sum[0] <= sum[1], "{sum:?}");
 }

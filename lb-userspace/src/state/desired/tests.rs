@@ -1,9 +1,17 @@
 //! Changes, one by one and in random order.
 
+use std::net::IpAddr;
+
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::state::{Hash, Mode, Protocol, Scheduler, rules::same_address};
+use crate::{
+    address::AddressPrefix,
+    state::{
+        Hash, Mode, Protocol, Scheduler,
+        rules::{MAX_SOURCES, same_address},
+    },
+};
 
 fn service(name: &str, address: &str, protocol: Protocol, backends: &[&str]) -> ServiceSpec {
     ServiceSpec {
@@ -163,6 +171,28 @@ fn a_service_may_not_take_more_backends_than_all_may_have() {
         desired.apply(Change::AddService(Box::new(small))),
         Err(Refusal::Conflict(too_many_backends()))
     );
+}
+
+#[test]
+fn sources_of_all_services_have_to_fit() {
+    let guarded = |number: usize| {
+        let name = format!("service-{number}");
+        let address = format!("192.0.2.{number}:80");
+        let mut service = service(&name, &address, Protocol::Tcp, &[]);
+        let prefix = |index: usize| {
+            let [_, a, b, c] = (index as u32).to_be_bytes();
+            AddressPrefix::from(IpAddr::from([198, a, b, c]))
+        };
+        service.deny = (0..MAX_SOURCES).map(prefix).collect();
+        service
+    };
+    let most = MAX_ALL_SOURCES / MAX_SOURCES;
+    let mut desired = Desired::new((1..=most).map(guarded)).unwrap();
+    let mut last = guarded(most + 1);
+    let full = desired.apply(Change::AddService(Box::new(last.clone())));
+    assert_eq!(full, Err(Refusal::Conflict(too_many_sources())));
+    last.deny.truncate(MAX_ALL_SOURCES - most * MAX_SOURCES);
+    desired.apply(Change::AddService(Box::new(last))).unwrap();
 }
 
 /// Few names and addresses, so that changes meet each other; some are wrong.

@@ -111,6 +111,8 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
             let addresses = frame.template::<u64>(26);
             let balance = frame.template::<u32>(BALANCE);
             frame.write_ipv4(0, addresses, frame.template::<u32>(34), balance);
+            // As far as the header of ICMPv6.
+            frame.copy::<u64>(54);
         }
     }
     Some(())

@@ -1,14 +1,17 @@
-//! The driver program in the kernel.
+//! The driver program in the kernel: makes packets and calls the program under test with each,
+//! as many as it is told, in one system call.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+pub use aya::programs::ProgramFd;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, MapData, ProgramArray},
-    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
+    programs::{TestRun as _, TestRunOptions, Xdp},
 };
-use lb_bench_driver::{FRAME, Plan, Reply4, Reply6, name};
+use lb_bench_driver::name;
+pub use lb_bench_driver::{FRAME, Order, Plan, Reply4, Reply6, Vary};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::ClockId,
@@ -22,21 +25,17 @@ const PLAN: usize = size_of::<Plan>();
 const REPLY4: usize = size_of::<Reply4>();
 const REPLY6: usize = size_of::<Reply6>();
 
-/// The interface that frames come in by: the loopback interface, of the same index in
-/// every network namespace.
-pub(crate) const IFINDEX: u32 = 1;
-
 /// Most bytes that a tunnel puts in front: headers of IPv6, UDP and GUE.
 const MAX_OVERHEAD: usize = 40 + 8 + 4;
 
 /// `enum xdp_action` of linux/bpf.h, as far as programs here return it.
-pub(crate) const XDP_PASS: u32 = 2;
+pub const XDP_PASS: u32 = 2;
 /// See [`XDP_PASS`].
-pub(crate) const XDP_TX: u32 = 3;
+pub const XDP_TX: u32 = 3;
 
 /// What the driver calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Callee {
+pub enum Callee {
     /// A program that does nothing.
     Empty,
     /// The program under test.
@@ -44,27 +43,33 @@ pub(crate) enum Callee {
 }
 
 /// The driver, loaded.
-pub(crate) struct Driver {
+pub struct Driver {
     ebpf: Ebpf,
     plan: Array<MapData, [u8; PLAN]>,
     replies_v4: Array<MapData, [u8; REPLY4]>,
     replies_v6: Array<MapData, [u8; REPLY6]>,
     callee: ProgramArray<MapData>,
+    ifindex: u32,
 }
 
 /// What runs of the driver came to.
-pub(crate) struct Outcome {
+pub struct Outcome {
     /// CPU time that the thread spent, in user and kernel mode.
-    pub(crate) time: Duration,
+    pub time: Duration,
     /// What the last run returned.
-    pub(crate) verdict: u32,
+    pub verdict: u32,
     /// The frame after the last run.
-    pub(crate) frame: Vec<u8>,
+    pub frame: Vec<u8>,
 }
 
 impl Driver {
-    /// Loads the driver with room for `replies` replies of either family.
-    pub(crate) fn load(replies: u32) -> Result<Self> {
+    /// Loads the driver with room for `replies` replies of either family. Frames come in by
+    /// the interface `ifindex`.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses: it takes root and BPF.
+    pub fn load(replies: u32, ifindex: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(name::REPLIES_V4, replies)
             .map_max_entries(name::REPLIES_V6, replies)
@@ -83,21 +88,34 @@ impl Driver {
             replies_v6: take(name::REPLIES_V6)?.try_into()?,
             callee: take(name::CALLEE)?.try_into()?,
             ebpf,
+            ifindex,
         })
     }
 
     /// Writes the IPv4 replies.
-    pub(crate) fn set_replies4(&mut self, replies: &[Reply4]) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// Where there are more than there is room for.
+    pub fn set_replies4(&mut self, replies: &[Reply4]) -> Result<()> {
         set_all(&mut self.replies_v4, replies)
     }
 
     /// Writes the IPv6 replies.
-    pub(crate) fn set_replies6(&mut self, replies: &[Reply6]) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// Where there are more than there is room for.
+    pub fn set_replies6(&mut self, replies: &[Reply6]) -> Result<()> {
         set_all(&mut self.replies_v6, replies)
     }
 
     /// Runs the driver `runs` times, at least once. The plan goes on in `plan`.
-    pub(crate) fn run(
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel does not run it, or not as often.
+    pub fn run(
         &mut self,
         callee: Callee,
         under_test: &ProgramFd,
@@ -111,7 +129,7 @@ impl Driver {
         self.callee.set(0, callee, 0)?;
         self.plan.set(0, bytes(plan), 0)?;
         let mut frame = vec![0; FRAME + MAX_OVERHEAD];
-        let context = context();
+        let context = context(self.ifindex);
         let driver = xdp(&mut self.ebpf, name::DRIVER)?;
         let start = thread_time()?;
         let result = driver.test_run(TestRunOptions {
@@ -165,18 +183,26 @@ fn bytes<T: IntoBytes + Immutable, const N: usize>(value: &T) -> [u8; N] {
 }
 
 /// `struct xdp_md` of linux/bpf.h: the frame's length and where it came in.
-fn context() -> [u8; 24] {
-    zerocopy::transmute!([0, FRAME as u32, 0, IFINDEX, 0, 0])
+fn context(ifindex: u32) -> [u8; 24] {
+    zerocopy::transmute!([0, FRAME as u32, 0, ifindex, 0, 0])
 }
 
 /// CPU time of this thread.
-fn thread_time() -> Result<Duration> {
+///
+/// # Errors
+///
+/// Where the kernel does not tell.
+pub fn thread_time() -> Result<Duration> {
     Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
 }
 
 /// Keeps this thread on one CPU: the last that it may use, since the first has the
 /// most interrupts.
-pub(crate) fn pin_thread() -> Result<()> {
+///
+/// # Errors
+///
+/// Where the kernel refuses.
+pub fn pin_thread() -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let mut last = None;
