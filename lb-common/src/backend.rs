@@ -73,7 +73,8 @@ pub struct Backend {
     pub source_mask: u16,
     /// Largest MSS option of a SYN that passes, in bytes; 0 leaves all as they are.
     pub max_segment_size: u16,
-    /// Share of new flows, against the other backends of the service.
+    /// Share of new flows, against the other backends of the service; 0 where it takes none.
+    /// Only where the scheduler goes by it, or clients are remembered.
     pub weight: u32,
     /// Flows that it takes at a time; 0 for any number.
     pub max_flows: u32,

@@ -48,8 +48,8 @@ pub struct Fragment {
     /// Bytes of the packet's fragmentable part that the first fragment held: where the
     /// next may begin.
     pub length: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// Id of the backend that its connection ID named; 0 for none.
+    pub backend: u32,
 }
 
 const _: () = assert!(size_of::<Fragment>() == 16);

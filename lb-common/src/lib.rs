@@ -16,8 +16,10 @@
 pub mod addr;
 pub mod backend;
 pub mod checksum;
+pub mod client;
 pub mod counters;
 pub mod decap;
+pub mod direct;
 pub mod drop_reason;
 pub mod flow;
 pub mod fragment;
@@ -25,6 +27,7 @@ pub mod guard;
 pub mod hash;
 pub mod pin;
 pub mod ports;
+pub mod quic;
 pub mod ring;
 pub mod service;
 pub mod stage;
@@ -40,6 +43,12 @@ pub mod map_name {
     pub const SERVICES_V4: &str = "SERVICES_V4";
     /// [`ServiceKey6`](crate::service::ServiceKey6) to [`Service`](crate::service::Service).
     pub const SERVICES_V6: &str = "SERVICES_V6";
+    /// What stands in front of `SERVICES_V4`: see [`direct`](crate::direct).
+    pub const DIRECT_V4: &str = "DIRECT_V4";
+    /// What stands in front of `SERVICES_V6`: see [`direct`](crate::direct).
+    pub const DIRECT_V6: &str = "DIRECT_V6";
+    /// Bits of the addresses of backends: see [`direct`](crate::direct).
+    pub const REPLY_SOURCES: &str = "REPLY_SOURCES";
     /// IPv4 address (`u32`, network byte order) to [`Vip`](crate::service::Vip).
     pub const VIPS_V4: &str = "VIPS_V4";
     /// IPv6 address (`[u32; 4]`, network byte order) to [`Vip`](crate::service::Vip).
@@ -63,6 +72,8 @@ pub mod map_name {
     pub const SIZED_RINGS: &str = "SIZED_RINGS";
     /// Service id to [`ServiceOptions`](crate::service::ServiceOptions).
     pub const OPTIONS: &str = "OPTIONS";
+    /// [`ServerIdKey`](crate::quic::ServerIdKey) to the id of a backend, a `u32`.
+    pub const SERVER_IDS: &str = "SERVER_IDS";
     /// Service id to [`Turns`](crate::service::Turns).
     pub const TURNS: &str = "TURNS";
     /// Service id to [`Guard`](crate::guard::Guard).
@@ -87,6 +98,14 @@ pub mod map_name {
     pub const EMBRYONIC_V6: &str = "EMBRYONIC_V6";
     /// Numbers of flows that have entered the queues of IPv4 and IPv6, `u64`s.
     pub const ENTERED: &str = "ENTERED";
+    /// [`ClientKey4`](crate::client::ClientKey4) to [`Client`](crate::client::Client).
+    pub const CLIENTS_V4: &str = "CLIENTS_V4";
+    /// [`ClientKey6`](crate::client::ClientKey6) to [`Client`](crate::client::Client).
+    pub const CLIENTS_V6: &str = "CLIENTS_V6";
+    /// The same as in [`CLIENTS_V4`], of clients that are not confirmed.
+    pub const NEWCOMERS_V4: &str = "NEWCOMERS_V4";
+    /// The same as in [`CLIENTS_V6`], of clients that are not confirmed.
+    pub const NEWCOMERS_V6: &str = "NEWCOMERS_V6";
     /// Backend id to [`Backend`](crate::backend::Backend).
     pub const BACKENDS: &str = "BACKENDS";
     /// Port pool id to its [`PortPool`](crate::ports::PortPool), an array of one.

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::ring::RING_SIZE;
+use crate::{quic::ConnectionIds, ring::RING_SIZE};
 
 /// Number of services unless the daemon sets another, which an id of 16 bits allows.
 pub const MAX_SERVICES: u32 = 4_096;
@@ -87,6 +87,10 @@ impl Service {
     pub const BOUNDED: u8 = 1 << 3;
     /// It has an entry in `GUARDS`: lists of sources, or limits of new flows.
     pub const GUARDED: u8 = 1 << 4;
+    /// Connection IDs of QUIC may name the backend.
+    pub const QUIC: u8 = 1 << 6;
+    /// A client gets the backend that it had last.
+    pub const AFFINE: u8 = 1 << 5;
 
     /// Index of its ring in `RINGS` or `SIZED_RINGS`, and its name in counters. At least 1.
     #[inline(always)]
@@ -172,8 +176,11 @@ pub struct ServiceOptions {
     /// turns go over, from the first on. 0 where no backend takes flows. With the latter no
     /// more than [`LOOKS`], or a prime.
     pub turns: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// [`Service::QUIC`]: how connection IDs name backends.
+    pub connection_ids: ConnectionIds,
+    /// [`Service::AFFINE`]: how long a client that begins no flow is remembered, in units of
+    /// [`CLOCK_TICK_MS`](crate::CLOCK_TICK_MS).
+    pub affinity: u32,
 }
 
 /// Value of `VIPS_V4`, `VIPS_V6`, `PREFIXES_V4` and `PREFIXES_V6`: what holds for an
@@ -244,7 +251,7 @@ const _: () = assert!(size_of::<ServiceKey4>() == 8);
 const _: () = assert!(size_of::<ServiceKey6>() == 24);
 const _: () = assert!(size_of::<Service>() == 8);
 const _: () = assert!(MAX_SERVICES <= 1 << 16);
-const _: () = assert!(size_of::<ServiceOptions>() == 8);
+const _: () = assert!(size_of::<ServiceOptions>() == 12);
 const _: () = assert!(size_of::<Turns>() == 16);
 const _: () = assert!(size_of::<Vip>() == 8);
 const _: () = assert!(size_of::<PortKey>() == 8);

@@ -11,6 +11,8 @@ use aya_ebpf::{
 use lb_common::{
     MAX_EMBRYONIC,
     addr::LinkPath,
+    client::{Client, MAX_CLIENTS, MAX_NEWCOMERS},
+    direct::DirectKey,
     drop_reason::DropReason,
     flow::{FlowValue, MAX_FLOWS, Tuple},
     fragment::{Fragment, MAX_FRAGMENTS},
@@ -37,6 +39,10 @@ pub type Flows<F> = HashMap<<F as Family>::Tuple, <F as Family>::Flow, { MAX_FLO
 
 /// Flows without translation.
 pub type Pins<F> = HashMap<<F as Family>::Tuple, Pin, { MAX_FLOWS as usize }>;
+/// Clients and the backends that they had.
+pub type Clients<F> = LruHashMap<<F as Family>::ClientKey, Client, { MAX_CLIENTS as usize }>;
+/// The same of clients that are not confirmed.
+pub type Newcomers<F> = LruHashMap<<F as Family>::ClientKey, Client, { MAX_NEWCOMERS as usize }>;
 /// A queue of flows that are not confirmed.
 pub type Embryonic<F> = Array<<F as Family>::Tuple, { MAX_EMBRYONIC as usize }>;
 
@@ -95,10 +101,12 @@ pub trait Family: Sized {
     type Header;
     /// Key of the flow tables.
     type Tuple: Tuple + 'static;
+    /// Key of the tables of clients.
+    type ClientKey: Copy + 'static;
     /// Value of the flow tables.
     type Flow: FlowValue<Key = Self::Tuple> + 'static;
     /// Key of the service tables.
-    type ServiceKey: Copy + 'static;
+    type ServiceKey: DirectKey + 'static;
     /// Key of the fragment table.
     type FragmentKey: Copy + 'static;
 
@@ -217,6 +225,15 @@ pub trait Family: Sized {
     /// A flow that is about to get its entry enters the queue of [`crate::embryonic`].
     fn enter_embryonic(tuple: &Self::Tuple, place: u32);
 
+    /// The backend that a client had last, see [`crate::client`].
+    fn remembered(tuple: &Self::Tuple, service: u64) -> u32;
+
+    /// The backend of a client is remembered, see [`crate::client`].
+    fn note_client(tuple: &Self::Tuple, service: u32, backend: u32, is_confirmed: bool);
+
+    /// The key of the client that sends `tuple`.
+    fn client_key(tuple: &Self::Tuple, service: u32) -> Self::ClientKey;
+
     /// Whether a service takes no packets from a source: see [`crate::guard`].
     fn denied(service: u32, source: Self::Address) -> u32;
 
@@ -264,6 +281,12 @@ pub trait Family: Sized {
     /// Destination and protocol in such a key.
     fn fragment_owner(key: &Self::FragmentKey) -> (Self::Address, u8);
 
+    /// The entry of this index in the array in front of that, as words.
+    fn direct(index: u32) -> Option<*const u64>;
+
+    /// The bit of an address in `REPLY_SOURCES`.
+    fn reply_source(address: Self::Address) -> u32;
+
     /// Services on one address and port.
     fn services() -> &'static Services<Self::ServiceKey>;
     /// Service addresses.
@@ -278,6 +301,10 @@ pub trait Family: Sized {
     fn replies() -> &'static Flows<Self>;
     /// Flows without translation, client to service.
     fn pins() -> &'static Pins<Self>;
+    /// Clients that are remembered.
+    fn clients() -> &'static Clients<Self>;
+    /// Those of them that are not confirmed.
+    fn newcomers() -> &'static Newcomers<Self>;
     /// Flows that are not confirmed.
     fn embryonic() -> &'static Embryonic<Self>;
     /// Where entries are put together.

@@ -7,6 +7,7 @@ use lb_common::{
     backend::{Backend, BackendState},
     drop_reason::DropReason,
     flow::{FlowEntry, FlowValue, Tuple, state},
+    ring::NO_BACKEND,
     service::{Mode, Scheduler, Service},
 };
 
@@ -222,7 +223,12 @@ fn sequence<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, field: usize) -
 /// Confirms a flow if its client's packet shows that it gets answers. Returns whether the
 /// flow is still there.
 #[inline(always)]
-fn confirm<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, flow: Flow<F>) -> bool {
+fn confirm<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<'_, F>,
+    service: &Service,
+    flow: Flow<F>,
+) -> bool {
     let state = flow.state();
     if state & (state::REPLIED | state::CONFIRMED) != state::REPLIED || packet.part == Part::Later {
         return state & state::EVICTED == 0 || state & state::CONFIRMED != 0;
@@ -237,28 +243,34 @@ fn confirm<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, flow: Flow<F>) -
     if old & state::EVICTED != 0 {
         return false;
     }
-    if old & state::CONFIRMED == 0
-        && let Some(reply) = of_reply::<F>(&flow.to().reversed())
-    {
-        reply.set(state::CONFIRMED);
+    if old & state::CONFIRMED == 0 {
+        if let Some(reply) = of_reply::<F>(&flow.to().reversed()) {
+            reply.set(state::CONFIRMED);
+        }
+        if service.flags & Service::AFFINE != 0 {
+            F::note_client(&packet.tuple, service.id(), flow.backend(), true);
+        }
     }
     true
 }
 
-/// The flow of a packet from a client and its backend. A packet that begins a flow
-/// gets one; of a flow that can't go on, the entries are taken away.
+/// The flow of a packet from a client and its backend, which is the one that is `named` unless
+/// that is [`NO_BACKEND`]. A packet that begins a flow gets one; of a flow that can't go on,
+/// the entries are taken away.
 #[inline(always)]
 pub fn of_client<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<'_, F>,
     service: &Service,
+    named: u32,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
     let mut refusal = DropReason::NoFlow;
     if let Some(flow) = of_tuple::<F>(&packet.tuple) {
-        if let Some(backend) = BACKENDS.get(flow.backend())
+        if (named == NO_BACKEND || named == flow.backend())
+            && let Some(backend) = BACKENDS.get(flow.backend())
             && goes_on(packet, flow, backend)
         {
-            if flow.state() & state::CONFIRMED == 0 && !confirm(ctx, packet, flow) {
+            if flow.state() & state::CONFIRMED == 0 && !confirm(ctx, packet, service, flow) {
                 return Err((DropReason::NoFlow, 0));
             }
             flow.touch();
@@ -277,7 +289,7 @@ pub fn of_client<F: Family>(
     if !may_begin(packet, service) {
         return Err((refusal, 0));
     }
-    let (flow, backend) = open::flow(packet, service)?;
+    let (flow, backend) = open::flow(packet, service, named)?;
     // The FIN of a connection whose entry was lost begins a flow.
     spoke(packet, flow);
     Ok((flow, backend))

@@ -16,7 +16,7 @@ use crate::{
     maps::BACKENDS,
     mss,
     packet::{Packet, Part, tcp},
-    select, service, tunnel,
+    quic, select, service, tunnel,
     verdict::{Refused, Verdict, conclude},
 };
 
@@ -26,7 +26,9 @@ pub fn packet<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>) -> u32 {
     let service = service::find::<F>(&packet.tuple);
     let verdict = if service.id != 0 {
         to_backend(ctx, packet, &service)
-    } else if let Some(reply) = flow::of_reply::<F>(&packet.tuple) {
+    } else if service::may_be_reply::<F>(&packet.tuple)
+        && let Some(reply) = flow::of_reply::<F>(&packet.tuple)
+    {
         to_client(ctx, packet, reply)
     } else if service::refuses::<F>(&packet.tuple) {
         Err(Refused::unknown(DropReason::NoService))
@@ -45,15 +47,16 @@ fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Ser
     let (client, _) = F::addresses(&packet.tuple);
     guard::admit::<F>(client, service)
         .map_err(|reason| Refused::forward(reason, service.id(), 0))?;
+    let named = quic::named(ctx, packet, service, length);
     let refused = |(reason, id)| Refused::forward(reason, service.id(), id).with_reset::<F>(packet);
     let (id, action) = if Mode::translates(service.mode) {
-        let (flow, backend) = flow::of_client(ctx, packet, service).map_err(refused)?;
+        let (flow, backend) = flow::of_client(ctx, packet, service, named).map_err(refused)?;
         let id = flow.backend();
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         (id, translate(ctx, packet, flow, backend))
     } else {
-        let (id, backend) = select::of_packet(packet, service).map_err(refused)?;
+        let (id, backend) = select::of_packet(packet, service, named).map_err(refused)?;
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         if service.flags & Service::TRACKED == 0 {

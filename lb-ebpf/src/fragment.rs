@@ -8,6 +8,7 @@ use aya_ebpf::{
 use lb_common::{
     drop_reason::DropReason,
     fragment::{FRAGMENT_TICKS, Fragment},
+    ring::NO_BACKEND,
 };
 
 use crate::{
@@ -35,7 +36,9 @@ pub fn path<F: Family>(ctx: &XdpContext, link: &Link) -> u32 {
     let position = F::position(ctx, link.payload, ip);
     // SAFETY: the draft belongs to this CPU, and a program does not migrate or re-enter
     // itself while it runs. Making a flow uses other parts of it.
-    let (key, first) = unsafe { (&mut (*draft).fragment_key, &mut (*draft).fragment) };
+    let key = unsafe { &mut (*draft).fragment_key };
+    // SAFETY: as above.
+    let first = unsafe { &raw mut (*draft).fragment };
     *key = F::fragment_key(ip, position.protocol, position.identification);
     let payload = Payload {
         protocol: position.protocol,
@@ -43,8 +46,11 @@ pub fn path<F: Family>(ctx: &XdpContext, link: &Link) -> u32 {
     };
     let earlier = known::<F>(key);
     let packet = if position.offset == 0 {
-        begin::<F>(ctx, link, ip, &payload, earlier, first)
+        // SAFETY: as above.
+        begin::<F>(ctx, link, ip, &payload, earlier, unsafe { &mut *first })
     } else {
+        // SAFETY: as above. Where the first one went, for `quic::named`.
+        unsafe { (*first).backend = earlier.backend };
         follow::<F>(link, ip, &payload, &position, earlier)
     };
     let packet = match packet {
@@ -58,7 +64,8 @@ pub fn path<F: Family>(ctx: &XdpContext, link: &Link) -> u32 {
     };
     let action = forward::packet(ctx, &packet);
     if position.offset == 0 && is_remembered::<F>(action, key) {
-        let _full = F::fragments().insert(key, first, 0);
+        // SAFETY: as above. `quic::named` may have written to it.
+        let _full = F::fragments().insert(key, unsafe { &*first }, 0);
     }
     action
 }
@@ -87,12 +94,14 @@ fn known<F: Family>(key: &F::FragmentKey) -> Earlier {
             is_known: true,
             ports: first.ports,
             length: first.length,
+            backend: first.backend,
         };
     }
     Earlier {
         is_known: false,
         ports: 0,
         length: 0,
+        backend: NO_BACKEND,
     }
 }
 
@@ -103,6 +112,7 @@ struct Earlier {
     is_known: bool,
     ports: u32,
     length: u32,
+    backend: u32,
 }
 
 /// A first fragment, and in `first` what is to be remembered of it.
@@ -124,7 +134,7 @@ fn begin<'a, F: Family>(
         ports,
         seen: clock(),
         length: F::length(ip).saturating_sub(payload.headers) as u32,
-        reserved: 0,
+        backend: NO_BACKEND,
     };
     Ok(Packet::part(
         link,

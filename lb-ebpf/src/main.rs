@@ -15,6 +15,7 @@
 
 mod atomic;
 mod bounds;
+mod client;
 mod count;
 mod embryonic;
 mod family;
@@ -30,6 +31,7 @@ mod open;
 mod packet;
 mod pin;
 mod ports;
+mod quic;
 mod reset;
 mod select;
 mod service;

@@ -2,7 +2,7 @@
 //! defaults that the daemon overrides when it loads the program.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{
         Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap,
         ProgramArray,
@@ -12,12 +12,15 @@ use aya_ebpf::{
 use lb_common::{
     MAX_EMBRYONIC, Runtime,
     backend::{Backend, Interface, MAX_BACKENDS},
+    client::{Client, ClientKey4, ClientKey6, MAX_CLIENTS, MAX_NEWCOMERS},
     counters::{Counters, DropKey, MAX_DROP_KEYS},
+    direct::{DIRECT_ENTRIES, DIRECT_WORDS_V4, DIRECT_WORDS_V6, REPLY_SOURCE_WORDS},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
     fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
     guard::{BucketKey, Guard, MAX_SOURCE_BUCKETS, MAX_SOURCE_PREFIXES, SourceKey4, SourceKey6},
     pin::Pin,
     ports::{MAX_PORT_POOLS, PortPool},
+    quic::{MAX_SERVER_IDS, ServerIdKey},
     ring::RING_SIZE,
     service::{
         MAX_PORT_PREFIXES, MAX_PREFIXES, MAX_SERVICES, PortKey, Service, ServiceKey4, ServiceKey6,
@@ -29,6 +32,8 @@ use lb_common::{
 use crate::{family::Draft, select::Search};
 
 const SERVICES: usize = MAX_SERVICES as usize;
+const DIRECT: usize = DIRECT_ENTRIES as usize;
+const FILTER_WORDS: usize = REPLY_SOURCE_WORDS as usize;
 const PREFIXES: usize = MAX_PREFIXES as usize;
 const PORT_PREFIXES: usize = MAX_PORT_PREFIXES as usize;
 const SOURCE_PREFIXES: usize = MAX_SOURCE_PREFIXES as usize;
@@ -37,7 +42,10 @@ const FIRST_FRAGMENTS: usize = MAX_FRAGMENTS as usize;
 const BACKEND_IDS: usize = MAX_BACKENDS as usize;
 const FLOWS: usize = MAX_FLOWS as usize;
 const EMBRYONIC: usize = MAX_EMBRYONIC as usize;
+const CLIENTS: usize = MAX_CLIENTS as usize;
+const NEWCOMERS: usize = MAX_NEWCOMERS as usize;
 const POOLS: usize = MAX_PORT_POOLS as usize;
+const SERVER_ID_KEYS: usize = MAX_SERVER_IDS as usize;
 const POOL_WORDS: usize = size_of::<PortPool>() / size_of::<u64>();
 const DROP_KEYS: usize = MAX_DROP_KEYS as usize;
 const INTERFACE_INDEXES: usize = 1_024;
@@ -53,6 +61,21 @@ pub static SERVICES_V4: HashMap<ServiceKey4, Service, SERVICES> = HashMap::new()
 /// IPv6 services by address, port and protocol.
 #[btf_map]
 pub static SERVICES_V6: HashMap<ServiceKey6, Service, SERVICES> = HashMap::new();
+
+/// In front of [`SERVICES_V4`]: an array under a hash of our own, in memory that the daemon
+/// writes.
+#[btf_map]
+pub static DIRECT_V4: Array<[u64; DIRECT_WORDS_V4], DIRECT, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+
+/// In front of [`SERVICES_V6`].
+#[btf_map]
+pub static DIRECT_V6: Array<[u64; DIRECT_WORDS_V6], DIRECT, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+
+/// Bits of the addresses that replies may come from: those of backends.
+#[btf_map]
+pub static REPLY_SOURCES: Array<u64, FILTER_WORDS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// IPv4 addresses of services.
 #[btf_map]
@@ -94,6 +117,12 @@ pub static SIZED_RINGS: ArrayOfMaps<SizedRing, SERVICES> = ArrayOfMaps::new();
 /// What few packets need of a service, by its id.
 #[btf_map]
 pub static OPTIONS: Array<ServiceOptions, SERVICES> = Array::new();
+
+/// Backends by the server IDs that they have in connection IDs of QUIC. Memory is taken as
+/// it is needed: the daemon alone writes, and most have none.
+#[btf_map]
+pub static SERVER_IDS: HashMap<ServerIdKey, u32, SERVER_ID_KEYS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// Whose turn it is, by service id.
 #[btf_map]
@@ -176,6 +205,22 @@ pub static EMBRYONIC_V6: Array<FlowKey6, EMBRYONIC> = Array::new();
 /// How many flows have entered the queue of IPv4, and that of IPv6.
 #[btf_map]
 pub static ENTERED: Array<u64, 2> = Array::new();
+
+/// IPv4 clients and the backends that they had.
+#[btf_map]
+pub static CLIENTS_V4: LruHashMap<ClientKey4, Client, CLIENTS> = LruHashMap::new();
+
+/// IPv6 clients and the backends that they had.
+#[btf_map]
+pub static CLIENTS_V6: LruHashMap<ClientKey6, Client, CLIENTS> = LruHashMap::new();
+
+/// The same of IPv4 clients that are not confirmed.
+#[btf_map]
+pub static NEWCOMERS_V4: LruHashMap<ClientKey4, Client, NEWCOMERS> = LruHashMap::new();
+
+/// The same of IPv6 clients that are not confirmed.
+#[btf_map]
+pub static NEWCOMERS_V6: LruHashMap<ClientKey6, Client, NEWCOMERS> = LruHashMap::new();
 
 /// First fragments of IPv4 packets.
 #[btf_map]

@@ -31,14 +31,16 @@ const NEIGHBOURS: u32 = 8;
 /// See [`NEIGHBOURS`].
 const FARTHEST: u32 = 12;
 
-/// Begins the flow of a packet from a client: chooses a backend and writes both entries.
+/// Begins the flow of a packet from a client: chooses a backend, unless one is `named`, and
+/// writes both entries.
 #[inline(always)]
 pub fn flow<F: Family>(
     packet: &Packet<'_, F>,
     service: &Service,
+    named: u32,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
     const EXHAUSTED: u32 = DropReason::SourcePortsExhausted as u32;
-    let (id, backend) = select::of_new::<F>(&packet.tuple, service)?;
+    let (id, backend) = select::of_new::<F>(&packet.tuple, service, named)?;
     let path = packet.link.way_back();
     let service = service::word(service);
     let mut refused = F::write_entries(&packet.tuple, &path, service, id);

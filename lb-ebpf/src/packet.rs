@@ -208,6 +208,12 @@ impl Transport {
         }
     }
 
+    /// UDP: length of the datagram in bytes, at least 8 once it has been checked.
+    #[inline(always)]
+    pub fn datagram_length(&self) -> u32 {
+        self.length as u32
+    }
+
     /// TCP: length of the header in bytes, at least 20 once it has been checked.
     #[inline(always)]
     pub fn header_length(&self) -> u64 {

@@ -24,6 +24,9 @@ use crate::{
 pub const TCP: u32 = 1 << 8;
 /// Beside the control bits of TCP: the packet is a later fragment.
 pub const LATER: u32 = 1 << 9;
+/// Beside the control bits of TCP: the slot is none of the ring, but stands for the backend
+/// that a connection ID names.
+pub const NAMED: u32 = 1 << 10;
 
 /// The entry of a flow.
 #[derive(Clone, Copy)]
@@ -71,16 +74,16 @@ impl Entry {
     }
 
     /// Notes what the flags of a packet tell. Whoever closes the flow counts its end, and
-    /// whoever confirms it that it lives.
+    /// whoever confirms it that it lives. Returns whether this packet confirms it.
     #[inline(always)]
-    fn observe(self, signs: u32) {
+    fn observe(self, signs: u32) -> bool {
         let mut bits = ends(signs);
         if signs & TCP == 0 || signs & tcp::SYN as u32 == 0 {
             bits |= state::CONFIRMED;
         }
-        if self.state() & bits != bits {
-            self.advance(bits);
-        }
+        self.state() & bits != bits
+            && self.advance(bits) & state::CONFIRMED == 0
+            && bits & state::CONFIRMED != 0
     }
 
     /// Adds bits to the state and counts what they mean. Returns what it was.
@@ -161,9 +164,12 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
     let is_tcp = signs & TCP != 0;
     // A guarded service comes here with all that it gets.
     let has_entries = is_tracked || is_tcp && !slot.is_clean();
+    // A later fragment is told of the name, but follows its first one.
+    let is_named = signs & (NAMED | LATER) == NAMED;
     if has_entries && let Some(entry) = Entry::of::<F>(tuple) {
         let id = entry.backend();
-        if let Some(backend) = BACKENDS.get(id)
+        if (!is_named || id == slot.owner)
+            && let Some(backend) = BACKENDS.get(id)
             && entry.goes_on(signs, backend)
         {
             entry.touch();
@@ -171,8 +177,8 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
                 if signs & LATER == 0 {
                     entry.reset();
                 }
-            } else {
-                entry.observe(signs);
+            } else if entry.observe(signs) && service.flags & Service::AFFINE != 0 {
+                F::note_client(tuple, service.id(), id, true);
             }
             return id;
         }
@@ -187,8 +193,8 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
             return select::limited(limited);
         }
     }
-    let id = if begins {
-        select::for_new_flow(&service, index, slot.owner)
+    let id = if begins && !is_named {
+        select::for_new_flow::<F>(tuple, &service, index, slot.owner)
     } else if has_entries {
         select::of_slot(slot)
     } else {

@@ -34,16 +34,22 @@ const LIMITED: u32 = 0xffff_0000;
 /// Slots that are tried for a new flow until a backend takes it.
 const ATTEMPTS: u32 = 8;
 
-/// The backend of a packet of a flow that is not translated, with the way to it known. An
-/// error comes with the id of the backend that can't be used, 0 for none.
+/// The backend of a packet of a flow that is not translated, with the way to it known: the
+/// one that is `named` unless that is [`NO_BACKEND`]. An error comes with the id of the backend
+/// that can't be used, 0 for none.
 #[inline(always)]
 pub fn of_packet<F: Family>(
     packet: &Packet<'_, F>,
     service: &Service,
+    named: u32,
 ) -> Result<Choice, (DropReason, u32)> {
     admit::<F>(&packet.tuple)?;
     let index = index(&packet.tuple, service);
-    let slot = slot(service, index);
+    let slot = if named == NO_BACKEND {
+        slot(service, index)
+    } else {
+        Slot::clean(named)
+    };
     let is_tcp = packet.transport.is_tcp;
     let looks_on = Service::TRACKED | Service::GUARDED;
     let id = if service.flags & looks_on == 0 && (slot.is_clean() || !is_tcp) {
@@ -56,6 +62,7 @@ pub fn of_packet<F: Family>(
         } else {
             0
         };
+        signs |= if named == NO_BACKEND { 0 } else { pin::NAMED };
         let word = service::word(service);
         F::pinned(&packet.tuple, word, word_of(slot), index, signs)
     };
@@ -64,16 +71,25 @@ pub fn of_packet<F: Family>(
 
 /// The backend for a flow that begins and is translated, like [`of_packet`].
 #[inline(always)]
-pub fn of_new<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<Choice, (DropReason, u32)> {
+pub fn of_new<F: Family>(
+    tuple: &F::Tuple,
+    service: &Service,
+    named: u32,
+) -> Result<Choice, (DropReason, u32)> {
     admit::<F>(tuple)?;
     let (client, _) = F::addresses(tuple);
     let limited = guard::begin::<F>(client, service);
     if limited != guard::FREE {
         return Err((guard::reason(limited), 0));
     }
-    let index = index(tuple, service);
-    let slot = slot(service, index);
-    let (id, backend) = reachable(for_new_flow(service, index, slot.owner), 0)?;
+    let chosen = if named == NO_BACKEND {
+        let index = index(tuple, service);
+        let slot = slot(service, index);
+        for_new_flow::<F>(tuple, service, index, slot.owner)
+    } else {
+        named
+    };
+    let (id, backend) = reachable(chosen, 0)?;
     if service.mode == Mode::Nat as u8 && F::same(client, F::address(&backend.address)) {
         return Err((DropReason::Hairpin, id));
     }
@@ -205,18 +221,29 @@ fn refusal(id: u32) -> DropReason {
 /// The backend that a new flow gets, whose slot has this owner; [`NO_BACKEND`] or [`FULL`]
 /// where none takes it.
 #[inline(always)]
-pub fn for_new_flow(service: &Service, index: u32, owner: u32) -> u32 {
+pub fn for_new_flow<F: Family>(tuple: &F::Tuple, service: &Service, index: u32, owner: u32) -> u32 {
     let is_plain =
         service.scheduler == Scheduler::Hash as u8 && service.flags & Service::BOUNDED == 0;
     if is_plain {
         return owner;
     }
     let word = service::word(service);
-    if service.scheduler == Scheduler::LeastConnections as u8 {
+    let is_affine = service.flags & Service::AFFINE != 0;
+    if is_affine {
+        let known = F::remembered(tuple, word);
+        if known != NO_BACKEND {
+            return known;
+        }
+    }
+    let chosen = if service.scheduler == Scheduler::LeastConnections as u8 {
         least_loaded(word)
     } else {
         schedule(word, index)
+    };
+    if is_affine && chosen != NO_BACKEND && chosen != FULL {
+        F::note_client(tuple, service.id(), chosen, false);
     }
+    chosen
 }
 
 /// The backend that the scheduler of a service, given as a word, has for a new flow whose

@@ -5,12 +5,13 @@ use core::mem::transmute;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
     Runtime,
+    direct::{self, DirectKey as _, MORE},
     service::{PortKey, Service, Vip},
 };
 
 use crate::{
     family::Family,
-    maps::{PORTS, switches},
+    maps::{PORTS, REPLY_SOURCES, switches},
     packet::{Protocol, TCP, UDP},
 };
 
@@ -27,15 +28,69 @@ pub fn find<F: Family>(tuple: &F::Tuple) -> Service {
 /// fields unset, and move them about all the same.
 #[inline(always)]
 fn find_word<F: Family>(tuple: &F::Tuple) -> u64 {
-    // SAFETY: the program never writes the table, and an entry that the daemon
-    // replaces stays readable until the program has ended (RCU).
-    if let Some(service) = unsafe { F::services().get(F::service_key(tuple)) } {
-        return word(service);
+    let key = F::service_key(tuple);
+    let direct = direct::<F>(&key);
+    if direct != NONE && direct != ELSEWHERE {
+        return direct;
+    }
+    if direct == ELSEWHERE {
+        let listed = listed::<F>(&key);
+        if listed != NONE {
+            return listed;
+        }
     }
     if switches() & Runtime::WIDE == 0 {
         return 0;
     }
     on_several_ports::<F>(tuple)
+}
+
+/// In place of the word of a service: there is none.
+const NONE: u64 = 0;
+/// In place of the word of a service: the hash map says.
+const ELSEWHERE: u64 = 1;
+
+/// The service of this key as the array in front of the hash map says, [`NONE`] or
+/// [`ELSEWHERE`].
+#[inline(always)]
+fn direct<F: Family>(key: &F::ServiceKey) -> u64 {
+    let Some(entry) = F::direct(key.index()) else {
+        return ELSEWHERE;
+    };
+    // SAFETY: the pointer is a map value of that many words, each of which the daemon
+    // stores whole, the tag last.
+    let word = |index: usize| unsafe { entry.add(index).read_volatile() };
+    let tag = word(direct::TAG);
+    let is_key = tag & !MORE == key.tag()
+        && key.address().is_none_or(|[high, low]| {
+            word(direct::ADDRESS) == high && word(direct::ADDRESS + 1) == low
+        });
+    if is_key {
+        word(direct::SERVICE)
+    } else if tag & MORE != 0 {
+        ELSEWHERE
+    } else {
+        NONE
+    }
+}
+
+/// The service of this key in the hash map, or [`NONE`]. A call of its own: few packets
+/// need it.
+#[inline(never)]
+fn listed<F: Family>(key: &F::ServiceKey) -> u64 {
+    // SAFETY: the program never writes the table, and an entry that the daemon
+    // replaces stays readable until the program has ended (RCU).
+    unsafe { F::services().get(key) }.map_or(NONE, word)
+}
+
+/// Whether any backend has the source address of `tuple`: if not, it is no reply.
+#[inline(always)]
+pub fn may_be_reply<F: Family>(tuple: &F::Tuple) -> bool {
+    let (source, _) = F::addresses(tuple);
+    let bit = F::reply_source(source);
+    REPLY_SOURCES
+        .get(bit / u64::BITS)
+        .is_some_and(|word| word & 1 << (bit % u64::BITS) != 0)
 }
 
 /// The service on several ports, or on a prefix, that `tuple` is sent to. A call of its

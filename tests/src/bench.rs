@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
     Runtime,
-    backend::Backend,
     flow::{FlowValue, state},
     fragment::FRAGMENT_TICKS,
     ring::{RING_SIZE, Slot},
@@ -239,7 +238,7 @@ impl Bench {
             self.datapath.remove_vip(*address)?;
         }
         for id in missing(&old.backends, &world.backends) {
-            self.datapath.set_backend(*id, Backend::default())?;
+            self.datapath.remove_backend(*id)?;
         }
         for id in missing(&old.guards, &world.guards) {
             self.datapath.remove_guard(*id)?;
@@ -273,15 +272,11 @@ impl Bench {
             self.pools.extend(&pools);
             self.fresh_pools.extend(pools);
         }
-        for id in missing(&old.turns, &world.turns) {
-            self.datapath.set_options(*id, ServiceOptions::default())?;
+        for id in missing(&old.options, &world.options) {
+            self.set_options(*id, ServiceOptions::default())?;
         }
-        for (id, turns) in changed(&old.turns, &world.turns) {
-            let options = ServiceOptions {
-                turns: *turns,
-                ..ServiceOptions::default()
-            };
-            self.datapath.set_options(*id, options)?;
+        for (id, options) in changed(&old.options, &world.options) {
+            self.set_options(*id, *options)?;
         }
         let rings: Vec<_> = changed(&old.slots(), &world.slots())
             .map(|(id, (ring, origin))| {
@@ -294,6 +289,19 @@ impl Bench {
             .collect();
         if !rings.is_empty() {
             self.datapath.set_rings(&rings)?;
+        }
+        for id in missing(&old.server_ids, &world.server_ids) {
+            self.datapath.remove_server_id(*id)?;
+        }
+        for (id, backend) in changed(&old.server_ids, &world.server_ids) {
+            self.datapath.set_server_id(*id, *backend)?;
+        }
+        for (service, ids) in changed(&old.connection_ids, &world.connection_ids) {
+            let options = ServiceOptions {
+                connection_ids: *ids,
+                ..self.datapath.options(*service)?
+            };
+            self.datapath.set_options(*service, options)?;
         }
         for (source, is_allowed) in changed(&old.sources, &world.sources) {
             self.datapath.set_source(*source, *is_allowed)?;
@@ -308,6 +316,15 @@ impl Bench {
             self.datapath.set_vip(*address, *vip)?;
         }
         self.set_runtime()
+    }
+
+    /// Writes the options of a service, but for those of connection IDs.
+    fn set_options(&mut self, service: u32, options: ServiceOptions) -> Result<()> {
+        let options = ServiceOptions {
+            connection_ids: self.datapath.options(service)?.connection_ids,
+            ..options
+        };
+        Ok(self.datapath.set_options(service, options)?)
     }
 
     fn set_runtime(&mut self) -> Result<()> {

@@ -504,6 +504,36 @@ impl Case {
         })
     }
 
+    /// The last step's packet is another, of the same flow.
+    #[must_use]
+    pub fn with_request(self, flow: &Flow, request: &Packet) -> Self {
+        let bytes = request.ip_length() as u64;
+        self.changing(|change| change.counters(flow.backend).bytes = bytes)
+            .with_frames(request.build(), flow.delivered_frame(request))
+    }
+
+    /// The last step's packet comes and leaves with these bytes.
+    ///
+    /// # Panics
+    ///
+    /// Where the last step's packet does not leave.
+    #[must_use]
+    pub fn with_frames(mut self, comes: Vec<u8>, leaves: Vec<u8>) -> Self {
+        match self.steps.last_mut() {
+            Some(Step {
+                action:
+                    Action::Frame {
+                        frame,
+                        outcome: Outcome::Sent(_, sent),
+                        ..
+                    },
+                ..
+            }) => (*frame, *sent) = (comes, leaves),
+            _ => panic!("`{}`: the last step sends no frame", self.name),
+        }
+        self
+    }
+
     /// The last step's packet ends the flow. Where flows are not kept, what is counted as an
     /// end follows from the flags of each packet alone.
     #[must_use]

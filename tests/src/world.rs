@@ -11,8 +11,9 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer},
     guard::{Guard, Rate, TICKS_PER_NANOSECOND},
+    quic::{ConnectionIds, ServerIdKey},
     ring::RING_SIZE,
-    service::{Mode, Scheduler, Service, Vip},
+    service::{Mode, Scheduler, Service, ServiceOptions, Vip},
 };
 use lb_userspace::{
     address::{AddressPrefix, PortRange},
@@ -141,12 +142,16 @@ pub struct World {
     pub rings: BTreeMap<u32, Arc<[u32]>>,
     /// Origins of all slots of a ring, by service id; where there is none they are clean.
     pub origins: BTreeMap<u32, u32>,
-    /// Slots of rings that turns go over, by service id; where there is no number, one.
-    pub turns: BTreeMap<u32, u32>,
+    /// What few packets need of a service, by its id.
+    pub options: BTreeMap<u32, ServiceOptions>,
     /// What guards services, by id.
     pub guards: BTreeMap<u32, Guard>,
     /// Lists of sources: whether packets of them are taken.
     pub sources: BTreeMap<Source, bool>,
+    /// Where connection IDs of QUIC have server IDs, by service id.
+    pub connection_ids: BTreeMap<u32, ConnectionIds>,
+    /// Ids of backends by these.
+    pub server_ids: BTreeMap<ServerIdKey, u32>,
     /// MTUs of the interfaces that packets may leave by, by index.
     pub interfaces: BTreeMap<u32, u32>,
 }
@@ -238,10 +243,19 @@ impl World {
     pub fn schedule(&mut self, kind: Kind, scheduler: Scheduler, backends: &[u32]) {
         let id = kind.service().id();
         self.share_ring(kind, backends);
-        self.turns.insert(id, backends.len() as u32);
+        self.options.entry(id).or_default().turns = backends.len() as u32;
         for service in self.services.values_mut().filter(|s| s.id() == id) {
             service.scheduler = scheduler as u8;
             service.flags |= Service::TRACKED;
+        }
+    }
+
+    /// Has a service remember clients for so many ticks.
+    pub fn remember(&mut self, kind: Kind, affinity: u32) {
+        let id = kind.service().id();
+        self.options.entry(id).or_default().affinity = affinity;
+        for service in self.services.values_mut().filter(|s| s.id() == id) {
+            service.flags |= Service::AFFINE;
         }
     }
 

@@ -6,6 +6,8 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     addr::LinkPath,
     checksum,
+    client::ClientKey4,
+    direct,
     drop_reason::DropReason,
     flow::{Flow4, FlowKey4},
     fragment::FragmentKey4,
@@ -17,15 +19,15 @@ use network_types::{
 };
 
 use super::{
-    Carried, DONT_FRAGMENT, Draft, Embryonic, Family, Flows, Fragments, Pins, Position, Prefixes,
-    Services, Vips,
+    Carried, Clients, DONT_FRAGMENT, Draft, Embryonic, Family, Flows, Fragments, Newcomers, Pins,
+    Position, Prefixes, Services, Vips,
 };
 use crate::{
-    embryonic, guard,
+    client, embryonic, guard,
     link::Link,
     maps::{
-        DRAFT_V4, EMBRYONIC_V4, FLOWS_V4, FRAGMENTS_V4, PINS_V4, PREFIXES_V4, REPLIES_V4,
-        SERVICES_V4, VIPS_V4,
+        CLIENTS_V4, DIRECT_V4, DRAFT_V4, EMBRYONIC_V4, FLOWS_V4, FRAGMENTS_V4, NEWCOMERS_V4,
+        PINS_V4, PREFIXES_V4, REPLIES_V4, SERVICES_V4, VIPS_V4,
     },
     open,
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
@@ -46,6 +48,7 @@ impl Family for Ipv4 {
     type Address = u32;
     type Header = Ipv4Hdr;
     type Tuple = FlowKey4;
+    type ClientKey = ClientKey4;
     type Flow = Flow4;
     type ServiceKey = ServiceKey4;
     type FragmentKey = FragmentKey4;
@@ -274,6 +277,24 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn remembered(tuple: &FlowKey4, service: u64) -> u32 {
+        client::remembered_v4(tuple, service)
+    }
+
+    #[inline(always)]
+    fn note_client(tuple: &FlowKey4, service: u32, backend: u32, is_confirmed: bool) {
+        client::note_client_v4(tuple, service, backend, u32::from(is_confirmed));
+    }
+
+    #[inline(always)]
+    fn client_key(tuple: &FlowKey4, service: u32) -> ClientKey4 {
+        ClientKey4 {
+            address: tuple.src,
+            service,
+        }
+    }
+
+    #[inline(always)]
     fn denied(service: u32, source: u32) -> u32 {
         guard::denied_v4(service, source)
     }
@@ -360,6 +381,16 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn direct(index: u32) -> Option<*const u64> {
+        DIRECT_V4.get_ptr(index).map(<*const _>::cast)
+    }
+
+    #[inline(always)]
+    fn reply_source(address: u32) -> u32 {
+        direct::reply_source([address, 0, 0, 0])
+    }
+
+    #[inline(always)]
     fn services() -> &'static Services<ServiceKey4> {
         &SERVICES_V4
     }
@@ -392,6 +423,16 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn pins() -> &'static Pins<Self> {
         &PINS_V4
+    }
+
+    #[inline(always)]
+    fn clients() -> &'static Clients<Self> {
+        &CLIENTS_V4
+    }
+
+    #[inline(always)]
+    fn newcomers() -> &'static Newcomers<Self> {
+        &NEWCOMERS_V4
     }
 
     #[inline(always)]

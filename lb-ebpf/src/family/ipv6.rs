@@ -6,6 +6,8 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     addr::LinkPath,
     checksum,
+    client::ClientKey6,
+    direct,
     drop_reason::DropReason,
     flow::{Flow6, FlowKey6},
     fragment::FragmentKey6,
@@ -17,15 +19,15 @@ use network_types::{
 };
 
 use super::{
-    Carried, DONT_FRAGMENT, Draft, Embryonic, Family, Flows, Fragments, Pins, Position, Prefixes,
-    Services, Vips,
+    Carried, Clients, DONT_FRAGMENT, Draft, Embryonic, Family, Flows, Fragments, Newcomers, Pins,
+    Position, Prefixes, Services, Vips,
 };
 use crate::{
-    embryonic, guard,
+    client, embryonic, guard,
     link::Link,
     maps::{
-        DRAFT_V6, EMBRYONIC_V6, FLOWS_V6, FRAGMENTS_V6, PINS_V6, PREFIXES_V6, REPLIES_V6,
-        SERVICES_V6, VIPS_V6,
+        CLIENTS_V6, DIRECT_V6, DRAFT_V6, EMBRYONIC_V6, FLOWS_V6, FRAGMENTS_V6, NEWCOMERS_V6,
+        PINS_V6, PREFIXES_V6, REPLIES_V6, SERVICES_V6, VIPS_V6,
     },
     open,
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
@@ -82,6 +84,7 @@ impl Family for Ipv6 {
     type Address = [u32; 4];
     type Header = Ipv6Hdr;
     type Tuple = FlowKey6;
+    type ClientKey = ClientKey6;
     type Flow = Flow6;
     type ServiceKey = ServiceKey6;
     type FragmentKey = FragmentKey6;
@@ -293,6 +296,25 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn remembered(tuple: &FlowKey6, service: u64) -> u32 {
+        client::remembered_v6(tuple, service)
+    }
+
+    #[inline(always)]
+    fn note_client(tuple: &FlowKey6, service: u32, backend: u32, is_confirmed: bool) {
+        client::note_client_v6(tuple, service, backend, u32::from(is_confirmed));
+    }
+
+    #[inline(always)]
+    fn client_key(tuple: &FlowKey6, service: u32) -> ClientKey6 {
+        ClientKey6 {
+            address: tuple.src,
+            service,
+            reserved: 0,
+        }
+    }
+
+    #[inline(always)]
     fn denied(service: u32, source: Self::Address) -> u32 {
         let [first, last] = halves(source);
         guard::denied_v6(service, first, last)
@@ -387,6 +409,16 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn direct(index: u32) -> Option<*const u64> {
+        DIRECT_V6.get_ptr(index).map(<*const _>::cast)
+    }
+
+    #[inline(always)]
+    fn reply_source(address: [u32; 4]) -> u32 {
+        direct::reply_source(address)
+    }
+
+    #[inline(always)]
     fn services() -> &'static Services<ServiceKey6> {
         &SERVICES_V6
     }
@@ -419,6 +451,16 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn pins() -> &'static Pins<Self> {
         &PINS_V6
+    }
+
+    #[inline(always)]
+    fn clients() -> &'static Clients<Self> {
+        &CLIENTS_V6
+    }
+
+    #[inline(always)]
+    fn newcomers() -> &'static Newcomers<Self> {
+        &NEWCOMERS_V6
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::state::{
     Reason,
-    rules::{self, Field, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVICES},
+    rules::{self, Field, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES},
 };
 
 const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`";
@@ -38,24 +38,6 @@ pub struct Outcome {
 /// Reads a configuration, and finds every mistake in it.
 #[must_use]
 pub fn read(source: &Source) -> Outcome {
-    read_with(source, |services, out| {
-        for service in services {
-            for found in rules::unsupported(&service.spec) {
-                let span = service.span(found.field);
-                out.push(Diagnostic::error(span, found.message, found.hint));
-            }
-        }
-    })
-}
-
-/// The same for the language of the file alone: that it can be written does not say that
-/// this version does it.
-#[must_use]
-pub fn parse(source: &Source) -> Outcome {
-    read_with(source, |_, _| {})
-}
-
-fn read_with(source: &Source, check: impl Fn(&[ReadService], &mut Diagnostics)) -> Outcome {
     let mut out = Diagnostics::default();
     let config = match source.invalid() {
         Some(span) => {
@@ -66,7 +48,7 @@ fn read_with(source: &Source, check: impl Fn(&[ReadService], &mut Diagnostics)) 
             ));
             None
         }
-        None => Some(read_text(source, &mut out, check)),
+        None => Some(read_text(source, &mut out)),
     };
     out.sort();
     Outcome {
@@ -75,14 +57,10 @@ fn read_with(source: &Source, check: impl Fn(&[ReadService], &mut Diagnostics)) 
     }
 }
 
-fn read_text(
-    source: &Source,
-    out: &mut Diagnostics,
-    check: impl Fn(&[ReadService], &mut Diagnostics),
-) -> Config {
+fn read_text(source: &Source, out: &mut Diagnostics) -> Config {
     let (root, errors) = DeTable::parse_recoverable(source.text());
     let table = Table::new(root.get_ref(), root.span(), "the file");
-    let config = read_root(table, out, check);
+    let config = read_root(table, out);
     if !errors.is_empty() {
         let errors = syntax_errors(source, root.get_ref(), &errors);
         keep_certain(source, &errors, out);
@@ -202,11 +180,7 @@ fn syntax_error(source: &Source, message: &str, span: Range<usize>) -> Diagnosti
     }
 }
 
-fn read_root(
-    mut root: Table<'_>,
-    out: &mut Diagnostics,
-    check: impl Fn(&[ReadService], &mut Diagnostics),
-) -> Config {
+fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
     let interfaces = root
         .required("interfaces", INTERFACES, out)
         .map(|value| read_interfaces(value, out))
@@ -237,7 +211,6 @@ fn read_root(
         .collect();
     root.finish(out);
     check_together(&services, out);
-    check(&services, out);
     Config {
         interfaces,
         xdp_mode,
@@ -372,6 +345,7 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
     let mut names = HashMap::new();
     let mut backends = 0;
     let mut sources = 0;
+    let mut server_ids = 0;
     let owners: HashMap<IpAddr, &ReadService> = services
         .iter()
         .filter(|service| service.is_read(Field::Address))
@@ -409,6 +383,12 @@ fn check_together(services: &[ReadService], out: &mut Diagnostics) {
         if room && backends > MAX_BACKENDS && spec.backends.len() <= MAX_BACKENDS {
             let reason = rules::too_many_backends();
             out.push(value_error(service, Field::Backends, reason));
+        }
+        let room = server_ids <= MAX_SERVER_IDS;
+        server_ids += spec.server_ids();
+        if room && server_ids > MAX_SERVER_IDS {
+            let reason = rules::too_many_server_ids();
+            out.push(value_error(service, Field::Quic, reason));
         }
         let of_service = spec.allow.len() + spec.deny.len();
         let room = sources <= MAX_ALL_SOURCES;

@@ -15,7 +15,7 @@ mod source;
 use std::path::PathBuf;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
-pub use file::{Outcome, parse, parse_interface, parse_pin_directory, parse_socket, read};
+pub use file::{Outcome, parse_interface, parse_pin_directory, parse_socket, read};
 pub use source::Source;
 
 use crate::state::{Desired, ServiceSpec, words};

@@ -27,7 +27,7 @@ use crate::{
     slow_start::{self, Seen, Warmth},
     state::{
         BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
-        OnDeadline, Reason, Refusal, ServiceSpec, Status, rules,
+        OnDeadline, Refusal, ServiceSpec, Status, rules,
     },
 };
 
@@ -318,12 +318,6 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn change(&mut self, change: Change, now: Duration) -> Result<(), Refusal> {
         let mut desired = self.desired.clone();
         desired.apply(change)?;
-        for service in desired.services() {
-            if let Some(found) = rules::unsupported(service).into_iter().next() {
-                let message = format!("`{}`: {}", found.field, found.message);
-                return Err(Refusal::Invalid(Reason::new(message, found.hint)));
-            }
-        }
         let before = std::mem::replace(&mut self.desired, desired);
         let health = self.expected_health(&before);
         let health_before = std::mem::replace(&mut self.health, health);
@@ -633,7 +627,7 @@ impl<P: Plane> Balancer<P> {
         let mut lifetimes = HashMap::new();
         for spec in self.desired.services() {
             let name: Arc<str> = spec.name.as_str().into();
-            let of_service = Lifetimes::new(spec.protocol, &spec.timeouts);
+            let of_service = Lifetimes::new(spec.protocol, &spec.timeouts, spec.affinity);
             for backend in &spec.backends {
                 let id = ids.backends.get(&(Arc::clone(&name), backend.address));
                 lifetimes.extend(id.map(|id| (id, of_service)));

@@ -10,6 +10,7 @@ use lb_common::{
     Runtime,
     backend::{Backend, BackendState},
     counters::{Counters, DropKey},
+    quic::ConnectionIds,
     ring::RING_SIZE,
     service::ServiceOptions,
 };
@@ -84,6 +85,13 @@ impl Wired {
                 found_rings.insert(service.id(), ring.len() as u32);
             }
         }
+        let mut connection_ids = BTreeMap::new();
+        for service in services.values() {
+            let ids = datapath.options(service.id())?.connection_ids;
+            if ids != ConnectionIds::default() {
+                connection_ids.insert(service.id(), ids);
+            }
+        }
         let pools: BTreeSet<u32> = backends
             .values()
             .chain(removed.values())
@@ -99,6 +107,8 @@ impl Wired {
                 .map(|id| (id, PortSet::default()))
                 .collect(),
             backends,
+            server_ids: datapath.server_ids()?,
+            connection_ids,
             rings: BTreeMap::new(),
             found_rings,
             guards: datapath.guards()?,
@@ -127,11 +137,10 @@ impl Wired {
 
     fn write(&mut self, rings: &[Written]) -> datapath::Result<()> {
         for ring in rings {
-            let options = ServiceOptions {
-                turns: ring.turns,
-                ..ServiceOptions::default()
-            };
-            self.datapath.set_options(ring.service, options)?;
+            self.set_options(ring.service, |options| {
+                options.turns = ring.turns;
+                options.affinity = ring.affinity;
+            })?;
         }
         let slots: Vec<_> = rings
             .iter()
@@ -141,6 +150,17 @@ impl Wired {
         let services = rings.iter().map(|ring| ring.service);
         self.rings.written(services, (self.clock)());
         Ok(())
+    }
+
+    /// Changes what few packets need of a service.
+    fn set_options(
+        &mut self,
+        service: u32,
+        change: impl FnOnce(&mut ServiceOptions),
+    ) -> datapath::Result<()> {
+        let mut options = self.datapath.options(service)?;
+        change(&mut options);
+        self.datapath.set_options(service, options)
     }
 
     fn set_rings(&mut self, rings: &[(u32, Ring)]) -> datapath::Result<()> {
@@ -183,6 +203,14 @@ impl Tables for Wired {
                 self.rings.backend_removed(*id);
                 self.datapath.remove_backend(*id)
             }
+            Op::SetServerId(id, backend) => self.datapath.set_server_id(*id, *backend),
+            Op::RemoveServerId(id) => self.datapath.remove_server_id(*id),
+            Op::SetConnectionIds(service, ids) => {
+                self.set_options(*service, |options| options.connection_ids = *ids)
+            }
+            Op::RemoveConnectionIds(service) => self.set_options(*service, |options| {
+                options.connection_ids = ConnectionIds::default();
+            }),
             Op::SetRings(rings) => self.set_rings(rings),
             Op::RemoveRings(rings) => {
                 for (service, slots) in rings {

@@ -1,7 +1,11 @@
 //! Operations of bpf(2) that aya has no method for: batches of map entries, the removal
-//! of an element that tells what it was, and the detachment of a link.
+//! of an element that tells what it was, and the detachment of a link. And the wait for
+//! programs that run.
 
-#![expect(unsafe_code, reason = "calls bpf(2) with pointers to buffers")]
+#![expect(
+    unsafe_code,
+    reason = "calls bpf(2) with pointers to buffers, and membarrier(2)"
+)]
 
 use std::{
     ffi::CStr,
@@ -99,6 +103,23 @@ pub(super) fn detach(path: &CStr) -> io::Result<()> {
     };
     // SAFETY: the command reads and writes nothing but the attributes.
     unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
+}
+
+/// Waits until every BPF program that runs now has ended: membarrier(2) waits for a grace
+/// period of RCU, inside of which programs run. It takes milliseconds.
+///
+/// # Errors
+///
+/// Where the kernel is configured for CPUs without a tick (`nohz_full`).
+pub(super) fn wait_for_programs() -> io::Result<()> {
+    // From `enum membarrier_cmd` of linux/membarrier.h.
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the command takes nothing and writes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Removes an element and returns it as it was at that moment; `None` where there was

@@ -6,10 +6,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use aya::maps::MapError;
+use aya::maps::{Array, MapData, MapError};
 use lb_common::{
     backend::Backend,
     map_name,
+    quic::ServerIdKey,
     ring::{RING_SIZE, Slot},
     service::{Service, Vip},
 };
@@ -74,14 +75,16 @@ impl Datapath {
     /// The backends by id, and those that have been removed, as they were, until they are
     /// forgotten.
     pub fn backends(&self) -> Result<BTreeMap<u32, Backend>> {
-        let mut backends = BTreeMap::new();
-        for (id, backend) in (0..).zip(self.backends.iter()) {
-            let Plain(backend) = backend.map_err(map_error("reading", map_name::BACKENDS))?;
-            if backend != Backend::default() {
-                backends.insert(id, backend);
-            }
-        }
-        Ok(backends)
+        backends(&self.backends)
+    }
+
+    /// Backends by the server IDs that they have in connection IDs of QUIC.
+    pub fn server_ids(&self) -> Result<BTreeMap<ServerIdKey, u32>> {
+        self.server_ids
+            .iter()
+            .map(|entry| entry.map(|(Plain(id), Plain(backend))| (id, backend)))
+            .collect::<Result<_, MapError>>()
+            .map_err(map_error("reading", map_name::SERVER_IDS))
     }
 
     /// The interfaces that packets may leave for, by index.
@@ -142,4 +145,16 @@ impl Datapath {
         }
         Ok(adopted)
     }
+}
+
+/// [`Datapath::backends`] of this table.
+pub(super) fn backends(table: &Array<MapData, Plain<Backend>>) -> Result<BTreeMap<u32, Backend>> {
+    let mut backends = BTreeMap::new();
+    for (id, backend) in (0..).zip(table.iter()) {
+        let Plain(backend) = backend.map_err(map_error("reading", map_name::BACKENDS))?;
+        if backend != Backend::default() {
+            backends.insert(id, backend);
+        }
+    }
+    Ok(backends)
 }

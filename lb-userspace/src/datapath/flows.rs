@@ -4,6 +4,7 @@ use std::{os::fd::AsFd as _, sync::Arc};
 
 use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
 use lb_common::{
+    client::{Client, ClientKey4, ClientKey6},
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, FlowValue},
     map_name,
     pin::Pin,
@@ -22,6 +23,8 @@ use super::{
 pub trait Family: 'static {
     /// Key of the tables.
     type Key: FromBytes + IntoBytes + Immutable + Copy + Send + 'static;
+    /// Key of the tables of clients.
+    type ClientKey: FromBytes + IntoBytes + Immutable + Copy + Send + 'static;
     /// Value of the tables.
     type Flow: FlowValue<Key = Self::Key> + FromBytes + IntoBytes + Immutable + Send + 'static;
 }
@@ -36,11 +39,13 @@ pub enum Ipv6 {}
 
 impl Family for Ipv4 {
     type Key = FlowKey4;
+    type ClientKey = ClientKey4;
     type Flow = Flow4;
 }
 
 impl Family for Ipv6 {
     type Key = FlowKey6;
+    type ClientKey = ClientKey6;
     type Flow = Flow6;
 }
 
@@ -65,9 +70,11 @@ pub struct FlowPair<F: Family> {
     pub replies: FlowTable<F::Key, F::Flow>,
     /// Other flows, client to service.
     pub pins: FlowTable<F::Key, Pin>,
+    /// Clients and the backends that they had: those that are confirmed, and the others.
+    pub clients: [FlowTable<F::ClientKey, Client>; 2],
 }
 
-/// A flow table.
+/// A flow table, or one of clients.
 pub struct FlowTable<K: Copy, V: Copy> {
     map: HashMap<MapData, Plain<K>, Plain<V>>,
     name: &'static str,
@@ -80,6 +87,7 @@ const BATCH: usize = 4_096;
 impl FlowTables {
     pub(super) fn new(
         [flows_v4, flows_v6, replies_v4, replies_v6, pins_v4, pins_v6]: [&MapData; 6],
+        [clients_v4, newcomers_v4, clients_v6, newcomers_v6]: [&MapData; 4],
         ports: Arc<PortPools>,
         live: Arc<LiveFlows>,
     ) -> Result<Self> {
@@ -88,11 +96,19 @@ impl FlowTables {
                 flows: FlowTable::new(flows_v4, map_name::FLOWS_V4)?,
                 replies: FlowTable::new(replies_v4, map_name::REPLIES_V4)?,
                 pins: FlowTable::new(pins_v4, map_name::PINS_V4)?,
+                clients: [
+                    FlowTable::new(clients_v4, map_name::CLIENTS_V4)?,
+                    FlowTable::new(newcomers_v4, map_name::NEWCOMERS_V4)?,
+                ],
             },
             v6: FlowPair {
                 flows: FlowTable::new(flows_v6, map_name::FLOWS_V6)?,
                 replies: FlowTable::new(replies_v6, map_name::REPLIES_V6)?,
                 pins: FlowTable::new(pins_v6, map_name::PINS_V6)?,
+                clients: [
+                    FlowTable::new(clients_v6, map_name::CLIENTS_V6)?,
+                    FlowTable::new(newcomers_v6, map_name::NEWCOMERS_V6)?,
+                ],
             },
             ports,
             live,

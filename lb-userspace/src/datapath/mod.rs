@@ -5,6 +5,7 @@ mod attach;
 mod bpf;
 mod contents;
 mod decap;
+mod direct;
 mod error;
 mod flows;
 mod guards;
@@ -22,6 +23,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    hash::Hash,
     os::fd::AsFd as _,
     sync::{
         Arc,
@@ -45,11 +47,13 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Interface},
     counters::{Counters, Direction, DropKey},
+    direct::{DIRECT_WORDS_V4, DIRECT_WORDS_V6, DirectKey},
     drop_reason::DropReason,
     flow::MAX_FLOWS,
     fragment::{Fragment, FragmentKey4, FragmentKey6},
     map_name,
     ports::PortPool,
+    quic::ServerIdKey,
     ring::{RING_SIZE, Slot},
     service::{PortKey, Service, ServiceKey4, ServiceKey6, ServiceOptions, Vip},
     stage::{IcmpBudget, Stage},
@@ -70,6 +74,7 @@ pub use self::{
     test_run::{TestRun, Verdict},
 };
 use self::{
+    direct::{Direct, ReplySources},
     error::{gone, map_error},
     guards::Guards,
     key::{ServiceKey, VipKey},
@@ -156,6 +161,9 @@ pub struct Datapath {
     written: Runtime,
     services_v4: Table<ServiceKey4, Service>,
     services_v6: Table<ServiceKey6, Service>,
+    direct_v4: Direct<ServiceKey4, DIRECT_WORDS_V4>,
+    direct_v6: Direct<ServiceKey6, DIRECT_WORDS_V6>,
+    reply_sources: ReplySources,
     ports_of_vips: Trie<PortKey, Service>,
     vips_v4: Table<u32, Vip>,
     vips_v6: Table<[u32; 4], Vip>,
@@ -165,12 +173,14 @@ pub struct Datapath {
     rings: OfMaps<Slot>,
     /// Of other sizes.
     sized_rings: OfMaps<Slot>,
+    server_ids: Table<ServerIdKey, u32>,
     options: Array<MapData, Plain<ServiceOptions>>,
     guards: Guards,
     backends: Array<MapData, Plain<Backend>>,
     port_pools: OfMaps<PortPool>,
     ports: Arc<PortPools>,
     flows: [MapData; FLOW_TABLES.len()],
+    clients: [MapData; CLIENT_TABLES.len()],
     live: Arc<LiveFlows>,
     /// [`Runtime::embryonic_mask`].
     embryonic_mask: u32,
@@ -214,7 +224,8 @@ impl Datapath {
     fn load_into(options: &Options, pinned: Option<Pinned>) -> Result<Self> {
         let entries = options.entries();
         // Tables that are there have their memory already.
-        if !pinned.as_ref().is_some_and(Pinned::has_maps) {
+        let is_new = !pinned.as_ref().is_some_and(Pinned::has_maps);
+        if is_new {
             error::check_memory(entries)?;
         }
         let failed = |error| error::loading(error, Some(entries));
@@ -245,12 +256,18 @@ impl Datapath {
                 .map_err(map_error("writing", map_name::STAGES))?;
         }
 
+        let services_v4 = take(&mut ebpf, map_name::SERVICES_V4)?;
+        let services_v6 = take(&mut ebpf, map_name::SERVICES_V6)?;
+        let backends = take(&mut ebpf, map_name::BACKENDS)?;
         let mut datapath = Self {
             stages,
+            direct_v4: take_direct(&mut ebpf, map_name::DIRECT_V4, &services_v4)?,
+            direct_v6: take_direct(&mut ebpf, map_name::DIRECT_V6, &services_v6)?,
+            reply_sources: take_reply_sources(&mut ebpf, (!is_new).then_some(&backends))?,
             runtime: take(&mut ebpf, map_name::RUNTIME)?,
             written: Runtime::default(),
-            services_v4: take(&mut ebpf, map_name::SERVICES_V4)?,
-            services_v6: take(&mut ebpf, map_name::SERVICES_V6)?,
+            services_v4,
+            services_v6,
             ports_of_vips: take(&mut ebpf, map_name::PORTS)?,
             vips_v4: take(&mut ebpf, map_name::VIPS_V4)?,
             vips_v6: take(&mut ebpf, map_name::VIPS_V6)?,
@@ -258,12 +275,14 @@ impl Datapath {
             prefixes_v6: take(&mut ebpf, map_name::PREFIXES_V6)?,
             rings: take_of_maps(&mut ebpf, map_name::RINGS, Inner::new(RING_SIZE))?,
             sized_rings: take_of_maps(&mut ebpf, map_name::SIZED_RINGS, Inner::of_any_length(1))?,
-            backends: take(&mut ebpf, map_name::BACKENDS)?,
+            backends,
             port_pools: take_of_maps(&mut ebpf, map_name::PORT_POOLS, Inner::new(1))?,
             ports: Arc::default(),
+            server_ids: take(&mut ebpf, map_name::SERVER_IDS)?,
             options: take(&mut ebpf, map_name::OPTIONS)?,
             guards: Guards::take(&mut ebpf)?,
             flows: take_flow_tables(&mut ebpf)?,
+            clients: take_client_tables(&mut ebpf)?,
             live: take_live(&mut ebpf)?,
             embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,
             counters: take(&mut ebpf, map_name::COUNTERS)?,
@@ -424,10 +443,14 @@ impl Datapath {
     pub fn set_service(&mut self, packets: Match, service: Service) -> Result<()> {
         match packets.key() {
             ServiceKey::V4(key) => {
-                insert(&mut self.services_v4, map_name::SERVICES_V4, key, service)
+                insert(&mut self.services_v4, map_name::SERVICES_V4, key, service)?;
+                self.direct_v4.set(key, service);
+                Ok(())
             }
             ServiceKey::V6(key) => {
-                insert(&mut self.services_v6, map_name::SERVICES_V6, key, service)
+                insert(&mut self.services_v6, map_name::SERVICES_V6, key, service)?;
+                self.direct_v6.set(key, service);
+                Ok(())
             }
             ServiceKey::Ports(key) => {
                 insert_prefix(&mut self.ports_of_vips, map_name::PORTS, &key, service)
@@ -438,8 +461,14 @@ impl Datapath {
     /// No service takes these any more.
     pub fn remove_service(&mut self, packets: Match) -> Result<()> {
         match packets.key() {
-            ServiceKey::V4(key) => remove(&mut self.services_v4, map_name::SERVICES_V4, key),
-            ServiceKey::V6(key) => remove(&mut self.services_v6, map_name::SERVICES_V6, key),
+            ServiceKey::V4(key) => {
+                self.direct_v4.remove(&key);
+                remove(&mut self.services_v4, map_name::SERVICES_V4, key)
+            }
+            ServiceKey::V6(key) => {
+                self.direct_v6.remove(&key);
+                remove(&mut self.services_v6, map_name::SERVICES_V6, key)
+            }
             ServiceKey::Ports(key) => remove_prefix(&mut self.ports_of_vips, map_name::PORTS, &key),
         }
     }
@@ -474,6 +503,7 @@ impl Datapath {
 
     /// Writes the entry of a backend.
     pub fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()> {
+        self.reply_sources.set(id, &backend);
         self.backends
             .set(id, Plain(backend), 0)
             .map_err(map_error("writing", map_name::BACKENDS))
@@ -531,6 +561,27 @@ impl Datapath {
         self.options
             .set(service, Plain(options), 0)
             .map_err(map_error("writing", map_name::OPTIONS))
+    }
+
+    /// What few packets need of a service, as it was last written.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses to read.
+    pub fn options(&self, service: u32) -> Result<ServiceOptions> {
+        let options = self.options.get(&service, 0);
+        let Plain(options) = options.map_err(map_error("reading", map_name::OPTIONS))?;
+        Ok(options)
+    }
+
+    /// Says which backend has a server ID in connection IDs of QUIC.
+    pub fn set_server_id(&mut self, id: ServerIdKey, backend: u32) -> Result<()> {
+        insert(&mut self.server_ids, map_name::SERVER_IDS, id, backend)
+    }
+
+    /// No backend has this server ID any more.
+    pub fn remove_server_id(&mut self, id: ServerIdKey) -> Result<()> {
+        remove(&mut self.server_ids, map_name::SERVER_IDS, id)
     }
 
     /// Flows of a backend that are confirmed and not closed.
@@ -663,6 +714,7 @@ impl Datapath {
     pub fn flow_tables(&self) -> Result<FlowTables> {
         FlowTables::new(
             self.flows.each_ref(),
+            self.clients.each_ref(),
             Arc::clone(&self.ports),
             Arc::clone(&self.live),
         )
@@ -710,6 +762,14 @@ impl Datapath {
         test_run::test_run(program, frame, ifindex)
     }
 }
+
+/// The tables of clients.
+const CLIENT_TABLES: [&str; 4] = [
+    map_name::CLIENTS_V4,
+    map_name::NEWCOMERS_V4,
+    map_name::CLIENTS_V6,
+    map_name::NEWCOMERS_V6,
+];
 
 /// The flow tables, in the order of `FlowTables::new`.
 const FLOW_TABLES: [&str; 6] = [
@@ -787,12 +847,54 @@ fn take_flow_tables(ebpf: &mut Ebpf) -> Result<[MapData; FLOW_TABLES.len()]> {
     Ok([take(a)?, take(b)?, take(c)?, take(d)?, take(e)?, take(f)?])
 }
 
-fn take_live(ebpf: &mut Ebpf) -> Result<Arc<LiveFlows>> {
-    let Map::Array(map) = take_map(ebpf, map_name::LIVE)? else {
-        return Err(Error::WrongObject {
-            what: format!("map {} is no array", map_name::LIVE),
-        });
+fn take_array(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData> {
+    match take_map(ebpf, name)? {
+        Map::Array(map) => Ok(map),
+        other => Err(Error::WrongObject {
+            what: format!("map {name} is no array: {other:?}"),
+        }),
+    }
+}
+
+/// The array of this name in front of a table of services.
+fn take_direct<K: DirectKey + Hash + Stored, const WORDS: usize>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    services: &Table<K, Service>,
+) -> Result<Direct<K, WORDS>> {
+    let services: Vec<_> = services
+        .iter()
+        .map(|entry| entry.map(|(Plain(key), Plain(service))| (key, service)))
+        .collect::<Result<_, MapError>>()
+        .map_err(map_error("reading what is behind", name))?;
+    let map = take_array(ebpf, name)?;
+    Direct::new(map.fd().as_fd(), services).map_err(map_error("mapping", name))
+}
+
+/// The filter of addresses that replies come from, for these backends; `None` for none.
+fn take_reply_sources(
+    ebpf: &mut Ebpf,
+    backends: Option<&Array<MapData, Plain<Backend>>>,
+) -> Result<ReplySources> {
+    let backends = backends.map_or(Ok(BTreeMap::new()), contents::backends)?;
+    let map = take_array(ebpf, map_name::REPLY_SOURCES)?;
+    ReplySources::new(map.fd().as_fd(), &backends)
+        .map_err(map_error("mapping", map_name::REPLY_SOURCES))
+}
+
+fn take_client_tables(ebpf: &mut Ebpf) -> Result<[MapData; CLIENT_TABLES.len()]> {
+    let mut take = |name| match take_map(ebpf, name)? {
+        Map::LruHashMap(map) => Ok(map),
+        other => Err(Error::WrongObject {
+            what: format!("map {name} is no LRU hash map: {other:?}"),
+        }),
     };
+    let [a, b, c, d] = CLIENT_TABLES;
+    Ok([take(a)?, take(b)?, take(c)?, take(d)?])
+}
+
+fn take_live(ebpf: &mut Ebpf) -> Result<Arc<LiveFlows>> {
+    let map = take_array(ebpf, map_name::LIVE)?;
     let live = LiveFlows::new(map.fd().as_fd()).map_err(map_error("mapping", map_name::LIVE))?;
     Ok(Arc::new(live))
 }

@@ -38,10 +38,13 @@ const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 
 /// The maps that are kept: all that hold what cannot be made anew, or that programs of
 /// two daemons must share while one replaces those of the other.
-const MAPS: [&str; 38] = [
+const MAPS: [&str; 46] = [
     map_name::RUNTIME,
     map_name::SERVICES_V4,
     map_name::SERVICES_V6,
+    map_name::DIRECT_V4,
+    map_name::DIRECT_V6,
+    map_name::REPLY_SOURCES,
     map_name::VIPS_V4,
     map_name::VIPS_V6,
     map_name::PREFIXES_V4,
@@ -51,6 +54,7 @@ const MAPS: [&str; 38] = [
     map_name::FRAGMENTS_V6,
     map_name::RINGS,
     map_name::SIZED_RINGS,
+    map_name::SERVER_IDS,
     map_name::OPTIONS,
     map_name::TURNS,
     map_name::GUARDS,
@@ -64,6 +68,10 @@ const MAPS: [&str; 38] = [
     map_name::EMBRYONIC_V4,
     map_name::EMBRYONIC_V6,
     map_name::ENTERED,
+    map_name::CLIENTS_V4,
+    map_name::CLIENTS_V6,
+    map_name::NEWCOMERS_V4,
+    map_name::NEWCOMERS_V6,
     map_name::BACKENDS,
     map_name::PORT_POOLS,
     map_name::FLOWS_V4,

@@ -10,6 +10,7 @@ use lb_common::{
     addr::LinkPath,
     backend::BackendState,
     flow::{Flow4, FlowKey4, FlowValue as _, state},
+    quic::ConnectionIds,
     ring::NO_BACKEND,
     service::Mode,
 };
@@ -508,6 +509,24 @@ fn what_is_pinned_outlives_the_daemon() {
             let net = AddressPrefix::new([198, 51, 100, 0].into(), 24);
             first.set_vip(net, vip(7)).unwrap();
             first.set_backend(3, backend()).unwrap();
+            let server_id = ServerIdKey {
+                id: [0xc0; 15],
+                length: 15,
+                service: 1,
+                reserved: 0,
+            };
+            first.set_server_id(server_id, 3).unwrap();
+            let options = ServiceOptions {
+                turns: 5,
+                connection_ids: ConnectionIds {
+                    offset: 1,
+                    length: 15,
+                    configurations: 1,
+                    reserved: 0,
+                },
+                ..ServiceOptions::default()
+            };
+            first.set_options(1, options).unwrap();
             let clock = 77;
             let runtime = Runtime {
                 clock,
@@ -538,6 +557,8 @@ fn what_is_pinned_outlives_the_daemon() {
             assert_eq!(second.vips().unwrap(), vips.into());
             let backends = [(1, backend()), (3, backend())];
             assert_eq!(second.backends().unwrap(), backends.into());
+            assert_eq!(second.server_ids().unwrap(), [(server_id, 3)].into());
+            assert_eq!(second.options(1).unwrap(), options);
             assert_eq!(second.interfaces().unwrap(), [(LO, outlet(LO))].into());
             assert_eq!(second.ring(1, RING_SIZE).unwrap().unwrap(), *ring_of(1));
             assert_eq!(second.counters(1).unwrap(), counters);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lb_common::{
     CLOCK_TICK_MS,
+    client::Client,
     flow::{FlowEntry, state},
     pin::Pin,
 };
@@ -17,13 +18,15 @@ pub struct Lifetimes {
     unreplied: u32,
     established: u32,
     closing: u32,
+    /// Of the memory of a client; 0 where there is none.
+    affinity: u32,
 }
 
 impl Lifetimes {
     /// The lifetimes of a service's flows. Durations beyond the clock's half turn
     /// (6.8 years) count as that.
     #[must_use]
-    pub fn new(protocol: Protocol, timeouts: &Timeouts) -> Self {
+    pub fn new(protocol: Protocol, timeouts: &Timeouts, affinity: Option<Duration>) -> Self {
         let is_tcp = protocol == Protocol::Tcp;
         Self {
             is_tcp,
@@ -34,6 +37,7 @@ impl Lifetimes {
                 timeouts.udp
             }),
             closing: ticks(timeouts.tcp_closing),
+            affinity: affinity.map_or(0, ticks),
         }
     }
 
@@ -62,6 +66,12 @@ impl Lifetimes {
         age(pin.last_seen, now) > self.limit(flow_state)
     }
 
+    /// Whether a client is to be forgotten that was last seen then.
+    #[must_use]
+    pub fn is_forgotten(&self, client: &Client, now: u32) -> bool {
+        self.affinity == 0 || age(client.last_seen, now) > self.affinity
+    }
+
     /// Whether an entry alone, judged by its own state, has been silent for too long
     /// at tick `now`.
     #[must_use]
@@ -86,7 +96,8 @@ pub(super) fn age(last_seen: u32, now: u32) -> u32 {
     if age > u32::MAX / 2 { 0 } else { age }
 }
 
-fn ticks(duration: Duration) -> u32 {
+/// A time in ticks of the flow clock, half its range at most.
+pub(crate) fn ticks(duration: Duration) -> u32 {
     let ticks = duration.as_millis() / u128::from(CLOCK_TICK_MS);
     u32::try_from(ticks).map_or(u32::MAX / 2, |ticks| ticks.min(u32::MAX / 2))
 }
@@ -115,7 +126,7 @@ mod tests {
     /// A flow that last spoke at tick 0 is there at `seconds` and not a tick later.
     #[track_caller]
     fn lasts(protocol: Protocol, state: u32, seconds: u32) {
-        let lifetimes = Lifetimes::new(protocol, &TIMEOUTS);
+        let lifetimes = Lifetimes::new(protocol, &TIMEOUTS, None);
         let flow = entry(state, 0);
         assert!(!lifetimes.has_expired(&flow, Some(&flow), seconds * 10));
         assert!(lifetimes.has_expired(&flow, Some(&flow), seconds * 10 + 1));
@@ -136,7 +147,7 @@ mod tests {
 
     #[test]
     fn either_direction_keeps_a_flow() {
-        let lifetimes = Lifetimes::new(Protocol::Udp, &TIMEOUTS);
+        let lifetimes = Lifetimes::new(Protocol::Udp, &TIMEOUTS, None);
         let old = entry(state::REPLIED, 0);
         let young = entry(state::REPLIED, 9_000);
         assert!(!lifetimes.has_expired(&old, Some(&young), 9_001));
@@ -151,7 +162,7 @@ mod tests {
             udp: Duration::MAX,
             ..TIMEOUTS
         };
-        let lifetimes = Lifetimes::new(Protocol::Udp, &timeouts);
+        let lifetimes = Lifetimes::new(Protocol::Udp, &timeouts, None);
         let flow = entry(state::REPLIED, 0);
         assert!(!lifetimes.has_expired(&flow, None, u32::MAX / 2));
     }
@@ -159,7 +170,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_clock_may_wrap(start: u32, silent in 0..=3_000_u32) {
-            let lifetimes = Lifetimes::new(Protocol::Udp, &TIMEOUTS);
+            let lifetimes = Lifetimes::new(Protocol::Udp, &TIMEOUTS, None);
             let flow = entry(state::REPLIED, start);
             prop_assert!(!lifetimes.has_expired(&flow, None, start.wrapping_add(silent)));
             prop_assert!(lifetimes.has_expired(&flow, None, start.wrapping_add(3_001)));
@@ -167,7 +178,7 @@ mod tests {
 
         #[test]
         fn a_packet_after_the_clock_was_read_is_not_old(start: u32, ahead in 0..1_000_u32) {
-            let lifetimes = Lifetimes::new(Protocol::Tcp, &TIMEOUTS);
+            let lifetimes = Lifetimes::new(Protocol::Tcp, &TIMEOUTS, None);
             let flow = entry(0, start.wrapping_add(ahead));
             prop_assert!(!lifetimes.has_expired(&flow, None, start));
         }

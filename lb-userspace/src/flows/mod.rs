@@ -9,5 +9,6 @@ mod listing;
 mod sweep;
 
 pub use expiry::Lifetimes;
+pub(crate) use expiry::ticks;
 pub use listing::{Named, Query};
 pub use sweep::{Report, Sweeper};

@@ -6,6 +6,7 @@ use std::{
 };
 
 use lb_common::{
+    client::Client,
     flow::{FlowKey4, FlowKey6, FlowValue as _, state},
     pin::Pin,
     ports::PORT_WORDS,
@@ -94,6 +95,12 @@ impl Sweeper {
         sweep.flows(&mut self.tables.v6, &live, &free)?;
         sweep.pins(&mut self.tables.v4.pins, &live)?;
         sweep.pins(&mut self.tables.v6.pins, &live)?;
+        for table in &mut self.tables.v4.clients {
+            sweep.clients(table)?;
+        }
+        for table in &mut self.tables.v6.clients {
+            sweep.clients(table)?;
+        }
         sweep.replies(&mut self.tables.v4, &free)?;
         sweep.replies(&mut self.tables.v6, &free)?;
         let suspects = without_flow(&used, &sweep.ports);
@@ -176,6 +183,27 @@ impl Sweep<'_> {
             if !is_closed && pin.state & state::COUNTED != 0 {
                 *self.report.ended.entry(pin.backend).or_default() += 1;
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets clients whose time is over or whose backends are gone: an id is not given to
+    /// another backend while a client would be sent to it.
+    fn clients<K: Stored>(&mut self, table: &mut FlowTable<K, Client>) -> Result<()> {
+        let mut forgotten = Vec::new();
+        table.for_each_batch(|entries| {
+            for (key, client) in entries {
+                self.report.named.insert(client.backend);
+                if self.is_suspect(client.backend, |lifetimes| {
+                    lifetimes.is_forgotten(client, self.now)
+                }) {
+                    forgotten.push(*key);
+                }
+            }
+        })?;
+        for key in forgotten {
+            // One that came again meanwhile comes as a stranger the next time.
+            let _client = table.take(&key)?;
         }
         Ok(())
     }
@@ -323,7 +351,10 @@ fn common<'a>(a: &'a Ports, b: &'a Ports) -> impl Iterator<Item = (u32, u16)> + 
 mod tests {
     use std::{sync::Arc, time::Duration};
 
-    use lb_common::flow::{Flow4, FlowEntry, Tuple as _};
+    use lb_common::{
+        client::ClientKey4,
+        flow::{Flow4, FlowEntry, Tuple as _},
+    };
 
     use super::*;
     use crate::{
@@ -378,7 +409,7 @@ mod tests {
             udp: Duration::from_secs(10),
             ..Timeouts::default()
         };
-        HashMap::from([(7, Lifetimes::new(Protocol::Udp, &timeouts))])
+        HashMap::from([(7, Lifetimes::new(Protocol::Udp, &timeouts, None))])
     }
 
     /// Writes a flow of client `port` to backend 7, last seen at tick `seen` and, by
@@ -442,6 +473,55 @@ mod tests {
         let report = sweep(HashSet::from([7]));
         assert_eq!(report.ended, HashMap::from([(7, 1)]));
         assert!(sweep(HashSet::from([7])).named.is_empty());
+    }
+
+    /// The id of a backend is not free while a client would be sent to whoever has it.
+    #[test]
+    fn clients_are_forgotten_with_their_backends_and_after_their_time() {
+        let (_datapath, mut sweeper) = sweeper();
+        let key = |address| ClientKey4 {
+            address,
+            service: 1,
+        };
+        for table in &mut sweeper.tables.v4.clients {
+            for (address, last_seen) in [(1, 0), (2, 50)] {
+                let client = Client {
+                    backend: 7,
+                    last_seen,
+                };
+                table.insert(&key(address), &client).unwrap();
+            }
+        }
+        let remember = |affinity| {
+            let of = Lifetimes::new(Protocol::Udp, &Timeouts::default(), affinity);
+            HashMap::from([(7, of)])
+        };
+        let lifetimes = remember(Some(Duration::from_secs(5)));
+        let report = sweeper.sweep(51, &lifetimes, &HashSet::new()).unwrap();
+        assert_eq!(report.named, HashSet::from([7]));
+        let is_there = |sweeper: &Sweeper, address| {
+            let tables = &sweeper.tables.v4.clients;
+            let found = tables.each_ref().map(|t| t.get(&key(address)).unwrap());
+            found.map(|client| client.is_some())
+        };
+        assert_eq!(is_there(&sweeper, 1), [false; 2]);
+        assert_eq!(is_there(&sweeper, 2), [true; 2]);
+
+        let gone = HashSet::from([7]);
+        sweeper.sweep(51, &HashMap::new(), &gone).unwrap();
+        assert_eq!(is_there(&sweeper, 2), [false; 2]);
+        let report = sweeper.sweep(51, &HashMap::new(), &gone).unwrap();
+        assert!(report.named.is_empty());
+
+        let client = Client {
+            backend: 7,
+            last_seen: 51,
+        };
+        sweeper.tables.v4.clients[0]
+            .insert(&key(1), &client)
+            .unwrap();
+        sweeper.sweep(51, &remember(None), &HashSet::new()).unwrap();
+        assert_eq!(is_there(&sweeper, 1), [false; 2], "none are remembered");
     }
 
     #[test]

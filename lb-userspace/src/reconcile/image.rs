@@ -5,6 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use lb_common::{
     backend::{Backend, BackendState},
     guard::Guard,
+    quic::{ConnectionIds, ServerIdKey},
     ring::RING_SIZE,
     service::{Service, Vip},
 };
@@ -30,6 +31,8 @@ pub struct Ring {
     pub has_origins: bool,
     /// Whether every flow of the service has an entry.
     pub is_tracked: bool,
+    /// How long clients are remembered, in ticks of the flow clock.
+    pub affinity: u32,
 }
 
 impl Ring {
@@ -60,6 +63,10 @@ pub struct Image {
     pub pools: BTreeMap<u32, PortSet>,
     /// Backends by id; those that are absent are not in it.
     pub backends: BTreeMap<u32, Backend>,
+    /// Backends by the server IDs that connection IDs of QUIC may have.
+    pub server_ids: BTreeMap<ServerIdKey, u32>,
+    /// Where connection IDs have these, by service id; those that have none are not in it.
+    pub connection_ids: BTreeMap<u32, ConnectionIds>,
     /// Rings by service id. To the datapath one that was never made is one without members.
     pub rings: BTreeMap<u32, Ring>,
     /// Numbers of slots of rings of which it is not known what they were made from, those of
@@ -94,6 +101,14 @@ pub enum Op {
     SetBackend(u32, Backend),
     /// Makes it absent.
     RemoveBackend(u32),
+    /// Writes which backend has a server ID.
+    SetServerId(ServerIdKey, u32),
+    /// None has it.
+    RemoveServerId(ServerIdKey),
+    /// Writes where connection IDs of a service have server IDs.
+    SetConnectionIds(u32, ConnectionIds),
+    /// They have none.
+    RemoveConnectionIds(u32),
     /// Fills and replaces the rings of services.
     SetRings(Vec<(u32, Ring)>),
     /// Removes the rings of services with so many slots.
@@ -154,6 +169,18 @@ impl Tables for Image {
             }
             Op::RemoveBackend(id) => {
                 self.backends.remove(id);
+            }
+            Op::SetServerId(id, backend) => {
+                self.server_ids.insert(*id, *backend);
+            }
+            Op::RemoveServerId(id) => {
+                self.server_ids.remove(id);
+            }
+            Op::SetConnectionIds(service, ids) => {
+                self.connection_ids.insert(*service, *ids);
+            }
+            Op::RemoveConnectionIds(service) => {
+                self.connection_ids.remove(service);
             }
             Op::SetRings(rings) => {
                 self.rings.extend(rings.iter().cloned());
@@ -244,6 +271,12 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     ops.extend(sources.into_iter().map(|(k, v)| Op::SetSource(*k, *v)));
     ops.extend(changed(&old.guards, &new.guards).map(|(k, v)| Op::SetGuard(*k, *v)));
     ops.extend(resetting.into_iter().map(set_backend));
+    // Where server IDs stand changes when the new ones are there, and before the old ones go.
+    ops.extend(changed(&old.server_ids, &new.server_ids).map(|(k, v)| Op::SetServerId(*k, *v)));
+    ops.extend(
+        changed(&old.connection_ids, &new.connection_ids)
+            .map(|(k, v)| Op::SetConnectionIds(*k, *v)),
+    );
     ops.extend(changed(&old.services, &new.services).map(|(k, v)| Op::SetService(*k, *v)));
     // A flag is set before the first address that needs it, and goes after the last.
     if old.flags | new.flags != old.flags {
@@ -274,6 +307,8 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     let rings = known.chain(found);
     let rings = rings.filter(|(id, slots)| !is_replaced(*id, *slots));
     ops.extend(some(rings.collect()).map(Op::RemoveRings));
+    ops.extend(gone(&old.connection_ids, &new.connection_ids).map(|k| Op::RemoveConnectionIds(*k)));
+    ops.extend(gone(&old.server_ids, &new.server_ids).map(|k| Op::RemoveServerId(*k)));
     ops.extend(gone(&old.backends, &new.backends).map(|k| Op::RemoveBackend(*k)));
     let pools: Vec<u32> = gone(&old.pools, &new.pools).copied().collect();
     ops.extend(some(pools).map(Op::RemovePools));

@@ -24,6 +24,7 @@ use std::{
 use lb_common::{
     Runtime,
     backend::{Backend, BackendState, Outer},
+    quic::{self, ConnectionIds, ServerIdKey},
     service::{self, Service, Vip},
 };
 
@@ -37,13 +38,17 @@ pub use self::{
 use crate::{
     address::PortSet,
     datapath::{Frontend, Outlet, matches, words},
+    flows::ticks,
     neighbour::NextHop,
     scheduler::{
         Member, RingSize,
         tiers::{self, Availability, Candidate},
     },
     slow_start,
-    state::{BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, Scheduler, ServiceSpec},
+    state::{
+        BackendSpec, Desired, Hash, Mode, OtherPorts, Protocol, QuicSpec, Scheduler, ServerId,
+        ServiceSpec,
+    },
 };
 
 /// All that the content of the tables follows from.
@@ -198,6 +203,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 image.pools.insert(entry.port_pool, ports);
             }
             image.backends.insert(id, entry);
+            let keys = backend_spec.server_ids.iter();
+            let keys = keys.map(|server_id| server_id_key(service, server_id));
+            image.server_ids.extend(keys.map(|key| (key, id)));
             candidates.push(Candidate {
                 member: Member {
                     address: backend_spec.address,
@@ -223,6 +231,9 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 entry.state = BackendState::Up as u8;
                 if spec.scheduler == Scheduler::LeastConnections {
                     entry.weight = member.weight;
+                } else if spec.affinity.is_some() {
+                    // It takes new flows, whatever its share of those of strangers.
+                    entry.weight = 1;
                 }
             });
         }
@@ -234,8 +245,12 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
                 members,
                 has_origins: spec.has_origins(),
                 is_tracked: spec.has_entries(),
+                affinity: spec.affinity.map_or(0, ticks),
             },
         );
+        if let Some(quic) = &spec.quic {
+            image.connection_ids.insert(service, connection_ids(quic));
+        }
         guards::add(&mut image, service, spec);
         let entry = Service {
             id: service as u16,
@@ -307,10 +322,36 @@ fn flags(spec: &ServiceSpec) -> u8 {
         (spec.hash == Hash::ClientPort, Service::BY_CLIENT_PORT),
         (spec.backends.iter().any(is_bounded), Service::BOUNDED),
         (guards::has_any(spec), Service::GUARDED),
+        (spec.quic.is_some(), Service::QUIC),
+        (spec.affinity.is_some(), Service::AFFINE),
     ]
     .into_iter()
     .filter(|(is_set, _)| *is_set)
     .fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// A server ID of a service as the datapath has it.
+fn server_id_key(service: u32, server_id: &ServerId) -> ServerIdKey {
+    let bytes = server_id.bytes();
+    let mut id = [0; quic::MAX_SERVER_ID];
+    id[..bytes.len()].copy_from_slice(bytes);
+    ServerIdKey {
+        id,
+        length: bytes.len() as u8,
+        service,
+        reserved: 0,
+    }
+}
+
+/// Where connection IDs have server IDs, as the datapath has it.
+fn connection_ids(spec: &QuicSpec) -> ConnectionIds {
+    let rotation = spec.config_rotation.iter();
+    ConnectionIds {
+        offset: spec.server_id_offset,
+        length: spec.server_id_length,
+        configurations: rotation.fold(0, |bits, number| bits | 1 << number),
+        reserved: 0,
+    }
 }
 
 /// What clients of a service send to.

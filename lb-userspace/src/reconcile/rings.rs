@@ -77,6 +77,8 @@ pub struct Written {
     pub slots: Arc<[Slot]>,
     /// Slots, from the first on, that turns go over.
     pub turns: u32,
+    /// See [`Ring::affinity`].
+    pub affinity: u32,
 }
 
 impl Rings {
@@ -120,7 +122,7 @@ impl Rings {
             kept.slots = Slots::new();
         }
         kept.owners = Owners::Made(recipe.clone());
-        kept.content(service, &filled)
+        kept.content(service, recipe, &filled)
     }
 
     /// The ring of a service with so many slots is gone. It may have another now.
@@ -190,7 +192,7 @@ impl Rings {
             .iter()
             .filter(|(_, kept)| !kept.slots.is_written());
         unwritten.filter_map(|(service, kept)| match &kept.owners {
-            Owners::Made(recipe) => Some(kept.content(*service, &recipe.fill())),
+            Owners::Made(recipe) => Some(kept.content(*service, recipe, &recipe.fill())),
             Owners::Found { .. } => None,
         })
     }
@@ -207,11 +209,12 @@ impl Rings {
 }
 
 impl Kept {
-    fn content(&self, service: u32, filled: &Filled) -> Written {
+    fn content(&self, service: u32, recipe: &Ring, filled: &Filled) -> Written {
         Written {
             service,
             slots: self.slots.ring(&filled.owners).collect(),
             turns: filled.turns,
+            affinity: recipe.affinity,
         }
     }
 }
@@ -244,6 +247,7 @@ mod tests {
             members: ids.iter().map(member).collect(),
             has_origins: true,
             is_tracked: scheduler != Scheduler::Maglev,
+            affinity: 0,
         }
     }
 

@@ -14,7 +14,9 @@ use crate::{
     address::{AddressPrefix, PortRange, PortSet},
     datapath::{Match, Source},
     neighbour::NextHopState,
-    state::{BackendAddress, BackendPort, Protocol, RateLimit, Scheduler, ServiceAddress},
+    state::{
+        BackendAddress, BackendPort, Protocol, QuicSpec, RateLimit, Scheduler, ServiceAddress,
+    },
 };
 
 /// An interface that the balancer is attached to.
@@ -122,7 +124,17 @@ fn assert_sound(image: &Image) {
             assert_ne!(backend.state, BackendState::Resetting as u8);
         }
     }
+    for (id, backend) in &image.server_ids {
+        let named = image.backends.get(backend);
+        let named = named.unwrap_or_else(|| panic!("{id:?} is of {backend}"));
+        assert_eq!(named.service, id.service, "{id:?}");
+    }
     for (packets, service) in &image.services {
+        let is_quic = service.flags & Service::QUIC != 0;
+        assert!(
+            !is_quic || image.connection_ids.contains_key(&service.id()),
+            "{packets:?}"
+        );
         // A ring that was never made has no slot to look for.
         let ring = image.rings.get(&service.id());
         let size = ring.map_or(u32::MAX, |ring| ring.size.get());
@@ -179,8 +191,8 @@ fn assert_sound(image: &Image) {
     }
 }
 
-/// The port of a service on a source address is never a source port. Full NAT is only of
-/// TCP here.
+/// The port of a TCP service on a source address is never a source port. Full NAT is of UDP
+/// here only where backends have server IDs.
 fn assert_reserved(image: &Image, packets: &Match) {
     if let Match::Port {
         address,
@@ -188,7 +200,10 @@ fn assert_reserved(image: &Image, packets: &Match) {
         protocol: 6,
     } = packets
     {
-        for backend in image.backends.values().filter(|b| b.port_pool != 0) {
+        let is_tcp = |id: &u32| !image.server_ids.values().any(|named| named == id);
+        let backends = image.backends.iter().filter(|(id, _)| is_tcp(id));
+        let backends = backends.map(|(_, backend)| backend);
+        for backend in backends.filter(|backend| backend.port_pool != 0) {
             let is_source = backend.source == words(*address);
             let reserved = &image.pools[&backend.port_pool];
             assert!(!is_source || reserved.covers((*port).into()), "{packets:?}");
@@ -585,6 +600,16 @@ fn the_datapath_is_told_how_flows_find_their_backends() {
         let expected = (expected as u8, tracked, backends.clone());
         assert_eq!(entry(&|spec| spec.scheduler = scheduler), expected);
     }
+    // A backend of weight 0 gets no client that remembers it.
+    let affine = |spec: &mut ServiceSpec| {
+        spec.scheduler = Scheduler::RoundRobin;
+        spec.affinity = Some(Duration::from_secs(2));
+        spec.backends[1].weight = 0;
+    };
+    let (scheduler, flags, backends) = entry(&affine);
+    assert_eq!(scheduler, service::Scheduler::RoundRobin as u8);
+    assert_eq!(flags, tracked | Service::AFFINE);
+    assert_eq!(backends, [(1, 0), (0, 0)]);
     for (hash, flag) in [
         (Hash::Client, Service::BY_CLIENT),
         (Hash::ClientPort, Service::BY_CLIENT_PORT),
@@ -799,6 +824,74 @@ fn only_what_changed_is_written() {
 }
 
 #[test]
+fn server_ids_are_there_before_they_are_read_and_go_before_their_backend() {
+    let named = |ids: [&str; 2], length| {
+        let backends = (11..).zip(ids).filter(|(_, id)| !id.is_empty());
+        let backends = backends.map(|(byte, id)| BackendSpec {
+            server_ids: vec![id.parse().unwrap()],
+            ..backend_spec(byte, Some(443), 1)
+        });
+        let mut spec = service(10, Mode::FullNat, Some(443), backends.collect());
+        spec.protocol = Protocol::Udp;
+        spec.quic = Some(QuicSpec {
+            config_rotation: vec![0, 2],
+            ..QuicSpec::new(length)
+        });
+        inputs([spec])
+    };
+    let (mut reconciler, mut tables) = (Reconciler::default(), Checked::default());
+    let mut quic = |inputs: &Inputs| {
+        let before = tables.image.clone();
+        inputs
+            .reconcile(&mut reconciler, &mut tables, at(0))
+            .unwrap();
+        let ops = diff(&before, &tables.image);
+        let ops = ops.into_iter().filter(|op| {
+            matches!(
+                op,
+                Op::SetServerId(..)
+                    | Op::RemoveServerId(_)
+                    | Op::SetConnectionIds(..)
+                    | Op::RemoveConnectionIds(_)
+                    | Op::RemoveBackend(_)
+            )
+        });
+        ops.collect::<Vec<_>>()
+    };
+    let key = |bytes: &str| server_id_key(1, &bytes.parse().unwrap());
+    let ids = |length| ConnectionIds {
+        offset: 1,
+        length,
+        configurations: 0b101,
+        reserved: 0,
+    };
+    let ops = quic(&named(["0a", "0b"], 1));
+    let expected = [
+        Op::SetServerId(key("0a"), 1),
+        Op::SetServerId(key("0b"), 2),
+        Op::SetConnectionIds(1, ids(1)),
+    ];
+    assert_eq!(ops, expected);
+    // All are exchanged for longer ones, and a backend goes.
+    let ops = quic(&named(["0a0a", ""], 2));
+    let expected = [
+        Op::SetServerId(key("0a0a"), 1),
+        Op::SetConnectionIds(1, ids(2)),
+        Op::RemoveServerId(key("0a")),
+        Op::RemoveServerId(key("0b")),
+        Op::RemoveBackend(2),
+    ];
+    assert_eq!(ops, expected);
+    let mut without = named(["0a0a", ""], 2);
+    let mut spec = without.desired.services().next().unwrap().clone();
+    spec.quic = None;
+    spec.backends[0].server_ids.clear();
+    without.desired = Desired::new([spec]).unwrap();
+    let expected = [Op::RemoveConnectionIds(1), Op::RemoveServerId(key("0a0a"))];
+    assert_eq!(quic(&without), expected);
+}
+
+#[test]
 fn a_ring_is_made_when_a_backend_takes_flows() {
     let mut reconciler = Reconciler::default();
     let mut tables = Checked::default();
@@ -952,6 +1045,9 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
                         }
                     }
                     spec.backends.dedup_by_key(|backend| backend.address);
+                    if drops {
+                        give_server_ids(&mut spec, swap);
+                    }
                     spec
                 },
             )
@@ -978,6 +1074,18 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
                 renumbered,
             },
         )
+}
+
+/// A service of QUIC whose backends have server IDs, shorter ones or longer.
+fn give_server_ids(spec: &mut ServiceSpec, is_long: bool) {
+    spec.protocol = Protocol::Udp;
+    spec.quic = Some(QuicSpec::new(if is_long { 2 } else { 1 }));
+    for (index, backend) in spec.backends.iter_mut().enumerate() {
+        let byte = last_byte(backend.address.ip);
+        let number = format!("{byte:x}{index:x}");
+        let number = if is_long { number.repeat(2) } else { number };
+        backend.server_ids = vec![number.parse().unwrap()];
+    }
 }
 
 /// What an image says apart from ids, so that those of reconcilers with different pasts
@@ -1020,8 +1128,15 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
             let (address, weight) = (member.address, member.weight);
             lines.push(format!("{frontend} member {address} {weight}"));
         }
-        for backend in image.backends.values() {
+        let ids = image.connection_ids.get(&service.id());
+        lines.push(format!("{frontend} {ids:?}"));
+        for (id, backend) in &image.backends {
             if backend.service == service.id() {
+                let server_ids = image.server_ids.iter();
+                let server_ids: Vec<_> = server_ids
+                    .filter(|(_, named)| *named == id)
+                    .map(|(server_id, _)| (server_id.id, server_id.length))
+                    .collect();
                 let pool = Some(backend.port_pool).filter(|pool| *pool != 0);
                 pools.extend(pool);
                 let reserved = pool.map(|pool| &image.pools[&pool]);
@@ -1030,7 +1145,9 @@ fn without_ids(image: &Image) -> (Vec<String>, usize) {
                     port_pool: 0,
                     ..*backend
                 };
-                lines.push(format!("{frontend} backend {backend:?} {reserved:?}"));
+                lines.push(format!(
+                    "{frontend} backend {backend:?} {reserved:?} {server_ids:?}"
+                ));
             }
         }
     }

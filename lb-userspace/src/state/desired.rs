@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use super::{
     BackendAddress, BackendSpec, Change, Reason, Refusal, ServiceSpec,
     rules::{
-        self, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVICES, no_such_backend, no_such_service,
-        same_name, too_many_backends, too_many_services, too_many_sources,
+        self, MAX_ALL_SOURCES, MAX_BACKENDS, MAX_SERVER_IDS, MAX_SERVICES, no_such_backend,
+        no_such_service, same_name, too_many_backends, too_many_server_ids, too_many_services,
+        too_many_sources,
     },
 };
 
@@ -133,6 +134,10 @@ impl Desired {
         let backends: usize = others().map(|other| other.backends.len()).sum();
         if backends + service.backends.len() > MAX_BACKENDS {
             return Err(Refusal::Conflict(too_many_backends()));
+        }
+        let server_ids: usize = others().map(ServiceSpec::server_ids).sum();
+        if server_ids + service.server_ids() > MAX_SERVER_IDS {
+            return Err(Refusal::Conflict(too_many_server_ids()));
         }
         let of = |service: &ServiceSpec| service.allow.len() + service.deny.len();
         let sources: usize = others().map(of).sum();

@@ -452,6 +452,13 @@ impl ServiceSpec {
         self.track() == Track::All
     }
 
+    /// How many server IDs its backends have.
+    #[must_use]
+    pub fn server_ids(&self) -> usize {
+        let backends = self.backends.iter();
+        backends.map(|backend| backend.server_ids.len()).sum()
+    }
+
     /// Whether a flow without an entry lives where its slot of the ring says, so that slots
     /// must remember who served them before.
     #[must_use]

@@ -33,6 +33,8 @@ pub const MAX_NAME: usize = 63;
 pub const MAX_SERVICES: usize = lb_common::service::MAX_SERVICES as usize - 1;
 /// Backends of all services that the datapath has room for; id 0 is never used.
 pub const MAX_BACKENDS: usize = lb_common::backend::MAX_BACKENDS as usize - 1;
+/// Server IDs of all services that the datapath has room for, while others take their place.
+pub const MAX_SERVER_IDS: usize = lb_common::quic::MAX_SERVER_IDS as usize / 2;
 /// The longest that a flow may be silent.
 pub const MAX_FLOW_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Bits of the source of a tunnel that may vary with the flow.
@@ -285,27 +287,6 @@ pub fn check_written(service: &ServiceSpec, is_written: impl Fn(Field) -> bool) 
     health(service, &mut found);
     backends(service, &mut found);
     found
-}
-
-/// What the service asks of the datapath that this version of it does not do. It would be
-/// taken without effect otherwise.
-#[must_use]
-pub fn unsupported(service: &ServiceSpec) -> Vec<Violation> {
-    let of_service = [
-        (service.affinity.is_some(), Field::Affinity),
-        (service.quic.is_some(), Field::Quic),
-    ];
-    of_service
-        .into_iter()
-        .filter(|(is_wanted, _)| *is_wanted)
-        .map(|(_, field)| {
-            Violation::new(
-                field,
-                "this version of lb cannot do this yet",
-                "leave it out; a later version will do what it says",
-            )
-        })
-        .collect()
 }
 
 fn name(name: &str) -> Option<Violation> {
@@ -1144,6 +1125,15 @@ pub fn too_many_backends() -> Reason {
     Reason::new(
         format!("there is room for {MAX_BACKENDS} backends, of all services together"),
         "remove backends that are not used",
+    )
+}
+
+/// One server ID too many.
+#[must_use]
+pub fn too_many_server_ids() -> Reason {
+    Reason::new(
+        format!("there is room for {MAX_SERVER_IDS} server IDs, of all services together"),
+        "give backends fewer of them",
     )
 }
 

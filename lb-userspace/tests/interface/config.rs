@@ -29,7 +29,7 @@ const INTERFACES: &str = "interfaces = ['eth0']\n";
 
 fn read(text: &[u8]) -> (Source, Outcome) {
     let source = Source::new("lb.toml", text);
-    let outcome = config::parse(&source);
+    let outcome = config::read(&source);
     (source, outcome)
 }
 
@@ -42,22 +42,6 @@ fn checked(address: &str, port: Option<u16>, probe: Probe) -> BackendSpec {
         })),
         ..backend(address, 100)
     }
-}
-
-/// What the datapath does not do yet is refused, not taken in silence.
-#[test]
-fn what_is_not_done_yet_is_refused() {
-    let source = Source::new("lb.toml", EVERY_KEY.as_bytes());
-    let outcome = config::read(&source);
-    assert!(outcome.config.is_none());
-    let complaints = outcome.diagnostics.render(&source, false);
-    let refused: Vec<&str> = complaints
-        .lines()
-        .filter_map(|line| line.split_once("| ")?.1.split_once(" = "))
-        .map(|(key, _)| key.trim())
-        .collect();
-    let expected = ["affinity", "quic"];
-    assert_eq!(refused, expected, "{complaints}");
 }
 
 /// The configuration that `text` says without a word of warning.

@@ -21,7 +21,7 @@ fn every_mistake_is_explained() {
         seen += 1;
         let name = path.file_name().unwrap().to_str().unwrap();
         let source = Source::new(name, &fs::read(&path).unwrap());
-        let outcome = config::parse(&source);
+        let outcome = config::read(&source);
         assert!(
             outcome.diagnostics.iter().len() > 0,
             "{name} has no mistake"

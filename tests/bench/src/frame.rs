@@ -48,7 +48,9 @@ pub(crate) struct Frame {
     pub(crate) hops: u8,
     /// Of IPv4, as it lies in memory.
     pub(crate) identification: u16,
-    /// The last bytes of the payload, as they lie in memory; the rest is zero.
+    /// The first bytes of the payload.
+    pub(crate) header: &'static [u8],
+    /// Its last bytes, as they lie in memory; the rest is zero.
     pub(crate) balance: u32,
 }
 
@@ -105,7 +107,8 @@ impl Frame {
 
     /// What follows `headers` bytes.
     fn payload(&self, headers: usize) -> Vec<u8> {
-        let mut payload = vec![0; BALANCE - headers];
+        let mut payload = self.header.to_vec();
+        payload.resize(BALANCE - headers, 0);
         payload.extend(self.balance.to_ne_bytes());
         payload
     }

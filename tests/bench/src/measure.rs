@@ -20,7 +20,7 @@ use crate::{
     frame::{self, Flags, Frame, HOPS, Macs},
     ip::{Ends, Ip},
     row::{Group, IpVersion, Slots},
-    setup::{Balancer, FROM_BACKEND, FROM_CLIENT, IFINDEX, client, number_of},
+    setup::{Balancer, FROM_BACKEND, FROM_CLIENT, IFINDEX, QUIC, client, number_of},
 };
 
 /// How much is measured.
@@ -128,7 +128,7 @@ impl<V: Ip> Bench<V> {
             Slots::Clean => group.mode.translates(),
             Slots::Changing | Slots::Tracked => true,
             // Its flows began before the change.
-            Slots::Pinned => false,
+            Slots::Pinned | Slots::Named => false,
         };
         if !has_entries {
             return Ok(bench);
@@ -296,6 +296,10 @@ impl<V: Ip> Bench<V> {
             flags,
             hops: HOPS,
             identification,
+            header: match self.balancer.named {
+                Some(_) => &QUIC,
+                None => &[],
+            },
             balance,
         }
     }
@@ -321,6 +325,7 @@ impl<V: Ip> Bench<V> {
             flags,
             hops: HOPS,
             identification,
+            header: &[],
             balance: balance.into(),
         }
     }
@@ -449,7 +454,8 @@ impl<V: Ip> Bench<V> {
             | Scenario::Clean
             | Scenario::CleanSyn
             | Scenario::Changing
-            | Scenario::Pinned => Counters {
+            | Scenario::Pinned
+            | Scenario::Quic => Counters {
                 packets,
                 bytes,
                 new_flows: match scenario {
@@ -521,9 +527,11 @@ impl Kind {
         match row.scenario {
             Scenario::NotOurs if row.family.is_none() => Self::Arp,
             Scenario::NotOurs => Self::Foreign,
-            Scenario::Tracked | Scenario::Clean | Scenario::Changing | Scenario::Pinned => {
-                Self::Client(Flags::Ack)
-            }
+            Scenario::Tracked
+            | Scenario::Clean
+            | Scenario::Changing
+            | Scenario::Pinned
+            | Scenario::Quic => Self::Client(Flags::Ack),
             Scenario::New | Scenario::CleanSyn => Self::Client(Flags::Syn),
             Scenario::Echo => Self::Echo,
             Scenario::Reply => Self::Backend(Flags::Ack),

@@ -23,6 +23,9 @@ pub enum Scenario {
     Changing,
     /// From a client, of a slot that changed hands: its flow has none.
     Pinned,
+    /// From a client, with a connection ID of QUIC that names the backend. No flow has an
+    /// entry.
+    Quic,
     /// An ICMP echo request to a service address.
     Echo,
 }
@@ -38,6 +41,8 @@ pub(crate) enum Slots {
     Pinned,
     /// Nothing: the service has an entry for every flow.
     Tracked,
+    /// Nothing: packets name their backend.
+    Named,
 }
 
 /// What a configuration can have more than services on one address and port.
@@ -134,6 +139,7 @@ pub(crate) fn groups(flows: &[u32], filters: &[String]) -> Vec<Group> {
             (Slots::Changing, Protocol::Tcp),
             (Slots::Tracked, Protocol::Tcp),
             (Slots::Tracked, Protocol::Udp),
+            (Slots::Named, Protocol::Udp),
         ] {
             for flows in flows {
                 push(Mode::Dsr, family, protocol, *flows, slots, None);
@@ -202,6 +208,7 @@ impl Group {
             Slots::Changing => &[Scenario::Changing],
             Slots::Pinned => &[Scenario::Pinned],
             Slots::Tracked => &[Scenario::Tracked, Scenario::New],
+            Slots::Named => &[Scenario::Quic],
         }
     }
 }
@@ -219,6 +226,7 @@ impl Scenario {
             Self::CleanSyn => "clean-syn",
             Self::Changing => "changing",
             Self::Pinned => "pinned",
+            Self::Quic => "quic",
             Self::Echo => "echo",
         }
     }

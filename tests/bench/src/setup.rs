@@ -13,8 +13,9 @@ use lb_common::{
     backend::{Backend, BackendState, Outer as Family},
     counters::Counters,
     guard::{Guard, Rate},
+    quic::{ConnectionIds, MAX_SERVER_ID, ServerIdKey},
     ring::{self, NO_BACKEND, RING_SIZE, Slot},
-    service::{self, Service, Vip},
+    service::{self, Service, ServiceOptions, Vip},
 };
 use lb_tests::Outer;
 use lb_userspace::{
@@ -56,6 +57,15 @@ const OTHER_RING_SIZE: u32 = 16_381;
 /// Of [`Feature::SegmentSize`].
 const SEGMENT_SIZE: u16 = 1_400;
 
+/// The server ID that packets have.
+const SERVER_ID: [u8; 4] = [0xc0, 0xff, 0xee, 0x01];
+/// The begin of a QUIC packet with a short header and this server ID, behind the first octet
+/// of the connection ID: configuration 0, seven more bytes.
+pub(crate) const QUIC: [u8; 6] = {
+    let [a, b, c, d] = SERVER_ID;
+    [0x40, 0x07, a, b, c, d]
+};
+
 const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
@@ -78,6 +88,8 @@ pub(crate) struct Balancer {
     pub(crate) mode: Mode,
     pub(crate) protocol: Protocol,
     pub(crate) address: SocketAddr,
+    /// The backend that packets of the service that is measured name, if they do.
+    pub(crate) named: Option<u32>,
     ring_size: u32,
 }
 
@@ -126,8 +138,13 @@ impl Balancer {
         for number in 1..=SERVICES {
             set_service::<V>(&mut datapath, number, group)?;
         }
+        let named = (group.slots == Slots::Named).then_some(MEASURED_BACKENDS);
+        if let Some(backend) = named {
+            name_backend(&mut datapath, backend)?;
+        }
         Ok(Self {
             datapath,
+            named,
             mode: group.mode,
             protocol: group.protocol,
             address: (V::service(MEASURED), SERVICE_PORT).into(),
@@ -137,7 +154,8 @@ impl Balancer {
 
     /// The backend of new flows with this hash.
     pub(crate) fn target<V: Ip>(&self, hash: u32) -> Target {
-        let id = backend_of_slot(MEASURED, ring::slot(hash, self.ring_size));
+        let slot = ring::slot(hash, self.ring_size);
+        let id = self.named.unwrap_or(backend_of_slot(MEASURED, slot));
         Target {
             address: (V::backend(id), BACKEND_PORT).into(),
             macs: backend_macs(id),
@@ -178,6 +196,34 @@ impl Balancer {
     }
 }
 
+/// Server IDs of all backends of the service that is measured, of which packets have that of
+/// this one.
+fn name_backend(datapath: &mut Datapath, backend: u32) -> Result<()> {
+    let options = ServiceOptions {
+        connection_ids: ConnectionIds {
+            offset: 1,
+            length: SERVER_ID.len() as u8,
+            configurations: 1,
+            reserved: 0,
+        },
+        ..ServiceOptions::default()
+    };
+    datapath.set_options(MEASURED, options)?;
+    for other in backends_of(MEASURED) {
+        let mut id = [0; MAX_SERVER_ID];
+        id[..SERVER_ID.len()].copy_from_slice(&SERVER_ID);
+        id[0] ^= (other ^ backend) as u8;
+        let key = ServerIdKey {
+            id,
+            length: SERVER_ID.len() as u8,
+            service: MEASURED,
+            reserved: 0,
+        };
+        datapath.set_server_id(key, other)?;
+    }
+    Ok(())
+}
+
 fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Result<()> {
     for id in backends_of(number) {
         datapath.set_backend(id, backend::<V>(id, number, group))?;
@@ -188,6 +234,8 @@ fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Re
         mode: service::Mode::from(group.mode) as u8,
         flags: match group.slots {
             Slots::Tracked => Service::TRACKED,
+            Slots::Named if number == MEASURED => Service::QUIC,
+            Slots::Named => 0,
             Slots::Clean | Slots::Changing | Slots::Pinned => 0,
         } | if is_guarded { Service::GUARDED } else { 0 },
         ..Service::default()
@@ -319,7 +367,7 @@ fn ring_of(service: u32, group: &Group) -> Arc<[Slot]> {
     let slot = |index| {
         let owner = backend_of_slot(service, index);
         let origin = match group.slots {
-            Slots::Clean | Slots::Tracked => NO_BACKEND,
+            Slots::Clean | Slots::Tracked | Slots::Named => NO_BACKEND,
             Slots::Changing => backend_of_slot(service, index + 1),
             Slots::Pinned => owner,
         };

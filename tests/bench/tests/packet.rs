@@ -36,6 +36,7 @@ fn every_row_runs_with_correct_verdicts() {
     assert_eq!(count(&plain, Scenario::Changing), 2);
     assert_eq!(count(&plain, Scenario::Pinned), 2);
     assert_eq!(count(&plain, Scenario::Clean), 3 * 2 * 2);
+    assert_eq!(count(&plain, Scenario::Quic), 2);
     // TCP alone.
     assert_eq!(count(&plain, Scenario::CleanSyn), 3 * 2);
     // Either family; ARP is measured beside one flow alone.

@@ -109,6 +109,8 @@ pub struct Service {
     pub keys: String,
     /// What is asked in place of the usual: keys of the health check, lines of TOML.
     pub check: Option<String>,
+    /// The same of the backends, the first one's first. Those beyond its length have none.
+    pub backend_keys: Vec<String>,
 }
 
 /// An HTTP health check of [`port::HTTP`]; for every service, as one server answers
@@ -154,6 +156,7 @@ impl Service {
             on: None,
             keys: String::new(),
             check: None,
+            backend_keys: Vec::new(),
         }
     }
 
@@ -255,7 +258,9 @@ rise = {rise}
 fall = {fall}
 "#
         );
-        for (backend, weight) in topology.backends.iter().zip(&self.weights) {
+        let keys = self.backend_keys.iter().map(String::as_str);
+        let keys = keys.chain(std::iter::repeat(""));
+        for ((backend, weight), keys) in topology.backends.iter().zip(&self.weights).zip(keys) {
             let ip = backend.ip(self.address.is_ipv4() != self.crossed);
             let address = match (self.backend_port, ip) {
                 (0, ip) if mode.replies_direct() => ip.to_string(),
@@ -265,7 +270,7 @@ fall = {fall}
             };
             write!(
                 toml,
-                "\n[[service.backend]]\naddress = \"{address}\"\nweight = {weight}\n"
+                "\n[[service.backend]]\naddress = \"{address}\"\nweight = {weight}\n{keys}\n"
             )
             .unwrap_or_else(|_| unreachable!("a string takes everything"));
         }

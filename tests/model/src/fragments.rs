@@ -18,6 +18,8 @@ struct First {
     seen: u32,
     /// Bytes of the fragmentable part that it held.
     length: usize,
+    /// The backend that its connection ID named.
+    named: Option<u32>,
 }
 
 /// The first fragments that are remembered.
@@ -71,12 +73,26 @@ impl Fragments {
             .is_some_and(|first| clock.wrapping_sub(first.seen) <= LIFETIME && first.ports != ports)
     }
 
-    /// Remembers a first fragment that has been forwarded.
-    pub fn remember(&mut self, ip: &Ip, piece: Piece, ports: [u16; 2], clock: u32) {
+    /// The backend that the connection ID of the first fragment named.
+    #[must_use]
+    pub fn named(&self, ip: &Ip, piece: Piece) -> Option<u32> {
+        self.0.get(&key(ip, piece))?.named
+    }
+
+    /// Remembers a first fragment that has been forwarded, whose connection ID named a backend.
+    pub fn remember(
+        &mut self,
+        ip: &Ip,
+        piece: Piece,
+        ports: [u16; 2],
+        clock: u32,
+        named: Option<u32>,
+    ) {
         let first = First {
             ports,
             seen: clock,
             length: ip.payload(),
+            named,
         };
         self.0.insert(key(ip, piece), first);
     }

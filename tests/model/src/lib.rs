@@ -17,6 +17,7 @@
 //! | Sources and limits | [`guards`] |
 //! | What no client sends | [`sources`] |
 //! | Fragments | [`fragments`] |
+//! | Connection IDs of QUIC (selection) | [`quic`] |
 //! | ICMP | [`icmp`], [`segment_size`] |
 //! | Drained backends | [`reset`] |
 //! | The path of a packet, and what it is held to (architecture) | here, [`link`], [`packet`] |
@@ -32,6 +33,7 @@ pub mod link;
 pub mod nat;
 pub mod outcome;
 pub mod packet;
+pub mod quic;
 pub mod reset;
 pub mod segment_size;
 pub mod services;
@@ -229,35 +231,47 @@ impl Model {
             if !guards::takes(service, ip.src) {
                 return Err(refused(Reason::SourceDenied).into());
             }
+            let named = self.named(world, service, packet);
             let outcome = if service.mode.translates() {
-                self.translated(world, service, packet, tuple)
+                self.translated(world, service, packet, tuple, named)
             } else {
-                self.direct(world, service, packet, tuple)
+                self.direct(world, service, packet, tuple, named)
             }?;
-            self.forwarded(packet, ports);
+            self.forwarded(packet, ports, named);
             Ok(outcome)
         } else if let Some(flow) = self.flows.of_backend(&tuple).cloned() {
             let refused = |reason| Drop::reply(reason, service_of(world, &flow), flow.backend);
             ip.check(packet.bytes).map_err(refused)?;
             let outcome = self.reply(world, packet, &flow)?;
-            self.forwarded(packet, ports);
+            self.forwarded(packet, ports, None);
             Ok(outcome)
         } else if vip.is_some_and(Vip::drops_other_ports) {
             Err(Drop::unknown(Reason::NoService).into())
         } else {
             // "And also to the host where the first one went there."
             if vip.is_some_and(|vip| vip.has(Some(ip.protocol))) {
-                self.forwarded(packet, ports);
+                self.forwarded(packet, ports, None);
             }
             Ok(passed)
         }
     }
 
     /// A first fragment that has been forwarded is remembered.
-    fn forwarded(&mut self, packet: &Packet<'_>, ports: [u16; 2]) {
+    fn forwarded(&mut self, packet: &Packet<'_>, ports: [u16; 2], named: Option<u32>) {
         if let Some(piece) = packet.ip.piece.filter(|piece| piece.offset == 0) {
             self.fragments
-                .remember(&packet.ip, piece, ports, self.clock);
+                .remember(&packet.ip, piece, ports, self.clock, named);
+        }
+    }
+
+    /// The backend that a packet names. "A later fragment goes where the first one went", of
+    /// which the modes that translate have an entry.
+    fn named(&self, world: &World, service: &Service, packet: &Packet<'_>) -> Option<u32> {
+        let ip = &packet.ip;
+        match ip.piece.filter(|piece| piece.offset != 0) {
+            Some(_) if service.quic.is_none() || service.mode.translates() => None,
+            Some(piece) => quic::usable(world, service, self.fragments.named(ip, piece)?),
+            None => quic::named(world, service, ip, packet.bytes),
         }
     }
 
@@ -268,6 +282,7 @@ impl Model {
         service: &Service,
         packet: &Packet<'_>,
         tuple: Tuple,
+        named: Option<u32>,
     ) -> Verdict {
         let Packet { frame, ip, bytes } = packet;
         let mut complaint = None;
@@ -280,6 +295,7 @@ impl Model {
             clock: self.clock,
             choice: frame.choice,
             numbers: ip.numbers(bytes),
+            named,
             complaint: &mut complaint,
         };
         let flow = nat::of_client(&mut context, service, tuple, ip, ip.flags(bytes));
@@ -369,6 +385,7 @@ impl Model {
         service: &Service,
         packet: &Packet<'_>,
         tuple: Tuple,
+        named: Option<u32>,
     ) -> Verdict {
         let ip = &packet.ip;
         // "Every packet is held to this."
@@ -380,7 +397,7 @@ impl Model {
             let limited = self.buckets.begin(service, ip.src);
             limited.map_err(|reason| Drop::forward(reason, service.id, 0))?;
         }
-        let (id, backend) = nat::of_ring(world, service, tuple)?;
+        let (id, backend) = nat::named_or_of_ring(world, service, tuple, named)?;
         if reset::refuses(backend, ip.flags(packet.bytes)) {
             let drop = Drop::forward(Reason::Drained, service.id, id);
             return Err(reset::answered(drop, packet));
@@ -657,10 +674,9 @@ impl Model {
     }
 }
 
-/// The service that a flow's backend belongs to; 0 once the backend is removed.
+/// The service that a flow's backend belongs to, also once the backend is removed: its flows
+/// keep its entry.
 fn service_of(world: &World, flow: &Flow) -> u32 {
-    match world.backends.get(&flow.backend) {
-        Some(backend) if backend.health != Health::Removed => backend.service,
-        _ => 0,
-    }
+    let backend = world.backends.get(&flow.backend);
+    backend.map_or(0, |backend| backend.service)
 }

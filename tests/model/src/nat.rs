@@ -154,6 +154,8 @@ pub(crate) struct Context<'a> {
     pub(crate) choice: Choice<'a>,
     /// Of TCP.
     pub(crate) numbers: Option<Numbers>,
+    /// The backend that the packet names.
+    pub(crate) named: Option<u32>,
     /// What was wrong with it.
     pub(crate) complaint: &'a mut Option<String>,
 }
@@ -171,7 +173,14 @@ pub(crate) fn of_client(
     flags: Flags,
 ) -> Result<Flow, Drop> {
     if let Some(known) = context.flows.of_client(&tuple).cloned() {
-        match fate(context.world, service, &known, ip, flags) {
+        // "It goes before an entry of another backend", whose flow ends.
+        let is_anothers = context.named.is_some_and(|named| named != known.backend);
+        let fate = if is_anothers {
+            Fate::BeginsAnew
+        } else {
+            fate(context.world, service, &known, ip, flags)
+        };
+        match fate {
             Fate::Stays => return Ok(went_on(context, known, ip, flags)),
             Fate::Drained => {
                 return Err(Drop::forward(Reason::Drained, service.id, known.backend));
@@ -339,7 +348,7 @@ fn begin(
     }
     let limited = context.buckets.begin(service, ip.src);
     limited.map_err(|reason| refused(reason, 0))?;
-    let (id, backend) = of_ring(context.world, service, tuple)?;
+    let (id, backend) = named_or_of_ring(context.world, service, tuple, context.named)?;
     if reset::refuses(backend, flags) {
         return Err(refused(Reason::Drained, id));
     }
@@ -375,6 +384,23 @@ fn begin(
     context.flows.insert(flow.clone());
     context.totals.backend(id).new_flows += 1;
     Ok(flow)
+}
+
+/// The backend that a packet names, or that of its slot.
+///
+/// # Errors
+///
+/// Where there is none.
+pub fn named_or_of_ring<'a>(
+    world: &'a World,
+    service: &Service,
+    tuple: Tuple,
+    named: Option<u32>,
+) -> Result<(u32, &'a Backend), Drop> {
+    match named.and_then(|id| Some((id, world.backends.get(&id)?))) {
+        Some(named) => Ok(named),
+        None => of_ring(world, service, tuple),
+    }
 }
 
 /// The backend of the slot that the flow's hash leads to.

@@ -100,6 +100,21 @@ pub struct Service {
     pub new_per_service: Option<u32>,
     /// Id of the backend of each slot, 0 for none.
     pub ring: Arc<[u32]>,
+    /// `service.quic`.
+    pub quic: Option<Quic>,
+}
+
+/// How connection IDs of QUIC name backends.
+#[derive(Clone, Debug, Default)]
+pub struct Quic {
+    /// Bytes before the server ID.
+    pub offset: usize,
+    /// Bytes of the server ID.
+    pub length: usize,
+    /// Numbers of the configurations that are read.
+    pub configurations: Vec<u8>,
+    /// Ids of backends by server ID.
+    pub server_ids: BTreeMap<Vec<u8>, u32>,
 }
 
 /// Whether a backend takes packets.

@@ -103,7 +103,7 @@ pub(crate) fn nearly_all_agree_after_a_change(seed: u64, flows: usize) {
         ("removed", |world| assert!(world.remove(4))),
         ("drained", |world| world.set_drain(4, true)),
         ("down", |world| world.set_up(4, false)),
-        ("added", World::add),
+        ("added", |world| world.add_with_weight(100)),
     ];
     let fronts: Vec<(Front, u32)> = slot_fronts()
         .into_iter()

@@ -339,13 +339,18 @@ impl World {
         if self.backends.len() == MOST {
             return;
         }
+        let weight = *self.rng.pick(&[50, 100, 100, 100, 200]);
+        self.add_with_weight(weight);
+    }
+
+    /// Adds a backend, perhaps one that was removed, with this weight.
+    pub(crate) fn add_with_weight(&mut self, weight: u32) {
         let number = if self.rng.percent(30) && !self.removed.is_empty() {
             let index = self.rng.below(self.removed.len());
             self.removed.swap_remove(index)
         } else {
             (self.backends.len() + self.removed.len()) as u32 + 1
         };
-        let weight = *self.rng.pick(&[50, 100, 100, 100, 200]);
         for front in self.fronts.clone() {
             self.site.add_backend(front, number, weight);
         }

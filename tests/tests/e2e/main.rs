@@ -13,6 +13,7 @@ mod modes;
 mod next_hops;
 mod path_mtu;
 mod programs;
+mod quic;
 mod restarts;
 mod schedulers;
 mod traffic;

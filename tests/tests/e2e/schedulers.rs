@@ -164,6 +164,40 @@ fn fewer_connections_get_more() -> Result<()> {
     scene.balancer.stop()
 }
 
+/// All connections of a client are at one backend, also after the daemon was started again, until
+/// that one is drained; then at another, which it keeps.
+#[test]
+fn a_client_keeps_its_backend() -> Result<()> {
+    let keys = ["scheduler = \"round-robin\"", "affinity = \"10m\""];
+    let mut scene = Scene::new("affinity", &keys, &[100; 4])?;
+    let mut at = Vec::new();
+    for service in &scene.services {
+        let report = scene.load(service, 30)?;
+        ensure!(report.connections.len() == 1, "{report:?}");
+        at.extend(report.connections.into_keys());
+    }
+    scene.balancer.end()?;
+    scene.balancer.start_again()?;
+    for (service, first) in scene.services.iter().zip(&at) {
+        let report = scene.load(service, 30)?;
+        ensure!(report.connections.keys().eq([first]), "{report:?}");
+        let number: usize = first.trim_start_matches('b').parse()?;
+        let backend = scene.backend(service, number);
+        let name = &service.name;
+        let drain = format!("backend drain {name} {backend} --deadline 1h");
+        scene.balancer.lb(&drain)?;
+        let other = scene.load(service, 30)?;
+        ensure!(other.connections.len() == 1, "{other:?}");
+        ensure!(!other.connections.contains_key(first), "{other:?}");
+        scene
+            .balancer
+            .lb(&format!("backend undrain {name} {backend}"))?;
+        let again = scene.load(service, 30)?;
+        assert!(again.connections.keys().eq(other.connections.keys()));
+    }
+    scene.balancer.stop()
+}
+
 /// A drained backend keeps its connections, tells of each that speaks, and gets no others.
 fn drain(scene: Scene) -> Result<()> {
     let mut held = Vec::new();

@@ -10,7 +10,7 @@ use std::{
 use lb_model::{
     hash::RING_SIZE,
     packet::{TCP, UDP},
-    world::{Backend, Health, Mode, Path, Prefix, Service, Tag, World},
+    world::{Backend, Health, Mode, Path, Prefix, Quic, Service, Tag, World},
 };
 use lb_tests::{BACKEND_IF, CLIENT_IF, OTHER_IF};
 
@@ -128,6 +128,7 @@ pub(crate) fn random(rng: &mut Rng) -> World {
             new_per_source: None,
             new_per_service: None,
             ring: Arc::new([]),
+            quic: None,
         };
         let service = guarded(rng, service);
         let ids: Vec<u32> = (0..rng.range(1, 4) as u32)
@@ -140,7 +141,12 @@ pub(crate) fn random(rng: &mut Rng) -> World {
             world.backends.insert(*id, backend);
         }
         let ring = ring(rng, &ids);
-        world.services.push(Service { ring, ..service });
+        let quic = (protocol == UDP && rng.percent(60)).then(|| quic(rng, &ids));
+        world.services.push(Service {
+            ring,
+            quic,
+            ..service
+        });
     }
     world
 }
@@ -272,6 +278,29 @@ pub(crate) fn ring(rng: &mut Rng, ids: &[u32]) -> Arc<[u32]> {
     slots.take(RING_SIZE as usize).collect()
 }
 
+/// Connection IDs that name these backends, some twice, and now and then one that is none of
+/// them.
+fn quic(rng: &mut Rng, ids: &[u32]) -> Quic {
+    let length = rng.weighted(&[(30, 1), (30, 4), (30, 8), (10, 15)]);
+    let offset = rng.weighted(&[(60, 1), (20, 3), (20, 20 - length)]);
+    let mut server_ids = BTreeMap::new();
+    for id in ids.iter().chain(ids) {
+        let backend = if rng.percent(4) {
+            *rng.pick(&[0, BACKEND_IDS.end() + 3, *BACKEND_IDS.start()])
+        } else {
+            *id
+        };
+        server_ids.insert(rng.bytes(length), backend);
+    }
+    let configurations = (0..7).filter(|_| rng.percent(40)).collect();
+    Quic {
+        offset,
+        length,
+        configurations,
+        server_ids,
+    }
+}
+
 fn backend(rng: &mut Rng, service: &Service, id: u32, others: &BTreeMap<u32, Backend>) -> Backend {
     let tunnel = matches!(service.mode, Mode::Ipip | Mode::Gue);
     // Any family in any tunnel.
@@ -371,10 +400,10 @@ pub(crate) fn change(rng: &mut Rng, world: &mut World) {
     };
     let way = path(rng, 0x40 + id as u8);
     let backend = world.backends.get_mut(&id).expect("one of its keys");
-    match rng.below(6) {
+    match rng.below(7) {
         0 => backend.health = Health::Down,
         1 => backend.health = Health::Removed,
-        4 => backend.health = Health::Resetting,
+        5 => backend.health = Health::Resetting,
         2 => backend.path = (!rng.percent(30)).then_some(way),
         3 => {
             let service = rng.below(world.services.len());
@@ -388,6 +417,19 @@ pub(crate) fn change(rng: &mut Rng, world: &mut World) {
             if !ids.is_empty() {
                 service.ring = ring(rng, &ids);
             }
+        }
+        4 => {
+            let of_quic = world.services.iter_mut().filter(|s| s.quic.is_some());
+            let mut of_quic: Vec<_> = of_quic.collect();
+            if of_quic.is_empty() {
+                return;
+            }
+            let at = rng.below(of_quic.len());
+            let service = &mut of_quic[at];
+            let ids = world.backends.iter();
+            let ids = ids.filter(|(_, backend)| backend.service == service.id);
+            let ids: Vec<u32> = ids.map(|(id, _)| *id).collect();
+            service.quic = Some(quic(rng, &ids));
         }
         _ => backend.health = Health::Up,
     }

@@ -6,6 +6,7 @@ use lb_common::{
     addr::LinkPath,
     backend::{Backend, BackendState, Outer},
     guard::{Guard, Rate},
+    quic::{ConnectionIds, MAX_SERVER_ID, ServerIdKey},
     service::{Mode, Service, Vip},
 };
 use lb_model::world;
@@ -27,14 +28,48 @@ pub(crate) fn maps(world: &world::World) -> World {
     World {
         services: services.collect(),
         backends: backends.collect(),
-        turns: BTreeMap::new(),
+        options: BTreeMap::new(),
         rings: rings.collect(),
         origins: BTreeMap::new(),
         guards: world.services.iter().filter_map(guard).collect(),
         sources: world.services.iter().flat_map(sources).collect(),
+        connection_ids: of_quic(world).map(connection_ids).collect(),
+        server_ids: of_quic(world).flat_map(server_ids).collect(),
         vip_flags: vip_flags(world),
         interfaces: world.interfaces.clone(),
     }
+}
+
+/// The services that read connection IDs, by id.
+fn of_quic(world: &world::World) -> impl Iterator<Item = (u32, &world::Quic)> {
+    let services = world.services.iter();
+    services.filter_map(|service| Some((service.id, service.quic.as_ref()?)))
+}
+
+fn connection_ids((service, quic): (u32, &world::Quic)) -> (u32, ConnectionIds) {
+    let configurations = quic.configurations.iter();
+    let ids = ConnectionIds {
+        offset: quic.offset as u8,
+        length: quic.length as u8,
+        configurations: configurations.fold(0, |bits, number| bits | 1 << number),
+        reserved: 0,
+    };
+    (service, ids)
+}
+
+fn server_ids((service, quic): (u32, &world::Quic)) -> Vec<(ServerIdKey, u32)> {
+    let entry = |(server_id, backend): (&Vec<u8>, &u32)| {
+        let mut id = [0; MAX_SERVER_ID];
+        id[..server_id.len()].copy_from_slice(server_id);
+        let key = ServerIdKey {
+            id,
+            length: server_id.len() as u8,
+            service,
+            reserved: 0,
+        };
+        (key, *backend)
+    };
+    quic.server_ids.iter().map(entry).collect()
 }
 
 /// "A service of this address says": the union over its services.
@@ -67,7 +102,8 @@ fn service(service: &world::Service) -> Service {
     Service {
         id: service.id as u16,
         mode: mode(service.mode) as u8,
-        flags: guard(service).map_or(0, |_| Service::GUARDED),
+        flags: guard(service).map_or(0, |_| Service::GUARDED)
+            | service.quic.as_ref().map_or(0, |_| Service::QUIC),
         ..Service::default()
     }
 }
@@ -123,10 +159,12 @@ fn backend(backend: &world::Backend, service: Option<&world::Service>) -> Backen
         world::Health::Up => BackendState::Up,
         world::Health::Down => BackendState::Down,
         world::Health::Resetting => BackendState::Resetting,
-        world::Health::Removed => return Backend::default(),
+        world::Health::Removed => BackendState::Absent,
     };
+    let way = backend.path.as_ref();
+    let way = way.filter(|_| state != BackendState::Absent);
     Backend {
-        path: backend.path.as_ref().map_or(LinkPath::default(), path),
+        path: way.map_or(LinkPath::default(), path),
         mtu: backend.mtu.unwrap_or(0),
         service: backend.service,
         state: state as u8,

@@ -10,7 +10,7 @@ use lb_model::{
     Model, hash,
     nat::{self, Flow},
     packet::{self, ICMP, ICMPV6, Read, TCP, Tuple, UDP},
-    tunnels,
+    services, tunnels,
     world::{Mode, Path, Service},
 };
 use lb_tests::{Extension, Net, Packet, Tag, rng::Rng};
@@ -108,6 +108,8 @@ impl Traffic {
         let mut packet = packet(rng, flow.client);
         if rng.percent(4) {
             leave_with_zero(&mut packet, flow.server);
+        } else {
+            speak_quic(rng, model, &mut packet, flow.client);
         }
         Some(from_client(rng, "of a known client", &packet))
     }
@@ -159,17 +161,12 @@ impl Traffic {
 
     /// A packet in fragments: one now, the others when they come.
     fn fragmented(&mut self, rng: &mut Rng, model: &Model) -> Option<Incoming> {
-        let mut packet = match rng.below(3) {
-            0 => random_request(rng, model)?,
-            1 => {
-                let flow = self.known(rng, model)?;
-                packet(rng, flow.client)
-            }
-            _ => {
-                let flow = self.known(rng, model)?;
-                packet(rng, flow.server.reversed())
-            }
+        let (tuple, is_request) = match rng.below(3) {
+            0 => (random_tuple(rng, model)?, true),
+            1 => (self.known(rng, model)?.client, true),
+            _ => (self.known(rng, model)?.server.reversed(), false),
         };
+        let mut packet = packet(rng, tuple);
         if let Net::V6(_, extensions) = &mut packet.net {
             extensions.clear();
         }
@@ -177,6 +174,9 @@ impl Traffic {
         if packet.payload.len() < 32 || rng.percent(50) {
             let length = rng.range(32, 2_500);
             packet.payload = rng.bytes(length);
+        }
+        if is_request {
+            speak_quic(rng, model, &mut packet, tuple);
         }
         let first = from_anywhere(rng, "a fragment", &packet);
         let mut pieces = fragments(rng, &packet, &first);
@@ -347,7 +347,49 @@ fn tuple_of(rng: &mut Rng, model: &Model, service: &Service) -> Option<Tuple> {
 
 fn random_request(rng: &mut Rng, model: &Model) -> Option<Packet> {
     let tuple = random_tuple(rng, model)?;
-    Some(packet(rng, tuple))
+    let mut packet = packet(rng, tuple);
+    speak_quic(rng, model, &mut packet, tuple);
+    Some(packet)
+}
+
+/// Gives a datagram to a service that reads connection IDs one: most often a whole one that
+/// names a backend.
+fn speak_quic(rng: &mut Rng, model: &Model, packet: &mut Packet, to: Tuple) {
+    let service = services::find(model.world(), to.dst, to.protocol);
+    let Some(quic) = service.and_then(|service| service.quic.as_ref()) else {
+        return;
+    };
+    if rng.percent(25) {
+        return;
+    }
+    let number = if rng.percent(85) && !quic.configurations.is_empty() {
+        *rng.pick(&quic.configurations)
+    } else {
+        rng.below(8) as u8
+    };
+    let mut id = rng.bytes(quic.offset);
+    id[0] = number << 5 | id[0] & 0x1f;
+    let server_ids: Vec<&Vec<u8>> = quic.server_ids.keys().collect();
+    id.extend_from_slice(rng.pick::<&Vec<u8>>(&server_ids));
+    let more = rng.below(5);
+    id.extend(rng.bytes(more));
+    let mut header = if rng.percent(50) {
+        let length = rng.weighted(&[(90, id.len()), (5, id.len() / 2), (5, id.len() + 40)]);
+        let mut header = rng.bytes(5);
+        header[0] |= 0x80;
+        header.push(length as u8);
+        header
+    } else {
+        vec![rng.byte() & 0x7f]
+    };
+    header.extend(id);
+    if rng.percent(10) {
+        header.truncate(rng.below(header.len()));
+        packet.payload = header;
+    } else {
+        let behind = packet.payload.iter().skip(header.len()).copied();
+        packet.payload = header.iter().copied().chain(behind).collect();
+    }
 }
 
 /// A packet with this tuple and all else random.

@@ -37,7 +37,7 @@ fn without_header(sent: &Packet, delivered: &Packet) -> Vec<u8> {
 }
 
 /// A later fragment of a request reaches the backend.
-fn follows(case: Case, label: &str, flow: &Flow, later: &Packet) -> Case {
+pub(crate) fn follows(case: Case, label: &str, flow: &Flow, later: &Packet) -> Case {
     let delivered = flow.delivered(later);
     let frame = flow.wrapped(without_header(later, &delivered), delivered.ip_offset());
     let sent = Outcome::Sent(flow.backend_link.ifindex, frame);

@@ -15,6 +15,7 @@ mod link;
 mod malformed;
 mod many_flows;
 mod ports;
+mod quic;
 mod rewriting;
 mod schedulers;
 mod segment_size;
@@ -56,6 +57,7 @@ fn tables() -> Vec<Case> {
         icmp::cases,
         malformed::cases,
         sources::cases,
+        quic::cases,
         schedulers::cases,
         guards::cases,
     ]

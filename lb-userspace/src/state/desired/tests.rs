@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     address::AddressPrefix,
     state::{
-        Hash, Mode, Protocol, Scheduler,
+        Hash, Mode, Protocol, QuicSpec, Scheduler,
         rules::{MAX_SOURCES, same_address},
     },
 };
@@ -171,6 +171,26 @@ fn a_service_may_not_take_more_backends_than_all_may_have() {
         desired.apply(Change::AddService(Box::new(small))),
         Err(Refusal::Conflict(too_many_backends()))
     );
+}
+
+#[test]
+fn a_service_may_not_take_more_server_ids_than_all_may_have() {
+    let quic = |name, address, count: usize| {
+        let mut spec = service(name, address, Protocol::Udp, &["10.0.0.11:443"]);
+        spec.quic = Some(QuicSpec::new(3));
+        let ids = (0..count).map(|number| format!("{number:06x}").parse().unwrap());
+        spec.backends[0].server_ids = ids.collect();
+        spec
+    };
+    let mut desired = Desired::new([quic("big", "192.0.2.20:443", MAX_SERVER_IDS - 1)]).unwrap();
+    let two = quic("small", "192.0.2.21:443", 2);
+    let refusal = Refusal::Conflict(too_many_server_ids());
+    assert_eq!(
+        desired.apply(Change::AddService(Box::new(two))),
+        Err(refusal)
+    );
+    let one = quic("small", "192.0.2.21:443", 1);
+    desired.apply(Change::AddService(Box::new(one))).unwrap();
 }
 
 #[test]
