@@ -193,6 +193,9 @@ impl<K: Ord + Clone> Numbers<K> {
 
     /// The number of `name`; the one that it had, if that still rests.
     pub(super) fn get_or_revive(&mut self, name: &K) -> Result<u32, Exhausted> {
+        if let Some(number) = self.get(name) {
+            return Ok(number);
+        }
         let rests = (name.clone(), 0)..=(name.clone(), u32::MAX);
         if let Some(((name, number), _)) = self.resting.extract_if(rests, |_, _| true).next() {
             self.used.insert(name, number);
@@ -306,17 +309,18 @@ mod tests {
         let mut numbers = Numbers::new("test", 10);
         numbers.adopt(
             [("a", 2), ("b", 5)].into(),
-            [("c", 7), ("a", 5)],
+            [("c", 7), ("a", 5), ("b", 8)],
             [0, 4, 5],
             at(0),
         );
         assert_eq!(numbers.get_or_new(&"a"), Ok(2));
+        assert_eq!(numbers.get_or_revive(&"b"), Ok(5));
         assert_eq!(numbers.get_or_new(&"d"), Ok(1));
         assert_eq!(numbers.get_or_new(&"e"), Ok(3));
         assert_eq!(numbers.get_or_new(&"f"), Ok(6), "4 and 5 are taken");
-        assert_eq!(numbers.at_rest().collect::<Vec<_>>(), [7, 4]);
+        assert_eq!(numbers.at_rest().collect::<Vec<_>>(), [8, 7, 4]);
         assert_eq!(numbers.get_or_revive(&"c"), Ok(7));
-        assert!(numbers.release(at(1_000), |number| number == 4).is_empty());
+        assert_eq!(numbers.release(at(1_000), |number| number == 4), [8]);
         assert_eq!(numbers.release(at(1_000), |_| false), [4]);
         numbers.recycle();
         assert_eq!(numbers.get_or_new(&"g"), Ok(4));

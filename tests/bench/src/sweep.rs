@@ -130,7 +130,7 @@ fn timed<V: Ip>(bench: &mut Bench<V>, plan: &mut Plan) -> Result<Duration> {
 
 /// Sweeps the tables at a tick of the clock, and tells the CPU time that it took.
 fn sweep(tables: FlowTables, tick: u32) -> Result<(Duration, Report)> {
-    let of_all = Lifetimes::new(Protocol::Tcp, &Timeouts::default());
+    let of_all = Lifetimes::new(Protocol::Tcp, &Timeouts::default(), None);
     let lifetimes: HashMap<u32, Lifetimes> = (1..=BACKENDS).map(|id| (id, of_all)).collect();
     let mut sweeper = Sweeper::new(tables);
     let start = lb_driver::thread_time()?;
