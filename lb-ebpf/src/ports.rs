@@ -1,6 +1,6 @@
 //! Source ports of full NAT, from bitmaps that the daemon shares.
 
-use core::ffi::c_void;
+use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::helpers::bpf_loop;
 use lb_common::{
@@ -183,11 +183,29 @@ pub fn give_back(pool: u32, port: u16) {
     let Some(pool) = self::pool(pool) else {
         return;
     };
-    let index = (usize::from(port) / 64) & (PORT_WORDS - 1);
+    let index = masked(usize::from(port) / 64, PORT_WORDS - 1);
     // SAFETY: the pointer is a map value and the index is masked to the array.
     unsafe {
         let word = (&raw mut (*pool).used).cast::<u64>().add(index);
         and_u64(word, !(1u64 << (port % 64)));
         (*pool).exhausted = 0;
     }
+}
+
+/// The bits of `number` that `mask` has. Where the compiler knows that there are no others it
+/// would leave the mask out, and the verifiers of before Linux 6.10 know no bound of a number
+/// that has had its bytes swapped. On the stack, as with `black_box`, there may be no room.
+#[inline(always)]
+fn masked(number: usize, mask: usize) -> usize {
+    let mut bits = number;
+    // SAFETY: an AND of two registers.
+    unsafe {
+        asm!(
+            "{bits} &= {mask}",
+            bits = inout(reg) bits,
+            mask = in(reg) mask,
+            options(pure, nomem, nostack),
+        );
+    }
+    bits
 }

@@ -19,7 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is asked meanwhile.
 const POLL: Duration = Duration::from_millis(20);
 /// Kilobytes that the kernel keeps for tcpdump: enough for bursts on a loaded machine.
-const BUFFER: &str = "32768";
+const BUFFER: &str = "65536";
+/// Bytes of a packet that are kept. The kernel takes room for so many for each packet that
+/// tcpdump has not read, however short it is: with the usual 262,144 there are few.
+const LONGEST: &str = "65000";
 
 /// What of a packet is read, and nothing above: the bytes that tests send are nobody's
 /// protocol, whatever the ports are. Protocols by the names of `tshark -G protocols`;
@@ -84,7 +87,7 @@ impl Capture {
         let file = directory.join(format!("{name}.pcap"));
         let mut command = host.command("tcpdump");
         command
-            .args(["-n", "--immediate-mode", "-s", "0", "-B", BUFFER])
+            .args(["-n", "--immediate-mode", "-s", LONGEST, "-B", BUFFER])
             .args(["-c", &limit.to_string(), "-i", interface, "-w"])
             .arg(&file);
         let tcpdump = host.spawn(&format!("tcpdump-{interface}-{label}"), command)?;
