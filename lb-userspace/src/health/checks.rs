@@ -39,6 +39,9 @@ pub struct Target {
     pub backend: BackendAddress,
     /// Where the check connects to; the port is 0 where it needs none.
     pub address: SocketAddr,
+    /// What that stands for, where it is an address of [`lb_common::probe`]: the service
+    /// address, on this backend.
+    pub service_address: Option<SocketAddr>,
     /// How it is checked.
     pub spec: HealthSpec,
 }
@@ -57,6 +60,14 @@ pub struct Event {
     pub changed: bool,
     /// The result.
     pub status: HealthStatus,
+}
+
+impl Target {
+    /// What is asked, as those know it who are asked.
+    #[must_use]
+    pub fn name(&self) -> SocketAddr {
+        self.service_address.unwrap_or(self.address)
+    }
 }
 
 type Probing = Pin<Box<dyn Future<Output = Result<(), ProbeError>> + Send>>;

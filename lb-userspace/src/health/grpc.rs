@@ -1,20 +1,16 @@
 //! The `grpc` probe: `grpc.health.v1.Health/Check` answers `SERVING`
 //! (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>).
 
-use std::net::SocketAddr;
-
 use hyper::{HeaderMap, Request, body::Bytes, header::HeaderValue};
 use percent_encoding::percent_decode;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    ProbeError,
+    ProbeError, Target,
     http::agent,
     http2::{self, Answer},
     probe::shown,
+    tcp,
     tls::{self, Protocols},
 };
 use crate::state::{Alpn, GrpcProbe};
@@ -26,8 +22,8 @@ const PREFIX: usize = 5;
 const MAX_ANSWER: usize = 1_024;
 
 /// Connects and asks.
-pub(super) async fn probe(target: SocketAddr, grpc: &GrpcProbe) -> Result<(), ProbeError> {
-    let stream = TcpStream::connect(target).await?;
+pub(super) async fn probe(target: &Target, grpc: &GrpcProbe) -> Result<(), ProbeError> {
+    let stream = tcp::connect(target).await?;
     let Some(tls) = &grpc.tls else {
         return ask(stream, "http", target, grpc).await;
     };
@@ -39,13 +35,16 @@ pub(super) async fn probe(target: SocketAddr, grpc: &GrpcProbe) -> Result<(), Pr
 async fn ask<S>(
     stream: S,
     scheme: &str,
-    target: SocketAddr,
+    target: &Target,
     grpc: &GrpcProbe,
 ) -> Result<(), ProbeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let host = grpc.host.clone().unwrap_or_else(|| target.to_string());
+    let host = grpc
+        .host
+        .clone()
+        .unwrap_or_else(|| target.name().to_string());
     let request = Request::post(http2::uri(scheme, &host, METHOD)?)
         .header("content-type", "application/grpc")
         .header("te", "trailers")

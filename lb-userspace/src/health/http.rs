@@ -1,14 +1,9 @@
 //! The `http` and `https` probes: a request over HTTP/1.1 (RFC 9112), or where TLS says so
 //! HTTP/2 (RFC 9113), is answered with a status and a body that are expected.
 
-use std::net::SocketAddr;
-
 use httparse::{EMPTY_HEADER, Response, Status};
 use hyper::Request;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 mod body;
 
@@ -16,8 +11,9 @@ pub(super) use self::body::contains;
 
 use self::body::Body;
 use super::{
-    ProbeError, http2,
+    ProbeError, Target, http2,
     probe::shown,
+    tcp,
     tls::{self, Protocols},
 };
 use crate::state::{Alpn, HttpProbe, Method, TlsSpec};
@@ -30,13 +26,13 @@ const MAX_FIELDS: usize = 128;
 const QUOTED: usize = 24;
 
 /// Connects and asks.
-pub(super) async fn plain(target: SocketAddr, http: &HttpProbe) -> Result<(), ProbeError> {
-    ask(TcpStream::connect(target).await?, target, http).await
+pub(super) async fn plain(target: &Target, http: &HttpProbe) -> Result<(), ProbeError> {
+    ask(tcp::connect(target).await?, target, http).await
 }
 
 /// Connects, and asks over TLS.
 pub(super) async fn secure(
-    target: SocketAddr,
+    target: &Target,
     http: &HttpProbe,
     tls: &TlsSpec,
     alpn: &[Alpn],
@@ -45,7 +41,7 @@ pub(super) async fn secure(
         [] => Protocols::Preferred(&[Alpn::Http1]),
         given => Protocols::Required(given),
     };
-    let stream = TcpStream::connect(target).await?;
+    let stream = tcp::connect(target).await?;
     let (stream, protocol) =
         tls::connect(stream, target, http.host.as_deref(), tls, protocols).await?;
     match protocol {
@@ -55,7 +51,7 @@ pub(super) async fn secure(
 }
 
 /// Asks over HTTP/1.1 and reads as much of the answer as is to be judged.
-async fn ask<S>(mut stream: S, target: SocketAddr, http: &HttpProbe) -> Result<(), ProbeError>
+async fn ask<S>(mut stream: S, target: &Target, http: &HttpProbe) -> Result<(), ProbeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -96,7 +92,7 @@ where
 }
 
 /// The same over HTTP/2.
-async fn ask_http2<S>(stream: S, target: SocketAddr, http: &HttpProbe) -> Result<(), ProbeError>
+async fn ask_http2<S>(stream: S, target: &Target, http: &HttpProbe) -> Result<(), ProbeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -131,8 +127,10 @@ fn judge_status(status: u16, http: &HttpProbe) -> Result<(), ProbeError> {
 
 /// Whom the request is for. An IPv6 address stands in brackets, and with the port as part of
 /// it (RFC 9110, section 7.2), as `SocketAddr` is printed.
-fn host(target: SocketAddr, http: &HttpProbe) -> String {
-    http.host.clone().unwrap_or_else(|| target.to_string())
+fn host(target: &Target, http: &HttpProbe) -> String {
+    http.host
+        .clone()
+        .unwrap_or_else(|| target.name().to_string())
 }
 
 /// Who asks.
@@ -140,7 +138,7 @@ pub(super) fn agent() -> String {
     format!("lb-health/{}", env!("CARGO_PKG_VERSION"))
 }
 
-fn request(target: SocketAddr, http: &HttpProbe) -> String {
+fn request(target: &Target, http: &HttpProbe) -> String {
     let length = match http.method {
         Method::Post => "Content-Length: 0\r\n",
         _ => "",

@@ -95,16 +95,15 @@ pub(super) fn random() -> u64 {
 ///
 /// Why the backend is not healthy.
 pub async fn probe(target: &Target) -> Result<(), ProbeError> {
-    let address = target.address;
     within(target.spec.timeout(), async {
         match &target.spec.probe {
-            Probe::Tcp => tcp::probe(address).await,
-            Probe::Http(http) => http::plain(address, http).await,
-            Probe::Https(http, tls, alpn) => http::secure(address, http, tls, alpn).await,
-            Probe::Grpc(grpc) => grpc::probe(address, grpc).await,
-            Probe::Udp(udp) => udp::probe(address, udp).await,
-            Probe::Dns(dns) => dns::probe(address, dns).await,
-            Probe::Icmp => icmp::probe(address.ip()).await,
+            Probe::Tcp => tcp::probe(target).await,
+            Probe::Http(http) => http::plain(target, http).await,
+            Probe::Https(http, tls, alpn) => http::secure(target, http, tls, alpn).await,
+            Probe::Grpc(grpc) => grpc::probe(target, grpc).await,
+            Probe::Udp(udp) => udp::probe(target.address, udp).await,
+            Probe::Dns(dns) => dns::probe(target.address, dns).await,
+            Probe::Icmp => icmp::probe(target.address.ip()).await,
             Probe::Exec(exec) => exec::probe(target, exec).await,
         }
     })

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     sync::{Arc, OnceLock},
 };
 
@@ -22,7 +21,7 @@ use tokio_rustls::{
     },
 };
 
-use super::{ProbeError, probe::shown};
+use super::{ProbeError, Target, probe::shown};
 use crate::state::{Alpn, TlsSpec};
 
 /// Protocols that are offered (RFC 7301).
@@ -39,7 +38,7 @@ pub(super) enum Protocols<'a> {
 /// The server is known by the name in `tls`, else by that of `host`, else by its address.
 pub(super) async fn connect(
     stream: TcpStream,
-    target: SocketAddr,
+    target: &Target,
     host: Option<&str>,
     tls: &TlsSpec,
     protocols: Protocols<'_>,
@@ -68,7 +67,7 @@ fn none_taken(offered: &[Alpn]) -> ProbeError {
 }
 
 fn server_name(
-    target: SocketAddr,
+    target: &Target,
     host: Option<&str>,
     tls: &TlsSpec,
 ) -> Result<ServerName<'static>, ProbeError> {
@@ -79,7 +78,7 @@ fn server_name(
     });
     let host = host.map(|host| host.trim_start_matches('[').trim_end_matches(']'));
     let Some(name) = tls.server_name.as_deref().or(host) else {
-        return Ok(ServerName::from(target.ip()));
+        return Ok(ServerName::from(target.name().ip()));
     };
     ServerName::try_from(name.to_owned())
         .map_err(|_| ProbeError::Impossible(format!("`{name}` is no name of a server")))

@@ -1,11 +1,13 @@
 //! Every type of health check against real servers, which die and come back.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, net::IpAddr, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use lb_lab::{Balancer, Mode, Process, Service, Topology, TopologyOptions, port};
+use lb_lab::{
+    Balancer, Lab, Mode, Process, Routed, RoutedOptions, Service, Topology, TopologyOptions, port,
+};
 
-use crate::{programs, standard};
+use crate::{modes::Way, programs, standard};
 
 /// Where `openssl s_server` listens.
 const HTTPS: u16 = 8443;
@@ -164,4 +166,94 @@ fn every_type_of_check_takes_a_dead_backend_out_and_back() -> Result<()> {
     answers_pings(true)?;
     wait_for(&balancer, &services, "up")?;
     balancer.stop()
+}
+
+/// Waits until of this service `b2` is in this state, and `b1` up; of all others both are up.
+fn wait_for_one(
+    balancer: &Balancer,
+    services: &[Service],
+    address: IpAddr,
+    state: &str,
+) -> Result<()> {
+    balancer.wait_until(&format!("b2 without {address} is {state}"), |status| {
+        services.iter().all(|service| {
+            let expected = match service.address.ip() == address {
+                true => state,
+                false => "up",
+            };
+            status.service(&service.name).is_ok_and(|service| {
+                let states: Vec<_> = service.backends.iter().map(|b| &*b.state).collect();
+                states == ["up", expected]
+            })
+        })
+    })?;
+    Ok(())
+}
+
+/// In these modes a check goes to the service address on the backend, as a client's packets
+/// do: what is missing there of what clients need takes it out of service.
+fn what_clients_need_is_checked(name: &str, mode: Mode) -> Result<()> {
+    let options = RoutedOptions {
+        backends: 2,
+        ..RoutedOptions::new(mode, 1_500)
+    };
+    let routed = Routed::new(Lab::new(name)?, options)?;
+    let paths = programs::paths();
+    let topology = &routed.topology;
+    let _servers = topology.start_servers(&paths.server)?;
+    let mut unwrapping = routed.unwrap_tunnels(&paths.lb)?;
+    let services: Vec<_> = Way::of(mode)
+        .into_iter()
+        .map(|way| Service {
+            crossed: way.crossed,
+            ..Service::http(
+                &format!("http-{way}"),
+                topology,
+                (way.vip(), port::HTTP).into(),
+                mode,
+            )
+        })
+        .collect();
+    let balancer = Balancer::start(topology, &paths.lb, &services)?;
+
+    let host = &topology.backends[1].host;
+    for service in &services {
+        let address = service.address.ip();
+        let (length, flags) = match address {
+            IpAddr::V4(_) => (32, ""),
+            IpAddr::V6(_) => (128, "nodad"),
+        };
+        host.ip(&format!("address del {address}/{length} dev lo"))?;
+        wait_for_one(&balancer, &services, address, "down")?;
+        host.ip(&format!("address add {address}/{length} dev lo {flags}"))?;
+        wait_for_one(&balancer, &services, address, "up")?;
+    }
+
+    // Without unwrapping nothing arrives, whatever the service.
+    if let Some(decap) = unwrapping.get_mut(1) {
+        decap.terminate()?;
+        wait_for(&balancer, &services, "down")?;
+    }
+    // What the checks send is no client's.
+    let status = balancer.status()?;
+    for service in &status.services {
+        let counted = service.counters.plus(Default::default());
+        assert_eq!((counted.packets, counted.reply_packets), (0, 0));
+    }
+    balancer.stop()
+}
+
+#[test]
+fn a_backend_without_the_service_address_is_down_with_dsr() -> Result<()> {
+    what_clients_need_is_checked("check-dsr", Mode::Dsr)
+}
+
+#[test]
+fn a_backend_without_the_service_address_or_unwrapping_is_down_with_ipip() -> Result<()> {
+    what_clients_need_is_checked("check-ipip", Mode::Ipip)
+}
+
+#[test]
+fn a_backend_without_the_service_address_or_unwrapping_is_down_with_gue() -> Result<()> {
+    what_clients_need_is_checked("check-gue", Mode::Gue)
 }

@@ -23,6 +23,7 @@ fn target(number: usize) -> Target {
         service: "web".into(),
         backend: text.parse().unwrap(),
         address: text.parse().unwrap(),
+        service_address: None,
         spec: HealthSpec {
             interval: INTERVAL,
             timeout: Some(Duration::from_secs(1)),

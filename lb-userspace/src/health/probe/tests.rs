@@ -47,6 +47,7 @@ async fn probe(address: SocketAddr, spec: &HealthSpec) -> Result<(), ProbeError>
         service: "web".into(),
         backend: "10.0.0.11:8443".parse().unwrap(),
         address,
+        service_address: None,
         spec: spec.clone(),
     })
     .await
