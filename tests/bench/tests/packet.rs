@@ -48,7 +48,7 @@ fn every_row_runs_with_correct_verdicts() {
         Scenario::Clean,
         Scenario::CleanSyn,
     ] {
-        assert_eq!(count(&featured, scenario), 4 * 2);
+        assert_eq!(count(&featured, scenario), 6 * 2);
     }
 }
 
