@@ -1,6 +1,8 @@
 //! Flows that are not confirmed: a queue of limited length, so that what forged packets
 //! write pushes out nothing but its like.
 
+use core::ptr::copy_nonoverlapping;
+
 use lb_common::flow::{FlowKey4, FlowKey6};
 
 use crate::{
@@ -34,7 +36,8 @@ fn enter<F: Family>(tuple: &F::Tuple, index: u32) {
     // itself while it runs. Another CPU comes to this place only after all others: should it
     // be there at the same time, what it reads names no flow.
     let victim = unsafe {
-        (*draft).victim = *place;
+        // The compiler would call `memmove` for an assignment, since both could be one.
+        copy_nonoverlapping(place, &raw mut (*draft).victim, 1);
         *place = *tuple;
         &(*draft).victim
     };

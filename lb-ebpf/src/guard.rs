@@ -104,11 +104,17 @@ pub extern "C" fn denied_v6(service: u32, first: u64, last: u64) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn limited(service: u32, source: u64) -> u32 {
-    let Some(guard) = GUARDS.get(service) else {
+    let Some(guard) = GUARDS.get_ptr(service) else {
         return FREE;
     };
-    let (per_source, per_service) = (guard.per_source, guard.per_service);
-    if per_source.interval == 0 && per_service.interval == 0 {
+    // SAFETY: the pointer is a map value, and stays one.
+    let (per_source, per_service) = unsafe {
+        (
+            &raw const (*guard).per_source,
+            &raw const (*guard).per_service,
+        )
+    };
+    if interval(per_source) == 0 && interval(per_service) == 0 {
         return FREE;
     }
     // The flow clock stands still while no daemon runs; limits go on.
@@ -116,34 +122,43 @@ pub extern "C" fn limited(service: u32, source: u64) -> u32 {
     let now = unsafe { bpf_ktime_get_coarse_ns() }.wrapping_mul(TICKS_PER_NANOSECOND);
     let key = BucketKey {
         service,
-        generation: guard.generation,
+        // SAFETY: as above.
+        generation: unsafe { (*guard).generation },
         source,
     };
-    if per_source.interval != 0 && !take_from_source(&key, per_source, now) {
+    if interval(per_source) != 0 && !take_from_source(&key, per_source, now) {
         return BY_SOURCE;
     }
-    if per_service.interval != 0
+    if interval(per_service) != 0
         && let Some(bucket) = SERVICE_BUCKETS.get_ptr_mut(service)
         && !take(bucket, per_service, now)
     {
-        if per_source.interval != 0
+        if interval(per_source) != 0
             && let Some(bucket) = SOURCE_BUCKETS.get_ptr_mut(&key)
         {
             // SAFETY: the pointer is a map value.
-            unsafe { add_u64(bucket, per_source.interval.wrapping_neg()) };
+            unsafe { add_u64(bucket, interval(per_source).wrapping_neg()) };
         }
         return BY_SERVICE;
     }
     FREE
 }
 
+/// The interval of a rate in a guard, read where it is used: kept from call to call it had a
+/// place on the stack, of which there is too little below the choice of a backend.
+#[inline(always)]
+fn interval(rate: *const Rate) -> u64 {
+    // SAFETY: `limited` passes parts of a map value.
+    unsafe { (&raw const (*rate).interval).read_volatile() }
+}
+
 /// Takes a token from the bucket of a source, which is full if it has none.
 #[inline(always)]
-fn take_from_source(key: &BucketKey, rate: Rate, now: u64) -> bool {
+fn take_from_source(key: &BucketKey, rate: *const Rate, now: u64) -> bool {
     if let Some(bucket) = SOURCE_BUCKETS.get_ptr_mut(key) {
         return take(bucket, rate, now);
     }
-    let full = now.wrapping_add(rate.interval);
+    let full = now.wrapping_add(interval(rate));
     match SOURCE_BUCKETS.insert(key, full, u64::from(BPF_NOEXIST)) {
         // Another CPU was quicker with a packet of the same source.
         Err(EXISTS) => match SOURCE_BUCKETS.get_ptr_mut(key) {
@@ -158,7 +173,12 @@ fn take_from_source(key: &BucketKey, rate: Rate, now: u64) -> bool {
 /// Takes a token from a bucket that all CPUs share. Should its place be given to another
 /// source at the same time, that one has a token less.
 #[inline(always)]
-fn take(bucket: *mut u64, rate: Rate, now: u64) -> bool {
+fn take(bucket: *mut u64, rate: *const Rate, now: u64) -> bool {
+    let rate = Rate {
+        interval: interval(rate),
+        // SAFETY: as in `interval`.
+        tolerance: unsafe { (&raw const (*rate).tolerance).read_volatile() },
+    };
     // SAFETY: the pointer is a map value of a preallocated table.
     let mut full = unsafe { bucket.read_volatile() };
     for _ in 0..ATTEMPTS {

@@ -191,8 +191,11 @@ fn assert_sound(image: &Image) {
     }
 }
 
-/// The port of a TCP service on a source address is never a source port. Full NAT is of UDP
-/// here only where backends have server IDs.
+/// The last source port of services of UDP, one less than that of TCP: an entry does not say
+/// of which protocol it is, and may outlive its service.
+const LAST_UDP_SOURCE_PORT: u16 = 32_766;
+
+/// The port of a TCP service on a source address is never a source port.
 fn assert_reserved(image: &Image, packets: &Match) {
     if let Match::Port {
         address,
@@ -200,9 +203,8 @@ fn assert_reserved(image: &Image, packets: &Match) {
         protocol: 6,
     } = packets
     {
-        let is_tcp = |id: &u32| !image.server_ids.values().any(|named| named == id);
-        let backends = image.backends.iter().filter(|(id, _)| is_tcp(id));
-        let backends = backends.map(|(_, backend)| backend);
+        let is_tcp = |backend: &&Backend| backend.last_port != LAST_UDP_SOURCE_PORT;
+        let backends = image.backends.values().filter(is_tcp);
         for backend in backends.filter(|backend| backend.port_pool != 0) {
             let is_source = backend.source == words(*address);
             let reserved = &image.pools[&backend.port_pool];
@@ -1079,6 +1081,7 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
 /// A service of QUIC whose backends have server IDs, shorter ones or longer.
 fn give_server_ids(spec: &mut ServiceSpec, is_long: bool) {
     spec.protocol = Protocol::Udp;
+    spec.source_ports = *spec.source_ports.start()..=LAST_UDP_SOURCE_PORT;
     spec.quic = Some(QuicSpec::new(if is_long { 2 } else { 1 }));
     for (index, backend) in spec.backends.iter_mut().enumerate() {
         let byte = last_byte(backend.address.ip);
