@@ -27,6 +27,7 @@ pub mod guard;
 pub mod hash;
 pub mod pin;
 pub mod ports;
+pub mod probe;
 pub mod quic;
 pub mod ring;
 pub mod service;

@@ -216,6 +216,9 @@ pub trait Family: Sized {
     /// The backend that [`crate::pin`] has for a packet.
     fn pinned(tuple: &Self::Tuple, service: u64, slot: u64, index: u32, signs: u32) -> u32;
 
+    /// Writes the entry for the answer to a health check, see [`crate::probe`].
+    fn expect_answer(tuple: &Self::Tuple, path: &LinkPath, backend: u32) -> u64;
+
     /// Writes the entries of a flow, see [`crate::open`].
     fn write_entries(tuple: &Self::Tuple, path: &LinkPath, service: u64, backend: u32) -> u32;
 
@@ -246,6 +249,9 @@ pub trait Family: Sized {
     /// Whether two addresses are the same. Word by word: the compiler would call a
     /// function to compare more than a word.
     fn same(a: Self::Address, b: Self::Address) -> bool;
+
+    /// The last 16 bits of an address.
+    fn last_bits(address: Self::Address) -> u32;
 
     /// The address of a backend entry.
     fn address(words: &[u32; 4]) -> Self::Address;

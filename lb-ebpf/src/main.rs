@@ -31,6 +31,7 @@ mod open;
 mod packet;
 mod pin;
 mod ports;
+mod probe;
 mod quic;
 mod reset;
 mod select;
@@ -106,6 +107,13 @@ pub fn lb_too_big(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn lb_reset(ctx: XdpContext) -> u32 {
     by_family!(&ctx, reset::path)
+}
+
+/// The path of health checks that go the way of clients' packets.
+#[xdp(frags)]
+#[inline(always)]
+pub fn lb_probe(ctx: XdpContext) -> u32 {
+    by_family!(&ctx, probe::path)
 }
 
 /// The path of an IP packet.

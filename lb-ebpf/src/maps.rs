@@ -20,6 +20,7 @@ use lb_common::{
     guard::{BucketKey, Guard, MAX_SOURCE_BUCKETS, MAX_SOURCE_PREFIXES, SourceKey4, SourceKey6},
     pin::Pin,
     ports::{MAX_PORT_POOLS, PortPool},
+    probe::Probe,
     quic::{MAX_SERVER_IDS, ServerIdKey},
     ring::RING_SIZE,
     service::{
@@ -261,6 +262,11 @@ pub static STAGES: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
 /// What one program leaves to the next.
 #[btf_map]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+
+/// How health checks reach backends that have the service address, by backend id.
+#[btf_map]
+pub static PROBES: HashMap<u32, Probe, BACKEND_IDS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// How many ICMP errors may still be sent.
 #[btf_map]

@@ -72,7 +72,19 @@ pub fn send<F: Family>(
     service: &Service,
     backend: u32,
 ) -> Result<u32, DropReason> {
-    let is_gue = service.mode == Mode::Gue as u8;
+    wrap_for::<F>(ctx, inner, hash, service.mode, backend)
+}
+
+/// The same for a packet of no service, in this mode.
+#[inline(always)]
+pub fn wrap_for<F: Family>(
+    ctx: &XdpContext,
+    inner: &Inner,
+    hash: u32,
+    mode: u8,
+    backend: u32,
+) -> Result<u32, DropReason> {
+    let is_gue = mode == Mode::Gue as u8;
     let length = inner.length | if is_gue { IS_GUE } else { 0 };
     let outcome = F::wrap(ctx.ctx, backend, hash, length, inner.sum);
     if outcome == NO_HEADROOM {

@@ -96,12 +96,10 @@ impl Front {
                 .map(|number| BackendSpec::new(self.backend(*number)))
                 .collect(),
             health: Some(HealthSpec {
-                probe: Probe::Tcp,
-                interval: HealthSpec::DEFAULT_INTERVAL,
-                timeout: None,
                 rise: 1,
                 fall: 1,
                 port: Some(80),
+                ..HealthSpec::new(Probe::Tcp)
             }),
             ..ServiceSpec::new(self.name, address, self.mode)
         }

@@ -31,7 +31,7 @@ use crate::{
     },
     open,
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
-    pin, tunnel,
+    pin, probe, tunnel,
 };
 
 /// The more-fragments flag and the fragment offset.
@@ -262,6 +262,11 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn expect_answer(tuple: &FlowKey4, path: &LinkPath, backend: u32) -> u64 {
+        probe::expect_answer_v4(tuple, path, backend)
+    }
+
+    #[inline(always)]
     fn write_entries(tuple: &FlowKey4, path: &LinkPath, service: u64, backend: u32) -> u32 {
         open::write_entries_v4(tuple, path, service, backend)
     }
@@ -313,6 +318,11 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn same(a: u32, b: u32) -> bool {
         a == b
+    }
+
+    #[inline(always)]
+    fn last_bits(address: u32) -> u32 {
+        u32::from_be(address) & 0xffff
     }
 
     #[inline(always)]

@@ -31,7 +31,7 @@ use crate::{
     },
     open,
     packet::{Packet, Payload, Protocol, TCP, UDP, Unparsed, at, copy, put},
-    pin, tunnel, words,
+    pin, probe, tunnel, words,
 };
 
 /// The two halves of an address, as they lie in memory.
@@ -281,6 +281,11 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn expect_answer(tuple: &FlowKey6, path: &LinkPath, backend: u32) -> u64 {
+        probe::expect_answer_v6(tuple, path, backend)
+    }
+
+    #[inline(always)]
     fn write_entries(tuple: &FlowKey6, path: &LinkPath, service: u64, backend: u32) -> u32 {
         open::write_entries_v6(tuple, path, service, backend)
     }
@@ -340,6 +345,11 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn same(a: Self::Address, b: Self::Address) -> bool {
         a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
+    }
+
+    #[inline(always)]
+    fn last_bits(address: [u32; 4]) -> u32 {
+        u32::from_be(address[3]) & 0xffff
     }
 
     #[inline(always)]

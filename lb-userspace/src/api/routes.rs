@@ -18,8 +18,8 @@ use super::{
     wire::{self, Backend, Drain, Service},
 };
 use crate::state::{
-    BackendAddress, BackendSpec, Change, Control, DrainSpec, FlowList, Reason, Refusal,
-    ServiceSpec, Status, rules,
+    BackendAddress, BackendSpec, Change, Control, DrainSpec, FlowList, HealthSpec, Probe, Reason,
+    Refusal, ServiceSpec, Status, rules,
 };
 
 /// Most bytes of a request's body: a service with all the backends that there is
@@ -115,6 +115,7 @@ async fn add_service(
     let spec = read_service(&name, object(&body)?)?;
     let added = Service::from(&spec);
     let _turn = api.turn().await;
+    api.runs_nothing_new(&name, checks(&spec)).await?;
     api.control
         .change(Change::AddService(Box::new(spec)))
         .await?;
@@ -162,6 +163,8 @@ async fn add_backend(
     let wanted: Backend = wire::read(Value::Object(object(&body)?))?;
     let backend = BackendSpec::try_from(&wanted)?;
     let _turn = api.turn().await;
+    api.runs_nothing_new(&service, backend.health.as_deref())
+        .await?;
     let added = Backend::from(&backend);
     api.control
         .change(Change::AddBackend { service, backend })
@@ -258,6 +261,30 @@ impl Api {
             .ok_or_else(|| ApiError::not_found(rules::no_such_backend(service, address)))
     }
 
+    /// Whether these checks of a service run no program that it does not run already.
+    ///
+    /// Whoever may write to the socket may change where packets go; what the daemon runs,
+    /// with all its rights, is for the owner of the file to say.
+    async fn runs_nothing_new(
+        &self,
+        service: &str,
+        wanted: impl IntoIterator<Item = &HealthSpec>,
+    ) -> Result<(), ApiError> {
+        let program = |spec: &HealthSpec| matches!(spec.probe, Probe::Exec(_));
+        let wanted: Vec<_> = wanted.into_iter().filter(|spec| program(spec)).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let services = self.control.services().await?;
+        let now = services.iter().find(|spec| spec.name == service);
+        let now: Vec<_> = now.into_iter().flat_map(checks).collect();
+        let is_known = |spec: &&HealthSpec| now.iter().any(|now| now.probe == spec.probe);
+        if wanted.iter().all(is_known) {
+            return Ok(());
+        }
+        Err(Refusal::Invalid(rules::exec_by_file()).into())
+    }
+
     async fn set_drain(
         &self,
         service: String,
@@ -271,6 +298,8 @@ impl Api {
     }
 
     async fn replace_backend(&self, service: String, backend: BackendSpec) -> Answer<Backend> {
+        self.runs_nothing_new(&service, backend.health.as_deref())
+            .await?;
         let now = Backend::from(&backend);
         self.control
             .change(Change::SetBackend { service, backend })
@@ -279,12 +308,22 @@ impl Api {
     }
 
     async fn replace(&self, spec: ServiceSpec) -> Answer<Service> {
+        self.runs_nothing_new(&spec.name, checks(&spec)).await?;
         let now = Service::from(&spec);
         self.control
             .change(Change::SetService(Box::new(spec)))
             .await?;
         Ok(Json(now))
     }
+}
+
+/// The checks of a service and its backends.
+fn checks(service: &ServiceSpec) -> impl Iterator<Item = &HealthSpec> {
+    let own = service.backends.iter();
+    service
+        .health
+        .iter()
+        .chain(own.filter_map(|backend| backend.health.as_deref()))
 }
 
 /// The JSON object that a body is.

@@ -2,7 +2,7 @@
 //! written as in the configuration file; what is left out has the same default.
 //! Fields are added, never renamed.
 
-use std::{fmt::Display, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
 use lb_common::ring::RING_SIZE;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -13,15 +13,13 @@ use crate::{
     address::AddressPrefix,
     config::duration,
     state::{
-        self, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT, Hash, HealthSpec,
-        NewFlowLimits, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Reason,
-        Scheduler, ServiceSpec, SlowStartCurve, parse_port_range, parse_source, parse_sources,
+        self, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT, Hash, HealthKey,
+        HealthSpec, NewFlowLimits, OnEmpty, OtherPorts, ProbeKeys, Protocol, QuicSpec, Quorum,
+        RateLimit, Reason, Scheduler, ServiceSpec, SlowStartCurve, parse_jitter, parse_port_range,
+        parse_source, parse_sources,
         rules::{self, Field},
     },
 };
-
-/// What `http` asks for where nothing else is said.
-const DEFAULT_PATH: &str = "/";
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,21 +159,84 @@ pub struct Timeouts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// `tcp` or `http`; must be given.
+    /// `tcp`, `http`, `https`, `grpc`, `udp`, `dns`, `icmp` or `exec`; must be given.
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// Path that `http` asks for; absent where it is `/`.
+    /// Path that `http` and `https` ask for; absent where it is `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// `Host` header that `http` sends.
+    /// `Host` header that they send, `:authority` of `grpc`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// Method of the request; absent where it is `GET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Statuses of a healthy backend; absent where they are `200-399`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// What the body of the answer has in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Name that the certificate must have, where it is not that of the `host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// File with the certificates that others are trusted by; absent for those of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// Whether certificates are looked at; absent where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<bool>,
+    /// Protocols that `https` offers: `http/1.1`, `h2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpn: Option<Vec<String>>,
+    /// Whether `grpc` is spoken over TLS; absent where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<bool>,
+    /// Service that `grpc` asks about; absent for the server as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc_service: Option<String>,
+    /// What `udp` sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send: Option<String>,
+    /// The same in hex, where it is not text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_hex: Option<String>,
+    /// What the answer has in it; absent for anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<String>,
+    /// The same in hex, where it is not text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_hex: Option<String>,
+    /// Name that `dns` asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// Type of record that it asks for; absent where it is `A`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<String>,
+    /// Response code of a healthy backend; absent where it is `NOERROR`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rcode: Option<String>,
+    /// What one of the records says; absent for anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// Program that `exec` runs, and its arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Variables of its environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<BTreeMap<String, String>>,
     /// Port that is checked, where it is not the backend's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Duration from one check to the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<String>,
+    /// The same while the backend is down; absent where it is no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_interval: Option<String>,
+    /// Share of the interval by which a check may come earlier: `10%`; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<String>,
     /// Duration that an answer may take; absent where it follows the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
@@ -209,6 +270,9 @@ pub struct Backend {
     /// It is being emptied; absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
+    /// How it is checked; absent where that is what the service says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
 }
 
 /// The end of a backend's service: it gets no new flows.
@@ -327,20 +391,58 @@ impl From<&state::Timeouts> for Timeouts {
 
 impl From<&HealthSpec> for Health {
     fn from(health: &HealthSpec) -> Self {
-        let (kind, path, host) = match &health.probe {
-            Probe::Tcp => ("tcp", None, None),
-            Probe::Http { path, host } => {
-                // So that a patch to another type, which has no path, need not name it.
-                let path = (path != DEFAULT_PATH).then(|| path.clone());
-                ("http", path, host.clone())
-            }
-        };
-        Self {
-            kind: kind.to_owned(),
+        // What is no more than the default is left out, so that a patch to another type, which
+        // has other keys, need not name it.
+        let ProbeKeys {
             path,
             host,
+            method,
+            status,
+            body,
+            server_name,
+            ca,
+            verify,
+            alpn,
+            tls,
+            grpc_service,
+            send,
+            send_hex,
+            expect,
+            expect_hex,
+            query,
+            record,
+            rcode,
+            answer,
+            command,
+            environment,
+        } = health.probe.keys();
+        Self {
+            kind: health.probe.kind().to_string(),
+            path,
+            host,
+            method,
+            status,
+            body,
+            server_name,
+            ca,
+            verify,
+            alpn,
+            tls,
+            grpc_service,
+            send,
+            send_hex,
+            expect,
+            expect_hex,
+            query,
+            record,
+            rcode,
+            answer,
+            command,
+            environment,
             port: health.port,
             interval: Some(duration::format(health.interval)),
+            down_interval: health.down_interval.map(duration::format),
+            jitter: (health.jitter != 0).then(|| format!("{}%", health.jitter)),
             timeout: health.timeout.map(duration::format),
             rise: health.rise,
             fall: health.fall,
@@ -357,6 +459,7 @@ impl From<&BackendSpec> for Backend {
             max_connections: backend.max_connections,
             server_ids: backend.server_ids.iter().map(ToString::to_string).collect(),
             drain: backend.drain.as_ref().map(Drain::from),
+            health: backend.health.as_deref().map(Health::from),
         }
     }
 }
@@ -444,7 +547,10 @@ impl TryFrom<Service> for ServiceSpec {
             other_ports: at(Field::OtherPorts, service.other_ports.parse())?,
             icmp_echo: service.icmp_echo,
             timeouts: state::Timeouts::try_from(&service.timeouts)?,
-            health: service.health.map(HealthSpec::try_from).transpose()?,
+            health: service
+                .health
+                .map(|health| health.spec(|key| format!("{}.{key}", Field::Health)))
+                .transpose()?,
             backends: backends.collect::<Result<_, Reason>>()?,
             name: service.name,
         })
@@ -464,37 +570,86 @@ impl TryFrom<&Timeouts> for state::Timeouts {
     }
 }
 
-impl TryFrom<Health> for HealthSpec {
-    type Error = Reason;
-
-    fn try_from(health: Health) -> Result<Self, Reason> {
-        let probe = match health.kind.as_str() {
-            "tcp" if health.path.is_some() || health.host.is_some() => {
-                return at(Field::HealthType, Err(rules::http_only()));
-            }
-            "tcp" => Probe::Tcp,
-            "http" => Probe::Http {
-                path: health.path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
-                host: health.host,
-            },
-            other => return at(Field::HealthType, Err(rules::unknown_probe(other))),
+impl Health {
+    /// What it means; `place` says where one of its keys stands.
+    fn spec(&self, place: impl Fn(&str) -> String) -> Result<HealthSpec, Reason> {
+        let Self {
+            path,
+            host,
+            method,
+            status,
+            body,
+            server_name,
+            ca,
+            verify,
+            alpn,
+            tls,
+            grpc_service,
+            send,
+            send_hex,
+            expect,
+            expect_hex,
+            query,
+            record,
+            rcode,
+            answer,
+            command,
+            environment,
+            ..
+        } = self.clone();
+        let keys = ProbeKeys {
+            path,
+            host,
+            method,
+            status,
+            body,
+            server_name,
+            ca,
+            verify,
+            alpn,
+            tls,
+            grpc_service,
+            send,
+            send_hex,
+            expect,
+            expect_hex,
+            query,
+            record,
+            rcode,
+            answer,
+            command,
+            environment,
         };
-        let interval = match &health.interval {
-            Some(text) => read_duration(Field::HealthInterval, text)?,
-            None => Self::DEFAULT_INTERVAL,
+        let place = |key: HealthKey| place(&key.in_json());
+        let kind = self.kind.parse();
+        let kind = at(
+            place(HealthKey::Type),
+            kind.map_err(|_| rules::unknown_probe(&self.kind)),
+        )?;
+        let probe = keys.read(kind).map_err(|mistakes| {
+            let first = mistakes.into_iter().next();
+            first.map_or_else(rules::no_probe, |(key, reason)| Reason {
+                message: format!("{}: {}", place(key), reason.message),
+                ..reason
+            })
+        })?;
+        let time = |key, text: &Option<String>| {
+            let text = text.as_deref();
+            text.map(|text| at(place(key), duration::parse(text)))
+                .transpose()
         };
-        let timeout = health
-            .timeout
-            .as_deref()
-            .map(|text| read_duration(Field::HealthTimeout, text))
-            .transpose()?;
-        Ok(Self {
-            probe,
-            interval,
-            timeout,
-            rise: health.rise,
-            fall: health.fall,
-            port: health.port,
+        let interval = time(HealthKey::Interval, &self.interval)?;
+        let jitter = self.jitter.as_deref();
+        let jitter = jitter.map(|text| at(place(HealthKey::Jitter), parse_jitter(text)));
+        Ok(HealthSpec {
+            interval: interval.unwrap_or(HealthSpec::DEFAULT_INTERVAL),
+            down_interval: time(HealthKey::DownInterval, &self.down_interval)?,
+            jitter: jitter.transpose()?.unwrap_or_default(),
+            timeout: time(HealthKey::Timeout, &self.timeout)?,
+            rise: self.rise,
+            fall: self.fall,
+            port: self.port,
+            ..HealthSpec::new(probe)
         })
     }
 }
@@ -547,6 +702,12 @@ impl Backend {
                 .as_ref()
                 .map(|drain| drain.spec(|key| path(&format!("drain.{key}"))))
                 .transpose()?,
+            health: self
+                .health
+                .as_ref()
+                .map(|health| health.spec(|key| path(&format!("health.{key}"))))
+                .transpose()?
+                .map(Box::new),
         })
     }
 }

@@ -15,10 +15,10 @@ use crate::{
     config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
     decap::Prefix,
     state::{
-        BackendAddress, BackendSpec, FlowFilter, FlowState, Hash, Mode, OnDeadline, OnEmpty,
-        OtherPorts, Protocol, Quorum, RateLimit, Reason, Scheduler, ServerId, ServiceAddress,
-        SlowStartCurve, Track, Word, parse_port, parse_port_range, parse_source, parse_sources,
-        rules,
+        BackendAddress, BackendSpec, FlowFilter, FlowState, Hash, HealthKey, Mode, OnDeadline,
+        OnEmpty, OtherPorts, ProbeKind, Protocol, Quorum, RateLimit, Reason, Scheduler, ServerId,
+        ServiceAddress, SlowStartCurve, Track, Word, parse_jitter, parse_port, parse_port_range,
+        parse_source, parse_sources, rules,
     },
 };
 
@@ -51,6 +51,7 @@ const SELECTION: &str = "Choice of backends";
 
 const GUARD: &str = "Sources and limits";
 const QUIC: &str = "QUIC";
+const HEALTH: &str = "Health checks";
 
 const ADD_EXAMPLE: &str = "Example:
   lb service add web --address 192.0.2.10:443 --mode full-nat \\
@@ -583,58 +584,8 @@ pub(super) struct ServiceOptions {
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub(super) icmp_echo: Option<bool>,
 
-    /// Health check of the backends: none, tcp, http or http:/PATH [default: none]
-    #[arg(
-        long,
-        value_name = "CHECK",
-        value_parser = typed(parse_health),
-        help_heading = "Health checks"
-    )]
-    pub(super) health: Option<Health>,
-
-    /// Host header of the check [default: the backend's address]
-    #[arg(
-        long,
-        value_name = "NAME",
-        value_parser = setting(|text| Ok(text.to_owned())),
-        help_heading = "Health checks"
-    )]
-    pub(super) health_host: Option<Setting<String>>,
-
-    /// Port that is checked [default: the backend's]
-    #[arg(
-        long,
-        value_name = "PORT",
-        value_parser = setting(parse_port),
-        help_heading = "Health checks"
-    )]
-    pub(super) health_port: Option<Setting<u16>>,
-
-    /// From one check to the next [default: 2s]
-    #[arg(
-        long,
-        value_name = "DURATION",
-        value_parser = setting(duration::parse),
-        help_heading = "Health checks"
-    )]
-    pub(super) health_interval: Option<Setting<Duration>>,
-
-    /// How long an answer may take [default: 1s, or the interval if that is shorter]
-    #[arg(
-        long,
-        value_name = "DURATION",
-        value_parser = setting(duration::parse),
-        help_heading = "Health checks"
-    )]
-    pub(super) health_timeout: Option<Setting<Duration>>,
-
-    /// Successes in a row that bring a backend up [default: 2]
-    #[arg(long, value_name = "COUNT", help_heading = "Health checks")]
-    pub(super) health_rise: Option<u32>,
-
-    /// Failures in a row that take a backend down [default: 3]
-    #[arg(long, value_name = "COUNT", help_heading = "Health checks")]
-    pub(super) health_fall: Option<u32>,
+    #[command(flatten)]
+    pub(super) health: HealthOptions,
 
     /// Of flows that no backend has answered [default: 30s]
     #[arg(
@@ -671,6 +622,91 @@ pub(super) struct ServiceOptions {
         help_heading = "Timeouts of silent flows"
     )]
     pub(super) timeout_udp: Option<Setting<Duration>>,
+}
+
+/// How backends are checked. The help stands at the type of what is checked.
+#[derive(Debug, clap::Args)]
+pub(super) struct HealthOptions {
+    /// Health check: none, tcp, http[:/PATH], https[:/PATH], grpc[:SERVICE], udp[:TEXT], dns:NAME
+    /// or icmp [default: none; of a backend, that of the service]
+    #[arg(
+        long,
+        value_name = "CHECK",
+        value_parser = typed(parse_health),
+        help_heading = HEALTH
+    )]
+    pub(super) health: Option<Health>,
+
+    /// Host header of the check [default: the backend's address]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = setting(|text| Ok(text.to_owned())),
+        help_heading = HEALTH
+    )]
+    pub(super) health_host: Option<Setting<String>>,
+
+    /// Another key of the check, as in the file: status=200-204; may be given again
+    #[arg(
+        long,
+        value_name = "KEY=VALUE",
+        value_parser = typed(parse_health_option),
+        help_heading = HEALTH
+    )]
+    pub(super) health_option: Vec<(HealthKey, Setting<String>)>,
+
+    /// Port that is checked [default: the backend's]
+    #[arg(
+        long,
+        value_name = "PORT",
+        value_parser = setting(parse_port),
+        help_heading = HEALTH
+    )]
+    pub(super) health_port: Option<Setting<u16>>,
+
+    /// From one check to the next [default: 2s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = HEALTH
+    )]
+    pub(super) health_interval: Option<Setting<Duration>>,
+
+    /// The same while the backend is down [default: the interval]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = HEALTH
+    )]
+    pub(super) health_down_interval: Option<Setting<Duration>>,
+
+    /// Share of the interval by which a check may come earlier [default: 0%]
+    #[arg(
+        long,
+        value_name = "PERCENT%",
+        value_parser = setting(parse_jitter),
+        help_heading = HEALTH
+    )]
+    pub(super) health_jitter: Option<Setting<u32>>,
+
+    /// How long an answer may take [default: 1s, or the interval if that is shorter]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = setting(duration::parse),
+        help_heading = HEALTH
+    )]
+    pub(super) health_timeout: Option<Setting<Duration>>,
+
+    /// Successes in a row that bring a backend up [default: 2]
+    #[arg(long, value_name = "COUNT", help_heading = HEALTH)]
+    pub(super) health_rise: Option<u32>,
+
+    /// Failures in a row that take a backend down [default: 3]
+    #[arg(long, value_name = "COUNT", help_heading = HEALTH)]
+    pub(super) health_fall: Option<u32>,
 }
 
 /// Add, change, drain, remove and list the backends of a service
@@ -790,6 +826,9 @@ pub(super) struct BackendOptions {
     /// Server ID in connection IDs of QUIC, in hex [default: none]; may be given again
     #[arg(long = "server-id", value_name = "HEX", value_parser = setting(ServerId::from_str))]
     pub(super) server_ids: Vec<Setting<ServerId>>,
+
+    #[command(flatten)]
+    pub(super) health: HealthOptions,
 }
 
 /// The value of an option that can be taken back.
@@ -803,22 +842,79 @@ pub(super) enum Setting<T> {
 /// A health check as one word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Health {
+    /// None, or as it was before.
     None,
-    Tcp,
-    Http(String),
+    /// One of a type, with the key that is most often given of it.
+    Of(ProbeKind, Option<(HealthKey, String)>),
+}
+
+/// The key that may stand behind a type.
+pub(super) const fn argument(kind: ProbeKind) -> Option<HealthKey> {
+    Some(match kind {
+        ProbeKind::Http | ProbeKind::Https => HealthKey::Path,
+        ProbeKind::Grpc => HealthKey::GrpcService,
+        ProbeKind::Udp => HealthKey::Send,
+        ProbeKind::Dns => HealthKey::Query,
+        ProbeKind::Tcp | ProbeKind::Icmp | ProbeKind::Exec => return None,
+    })
 }
 
 fn parse_health(text: &str) -> Result<Health, Reason> {
-    match text.split_once(':') {
-        None if text == "none" => Ok(Health::None),
-        None if text == "tcp" => Ok(Health::Tcp),
-        None if text == "http" => Ok(Health::Http("/".to_owned())),
-        Some(("http", path)) => Ok(Health::Http(path.to_owned())),
-        _ => Err(Reason {
-            hint: Some("use `none`, `tcp`, `http` or `http:/healthz`".to_owned()),
-            ..rules::unknown_probe(text)
-        }),
+    let (word, argument) = match text.split_once(':') {
+        Some((word, argument)) => (word, Some(argument)),
+        None => (text, None),
+    };
+    if matches!(text, "none" | "default") {
+        return Ok(Health::None);
     }
+    let unknown = |text: &str| Reason {
+        hint: Some("use `none`, `tcp`, `http`, `http:/healthz`, `dns:example.org` ...".to_owned()),
+        ..rules::unknown_probe(text)
+    };
+    let kind: ProbeKind = word.parse().map_err(|_| unknown(word))?;
+    if kind == ProbeKind::Exec {
+        return Err(rules::exec_by_file());
+    }
+    let key = self::argument(kind);
+    match (argument, key) {
+        (None, _) => Ok(Health::Of(kind, None)),
+        (Some(argument), Some(key)) => Ok(Health::Of(kind, Some((key, argument.to_owned())))),
+        (Some(_), None) => Err(Reason::new(
+            format!("nothing can stand behind type `{kind}`"),
+            format!("use `{kind}` alone"),
+        )),
+    }
+}
+
+fn parse_health_option(text: &str) -> Result<(HealthKey, Setting<String>), Reason> {
+    let example = "write `status=200-204`, `verify=false` or `body=ok`";
+    let (key, value) = text.split_once('=').ok_or_else(|| {
+        Reason::new(
+            format!("`{}` is no key with a value", text.escape_debug()),
+            example,
+        )
+    })?;
+    let has_option = |key: &HealthKey| {
+        let list = matches!(key, HealthKey::Command | HealthKey::Environment);
+        key.is_of_probe() && *key != HealthKey::Host && !list
+    };
+    let unknown = || {
+        let known = HealthKey::ALL.iter().filter(|key| has_option(key));
+        let known: Vec<_> = known.map(|key| format!("`{key}`")).collect();
+        Reason::new(
+            format!("`{}` is no key of a health check", key.escape_debug()),
+            format!("known here are {}", known.join(", ")),
+        )
+    };
+    let key: HealthKey = key.parse().map_err(|_| unknown())?;
+    if !has_option(&key) {
+        return Err(unknown());
+    }
+    let value = match value {
+        "default" => Setting::Default,
+        value => Setting::Value(value.to_owned()),
+    };
+    Ok((key, value))
 }
 
 /// Reads what is to be logged. What the library that loads the program says of every
@@ -960,10 +1056,46 @@ mod tests {
 
     #[test]
     fn health_checks_are_one_word() {
-        assert_eq!(parse_health("http:/a:b"), Ok(Health::Http("/a:b".into())));
-        assert_eq!(parse_health("tcp"), Ok(Health::Tcp));
-        for wrong in ["", "udp", "tcp:/x", "https:/x"] {
+        let of = |kind, argument: Option<(HealthKey, &str)>| {
+            let argument = argument.map(|(key, text)| (key, text.to_owned()));
+            Ok(Health::Of(kind, argument))
+        };
+        assert_eq!(
+            parse_health("http:/a:b"),
+            of(ProbeKind::Http, Some((HealthKey::Path, "/a:b")))
+        );
+        assert_eq!(parse_health("tcp"), of(ProbeKind::Tcp, None));
+        assert_eq!(parse_health("icmp"), of(ProbeKind::Icmp, None));
+        assert_eq!(
+            parse_health("dns:example.org"),
+            of(ProbeKind::Dns, Some((HealthKey::Query, "example.org")))
+        );
+        assert_eq!(parse_health("none"), Ok(Health::None));
+        for wrong in ["", "ping", "tcp:/x", "icmp:", "exec", "exec:/bin/true"] {
             assert!(parse_health(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn other_keys_of_health_checks() {
+        let status = Setting::Value("200-204".to_owned());
+        assert_eq!(
+            parse_health_option("status=200-204"),
+            Ok((HealthKey::Status, status))
+        );
+        assert_eq!(
+            parse_health_option("body=default"),
+            Ok((HealthKey::Body, Setting::Default))
+        );
+        for wrong in [
+            "status",
+            "=",
+            "fall=1",
+            "command=/bin/true",
+            "host=a",
+            "type=tcp",
+        ] {
+            assert!(parse_health_option(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{
     args::{self, BackendOptions},
+    health,
     output::{self, Column},
     service::{collect, list, remove_nulls, value},
 };
@@ -25,7 +26,8 @@ pub(super) async fn backend(client: &Client, command: args::Backend) -> anyhow::
             remove_nulls(&mut document);
             document.insert("address".into(), backend.address.to_string().into());
             let meant = wire::read(Value::Object(document))?;
-            let added = client.add_backend(&backend.service, &meant).await?;
+            let added = client.add_backend(&backend.service, &meant).await;
+            let added = added.map_err(health::name_the_option)?;
             done("added", &backend.service, &added, json)
         }
         args::Backend::Set {
@@ -39,7 +41,8 @@ pub(super) async fn backend(client: &Client, command: args::Backend) -> anyhow::
             }
             let address = backend.address.to_string();
             let changed = client.patch_backend(&backend.service, &address, patch.into());
-            done("changed", &backend.service, &changed.await?, json)
+            let changed = changed.await.map_err(health::name_the_option)?;
+            done("changed", &backend.service, &changed, json)
         }
         args::Backend::Drain {
             backend,
@@ -82,6 +85,7 @@ fn document(options: &BackendOptions) -> Map<String, Value> {
         ("priority", options.priority.map(Value::from)),
         ("max_connections", value(options.max_connections.as_ref())),
         ("server_ids", list(&options.server_ids, ToString::to_string)),
+        ("health", health::patch(&options.health)),
     ])
 }
 
@@ -110,7 +114,9 @@ pub(super) fn table(indent: &str, backends: &[wire::Backend]) -> String {
     columns.extend(tiers.then_some(Column::Number("PRIORITY")));
     columns.extend(limits.then_some(Column::Number("MAX CONNECTIONS")));
     columns.extend(ids.then_some(Column::Text("SERVER ID")));
+    let checks = backends.iter().any(|backend| backend.health.is_some());
     columns.extend(drains.then_some(Column::Text("DRAIN")));
+    columns.extend(checks.then_some(Column::Text("HEALTH CHECK")));
     let rows = backends.iter().map(|backend| {
         let mut row = vec![backend.address.clone(), backend.weight.to_string()];
         row.extend(tiers.then(|| backend.priority.to_string()));
@@ -119,6 +125,10 @@ pub(super) fn table(indent: &str, backends: &[wire::Backend]) -> String {
         row.extend(ids.then(|| backend.server_ids.join(", ")));
         let drain = backend.drain.as_ref();
         row.extend(drains.then(|| drain.map_or_else(|| "no".to_owned(), drain_in_words)));
+        row.extend(checks.then(|| match &backend.health {
+            Some(health) => health::check(Some(health)),
+            None => "the service's".to_owned(),
+        }));
         row
     });
     output::table(indent, &columns, rows)

@@ -7,6 +7,7 @@ mod check;
 mod decap;
 mod detach;
 mod flows;
+mod health;
 mod human;
 mod output;
 mod run;

@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    args::{self, AddService, Health, ServiceChanges, ServiceOptions, Setting},
-    backend,
+    args::{self, AddService, ServiceChanges, ServiceOptions, Setting},
+    backend, health,
     output::{self, Column},
 };
 use crate::{
@@ -17,17 +17,14 @@ use crate::{
         wire::{self, Backend, Rate, Service},
     },
     config::duration,
-    state::{
-        HealthSpec, OnEmpty, Quorum, RateLimit, Reason, Scheduler,
-        rules::{self, Field},
-    },
+    state::{OnEmpty, Quorum, RateLimit, Scheduler},
 };
 
 pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::Result<()> {
     match command {
         args::Service::Add(add) => {
             let added = client.add_service(&meant(&add)?).await;
-            let added = added.map_err(name_the_option)?;
+            let added = added.map_err(health::name_the_option)?;
             done("added", &added, add.json)
         }
         args::Service::Set(set) => {
@@ -36,7 +33,7 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
                 args::nothing_to_set("service");
             }
             let changed = client.patch_service(&set.name, patch.into()).await;
-            let changed = changed.map_err(name_the_option)?;
+            let changed = changed.map_err(health::name_the_option)?;
             done("changed", &changed, set.json)
         }
         args::Service::Remove { name, json } => {
@@ -58,18 +55,6 @@ pub(super) async fn service(client: &Client, command: args::Service) -> anyhow::
             output::print(&show(&service))
         }
     }
-}
-
-/// The API's word for a health check without a type, in words of the command line.
-fn name_the_option(reason: Reason) -> Reason {
-    let no_probe = rules::no_probe().message;
-    if reason.message == format!("{}: {no_probe}", Field::HealthType) {
-        return Reason::new(
-            no_probe,
-            "say what is asked: `--health tcp` or `--health http:/healthz`",
-        );
-    }
-    reason
 }
 
 fn done(what: &str, service: &Service, json: bool) -> anyhow::Result<()> {
@@ -160,7 +145,7 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
     );
     put("icmp_echo", options.icmp_echo.map(Value::from));
     put("timeouts", table(timeouts(options)));
-    put("health", health(options));
+    put("health", health::patch(&options.health));
     document
 }
 
@@ -224,28 +209,6 @@ fn timeouts(options: &ServiceOptions) -> Map<String, Value> {
     document
 }
 
-fn health(options: &ServiceOptions) -> Option<Value> {
-    let mut document = match &options.health {
-        Some(Health::None) => return Some(Value::Null),
-        Some(Health::Tcp) => object(json!({"type": "tcp", "path": null, "host": null})),
-        Some(Health::Http(path)) => object(json!({"type": "http", "path": path})),
-        None => Map::new(),
-    };
-    let mut put = |key: &str, value: Option<Value>| {
-        if let Some(value) = value {
-            document.insert(key.into(), value);
-        }
-    };
-    put("host", text(options.health_host.as_ref(), Clone::clone));
-    put("port", value(options.health_port.as_ref()));
-    let time = |time: &Duration| duration::format(*time);
-    put("interval", text(options.health_interval.as_ref(), time));
-    put("timeout", text(options.health_timeout.as_ref(), time));
-    put("rise", options.health_rise.map(Value::from));
-    put("fall", options.health_fall.map(Value::from));
-    table(document)
-}
-
 /// A given option as JSON; `null` where it is taken back.
 pub(super) fn value(given: Option<&Setting<impl Serialize>>) -> Option<Value> {
     Some(match given? {
@@ -273,22 +236,18 @@ pub(super) fn list<T, J: Serialize>(
 }
 
 /// A given option as JSON text; `null` where it is taken back.
-fn text<T>(given: Option<&Setting<T>>, format: impl FnOnce(&T) -> String) -> Option<Value> {
+pub(super) fn text<T>(
+    given: Option<&Setting<T>>,
+    format: impl FnOnce(&T) -> String,
+) -> Option<Value> {
     Some(match given? {
         Setting::Default => Value::Null,
         Setting::Value(value) => format(value).into(),
     })
 }
 
-fn table(document: Map<String, Value>) -> Option<Value> {
+pub(super) fn table(document: Map<String, Value>) -> Option<Value> {
     (!document.is_empty()).then_some(Value::Object(document))
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
 }
 
 pub(super) fn remove_nulls(document: &mut Map<String, Value>) {
@@ -317,35 +276,11 @@ fn overview(services: &[Service]) -> String {
             service.protocol.clone(),
             service.mode.clone(),
             service.scheduler.clone(),
-            check(service),
+            health::check(service.health.as_ref()),
             service.backends.len().to_string(),
         ]
     });
     output::table("", &columns, rows)
-}
-
-/// The health check as the command line takes it.
-fn check(service: &Service) -> String {
-    match &service.health {
-        None => "none".to_owned(),
-        Some(health) => match &health.path {
-            Some(path) => format!("{}:{path}", health.kind),
-            None => health.kind.clone(),
-        },
-    }
-}
-
-/// The timeout of a health check, also where it is not given.
-fn timeout(health: &wire::Health) -> String {
-    let interval = health.interval.as_deref().map(duration::parse);
-    match (&health.timeout, interval) {
-        (Some(timeout), _) => timeout.clone(),
-        (None, Some(Ok(interval))) => {
-            let timeout = duration::format(HealthSpec::default_timeout(interval));
-            format!("{timeout} (default)")
-        }
-        (None, _) => "default".to_owned(),
-    }
 }
 
 /// Lines about the choice of backends, as far as it is not the usual.
@@ -452,16 +387,9 @@ fn show(service: &Service) -> String {
             timeouts.unreplied, timeouts.tcp_established, timeouts.tcp_closing, timeouts.udp
         ),
     );
-    line("health check", &check(service));
+    line("health check", &health::check(service.health.as_ref()));
     if let Some(health) = &service.health {
-        if let Some(host) = &health.host {
-            line("  host", host);
-        }
-        let port = health.port.map(|port| port.to_string());
-        line("  port", port.as_deref().unwrap_or("the backend's"));
-        line("  interval", health.interval.as_deref().unwrap_or_default());
-        line("  timeout", &timeout(health));
-        line("  rise, fall", &format!("{}, {}", health.rise, health.fall));
+        health::show(health, &mut |key, value| line(&format!("  {key}"), value));
     }
     text.push('\n');
     text.push_str(&backend::table("", &service.backends));

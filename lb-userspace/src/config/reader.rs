@@ -62,6 +62,21 @@ impl<'a> Table<'a> {
         value
     }
 
+    /// All that it has, where any key is right; `key` is the one that has the table.
+    pub(super) fn entries(
+        &self,
+        key: &'static str,
+    ) -> impl Iterator<Item = (&'a str, Value<'a>)> + use<'a> {
+        self.entries.iter().map(move |(name, value)| {
+            let value = Value {
+                key,
+                index: None,
+                value,
+            };
+            (name.get_ref().as_ref(), value)
+        })
+    }
+
     /// Every key must have been asked for by now.
     pub(super) fn finish(self, out: &mut Diagnostics) {
         for (key, _) in self.entries {

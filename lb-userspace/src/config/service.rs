@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+mod health;
+
 use super::{
     diagnostic::{Diagnostic, Diagnostics, Doubt},
     duration,
@@ -16,9 +18,9 @@ use crate::{
     address::PortRange,
     state::{
         BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash,
-        HealthSpec, Mode, NewFlowLimits, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum,
-        RateLimit, Scheduler, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts,
-        parse_port_range, parse_source, parse_sources,
+        HealthKey, Mode, NewFlowLimits, OnEmpty, OtherPorts, Protocol, QuicSpec, Quorum, RateLimit,
+        Scheduler, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts, parse_port_range,
+        parse_source, parse_sources,
         quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
         rules::{self, Field},
     },
@@ -50,9 +52,6 @@ const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.
 const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
 const OTHER_PORTS: &str = "`other-ports = \"pass\"` or `other-ports = \"drop\"`";
 const DURATION: &str = "write the duration in quotes, with its unit: `\"2s\"` or `\"500ms\"`";
-const TYPE: &str = "`type = \"tcp\"` connects, `type = \"http\"` asks for a path";
-const PATH: &str = "write the path in quotes: `path = \"/healthz\"`";
-const HOST: &str = "write the Host header in quotes: `host = \"www.example.org\"`";
 const BACKEND: &str = "say where the backend listens: `address = \"10.0.0.11:8443\"`";
 
 /// A service as it was read, and where its values stand.
@@ -129,10 +128,7 @@ pub(super) fn read(mut table: Table<'_>, out: &mut Diagnostics) -> ReadService {
         }
     }
     if let Some(health) = table.optional("health") {
-        service.spans.insert(Field::Health, health.span());
-        if let Some(health_table) = health.table("[service.health]", out) {
-            service.spec.health = Some(read_health(&mut service, health_table, out));
-        }
+        service.spec.health = health::read(&mut service, None, health, out);
     }
     guard(&mut service, &mut table, out);
     match table.optional("backend") {
@@ -183,9 +179,7 @@ fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
             if other != span {
                 let label = match against {
                     Field::BackendServerId(_) => "first here",
-                    Field::BackendAddress(_) if !matches!(violation.field, Field::HealthPort) => {
-                        "first here"
-                    }
+                    Field::BackendAddress(_) if !is_port_of_check(violation.field) => "first here",
                     _ => "because of this",
                 };
                 found = found.with_other(other, label);
@@ -210,6 +204,14 @@ fn ask_the_rules(service: &ReadService, out: &mut Diagnostics) {
             "leave `drain` out of at least one backend that has a weight",
         )
     });
+}
+
+/// Whether it is the port of a health check.
+const fn is_port_of_check(field: Field) -> bool {
+    matches!(
+        field,
+        Field::HealthKey(HealthKey::Port) | Field::BackendHealthKey(_, HealthKey::Port)
+    )
 }
 
 fn general(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) {
@@ -428,73 +430,6 @@ fn read_timeouts(
     timeouts
 }
 
-fn read_health(
-    service: &mut ReadService,
-    mut table: Table<'_>,
-    out: &mut Diagnostics,
-) -> HealthSpec {
-    let probe = read_probe(service, &mut table, out);
-    let interval = table.optional("interval");
-    let default = HealthSpec::DEFAULT_INTERVAL;
-    let interval = read_duration(service, Field::HealthInterval, interval, default, out);
-    let timeout = table.optional("timeout");
-    let timeout = service.optional(Field::HealthTimeout, timeout, None, |value| {
-        value.parse(DURATION, out, duration::parse).map(Some)
-    });
-    let mut count = |key, field, default| {
-        let value = table.optional(key);
-        service.optional(field, value, default, |value| {
-            value.integer(0..=u32::MAX, out)
-        })
-    };
-    let rise = count("rise", Field::HealthRise, HealthSpec::DEFAULT_RISE);
-    let fall = count("fall", Field::HealthFall, HealthSpec::DEFAULT_FALL);
-    let port = table.optional("port");
-    let port = service.optional(Field::HealthPort, port, None, |value| {
-        value.integer(1..=u16::MAX, out).map(Some)
-    });
-    table.finish(out);
-    HealthSpec {
-        probe,
-        interval,
-        timeout,
-        rise,
-        fall,
-        port,
-    }
-}
-
-fn read_probe(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnostics) -> Probe {
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    enum Kind {
-        Tcp,
-        Http,
-    }
-    let kind = table.required("type", TYPE, out);
-    let kind = service.required(Field::HealthType, kind, None, |value| {
-        value.parse(TYPE, out, |word| match word {
-            "tcp" => Ok(Some(Kind::Tcp)),
-            "http" => Ok(Some(Kind::Http)),
-            _ => Err(rules::unknown_probe(word)),
-        })
-    });
-    let path = table.optional("path");
-    let host = table.optional("host");
-    if kind == Some(Kind::Tcp) {
-        for value in [&path, &host].into_iter().flatten() {
-            out.push(value.error(rules::http_only()));
-        }
-        return Probe::Tcp;
-    }
-    let path = service.optional(Field::HealthPath, path, "/".to_owned(), |value| {
-        value.string(PATH, out).map(str::to_owned)
-    });
-    let host = service.optional(Field::HealthHost, host, None, |value| {
-        value.string(HOST, out).map(|host| Some(host.to_owned()))
-    });
-    Probe::Http { path, host }
-}
-
 fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagnostics) {
     service.spans.insert(Field::Backends, backends.span());
     for (index, mut table) in backends
@@ -541,9 +476,12 @@ fn read_backends(service: &mut ReadService, backends: Value<'_>, out: &mut Diagn
             read.into_iter().collect()
         });
         let drain = read_drain(service, index, &mut table, out);
+        let health = table.optional("health");
+        let health = health.and_then(|health| health::read(service, Some(index), health, out));
         service.spec.backends.push(BackendSpec {
             server_ids,
             drain,
+            health: health.map(Box::new),
             weight,
             priority,
             max_connections,

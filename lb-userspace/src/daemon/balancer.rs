@@ -3,13 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
 use lb_common::{CLOCK_TICK_MS, backend::BackendState};
 
+mod checking;
+
+use self::checking::Passage;
 use super::{
     chain,
     ledger::Ledger,
@@ -21,7 +24,7 @@ use crate::{
     datapath::{self, AttachedMode, Outlet, XdpMode},
     drain::Drain,
     flows::{Lifetimes, Query},
-    health::{self, Target},
+    health,
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Found, Reconciler, World},
     slow_start::{self, Seen, Warmth},
@@ -92,6 +95,13 @@ pub(super) struct Health {
     pub(super) status: HealthStatus,
 }
 
+/// Whether a backend of the service has health checks.
+fn is_checked(service: &ServiceSpec, backend: BackendAddress) -> bool {
+    let mut backends = service.backends.iter();
+    let backend = backends.find(|known| known.address == backend);
+    backend.is_some_and(|backend| service.health_of(backend).is_some())
+}
+
 /// A backend by its service's name and its address.
 type Name = (String, BackendAddress);
 
@@ -126,6 +136,10 @@ pub(super) struct Balancer<P> {
     awaited: BTreeSet<IpAddr>,
     /// When the daemon began to wait for these.
     begin: Duration,
+    /// By which health checks go as clients' packets do.
+    passage: Passage,
+    /// Whether what is to be checked, or how, may be something else than before.
+    checks_changed: bool,
 }
 
 impl<P: Plane> Balancer<P> {
@@ -158,6 +172,8 @@ impl<P: Plane> Balancer<P> {
             waiting: HashMap::new(),
             awaited: BTreeSet::new(),
             begin: now,
+            passage: Passage::Closed,
+            checks_changed: true,
         };
         balancer.health = balancer.expected_health(&Desired::default());
         balancer.follow_drains(now);
@@ -266,26 +282,6 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
         let backends = self.desired.services().flat_map(|spec| &spec.backends);
         backends.map(|backend| backend.address.ip).collect()
-    }
-
-    /// What is to be checked.
-    pub(super) fn targets(&self) -> Vec<Target> {
-        let target = |spec: &ServiceSpec, backend: &BackendSpec| {
-            let port = spec.checked_port(backend)?;
-            Some(Target {
-                service: spec.name.clone(),
-                backend: backend.address,
-                address: SocketAddr::new(backend.address.ip, port),
-                spec: spec.health.clone()?,
-            })
-        };
-        self.desired
-            .services()
-            .flat_map(|spec| {
-                let backends = spec.backends.iter();
-                backends.filter_map(move |backend| target(spec, backend))
-            })
-            .collect()
     }
 
     /// What is wanted.
@@ -441,9 +437,14 @@ impl<P: Plane> Balancer<P> {
             let mtu = self.interfaces.get(bond)?;
             Some((ifindex, bond, mtu))
         });
+        let passage = self.passage.ifindex().map(|ifindex| {
+            let mtu = datapath::PASSAGE_MTU;
+            (ifindex, Outlet { ifindex, mtu })
+        });
         bonded
             .chain(attached)
             .map(|(&of, &ifindex, &mtu)| (of, Outlet { ifindex, mtu }))
+            .chain(passage)
             .collect()
     }
 
@@ -542,6 +543,7 @@ impl<P: Plane> Balancer<P> {
             }
         }
         self.hops.insert(address, hop);
+        self.checks_changed = true;
         self.overdue = Some(Duration::ZERO);
     }
 
@@ -556,7 +558,7 @@ impl<P: Plane> Balancer<P> {
         let is_checked = self
             .desired
             .service(&service)
-            .is_some_and(|spec| spec.health.is_some());
+            .is_some_and(|spec| is_checked(spec, backend));
         let name = (service, backend);
         // A result of a check that has been stopped since may still come.
         let Some(health) = self.health.get_mut(&name).filter(|_| is_checked) else {
@@ -622,6 +624,7 @@ impl<P: Plane> Balancer<P> {
                 lifetimes.extend(id.map(|id| (id, of_service)));
             }
         }
+        lifetimes.insert(lb_common::probe::LOCAL, self.lifetimes_of_checks());
         Order {
             now,
             tick: self.ticks(now),
@@ -783,6 +786,7 @@ impl<P: Plane> Balancer<P> {
         self.ledger.open(self.reconciler.image());
         let steps = result?;
         if steps != 0 {
+            self.checks_changed = true;
             tracing::debug!(steps, "the datapath is as it should be");
         }
         let retry = (!all_attached).then_some(now + RETRY);
@@ -833,13 +837,12 @@ impl<P: Plane> Balancer<P> {
     fn expected_health(&self, before: &Desired) -> HashMap<Name, Health> {
         let mut expected = HashMap::new();
         for spec in self.desired.services() {
-            let was_checked = before
-                .service(&spec.name)
-                .is_some_and(|before| before.health.is_some());
+            let before = before.service(&spec.name);
             for backend in &spec.backends {
+                let was_checked = before.is_some_and(|before| is_checked(before, backend.address));
                 let name = (spec.name.clone(), backend.address);
                 let known = self.health.get(&name).cloned();
-                let health = match (&spec.health, known) {
+                let health = match (spec.health_of(backend), known) {
                     (None, _) => Health {
                         is_up: true,
                         status: HealthStatus {

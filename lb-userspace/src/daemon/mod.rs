@@ -93,13 +93,15 @@ pub async fn run(
         balancer.neighbour(neighbour::Event::Interface(interface));
     }
     neighbours.watch(balancer.addresses());
-    checks.set(balancer.targets());
 
     let mut clock = interval(Duration::from_millis(CLOCK_TICK_MS.into()));
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut shutdown = pin!(shutdown);
     loop {
         balancer.reconcile_if_needed(start.elapsed());
+        if let Some(targets) = balancer.new_targets() {
+            checks.set(targets);
+        }
         tokio::select! {
             () = &mut shutdown => {
                 tracing::info!("packets are forwarded on; `lb detach` ends that");
@@ -140,7 +142,6 @@ pub async fn run(
                     let result = balancer.change(change, start.elapsed());
                     if result.is_ok() {
                         neighbours.watch(balancer.addresses());
-                        checks.set(balancer.targets());
                     }
                     drop(answer.send(result));
                 }

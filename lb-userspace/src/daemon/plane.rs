@@ -10,6 +10,7 @@ use lb_common::{
     Runtime,
     backend::{Backend, BackendState},
     counters::{Counters, DropKey},
+    probe::Probe,
     quic::ConnectionIds,
     ring::RING_SIZE,
     service::ServiceOptions,
@@ -30,6 +31,11 @@ pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
     -> datapath::Result<AttachedMode>;
     /// Detaches the program from the interface of this index, if it is there.
     fn detach(&mut self, ifindex: u32);
+    /// Opens the way by which health checks go as clients' packets do. Returns the index of
+    /// the interface that answers leave by.
+    fn open_passage(&mut self) -> datapath::Result<u32>;
+    /// Says by which backends, and how, checks go that way: these and no others.
+    fn set_probes(&mut self, probes: BTreeMap<u32, Probe>) -> datapath::Result<()>;
     /// The flow clock.
     fn clock(&self) -> u32;
     /// Writes the flow clock.
@@ -63,6 +69,8 @@ pub(super) struct Wired {
     clock: Clock,
     /// What has been counted as untracked before, by backend.
     untracked: BTreeMap<u32, u64>,
+    /// How health checks reach backends, by id.
+    probes: BTreeMap<u32, Probe>,
 }
 
 impl Wired {
@@ -121,6 +129,7 @@ impl Wired {
             rings,
             clock,
             untracked: BTreeMap::new(),
+            probes: BTreeMap::new(),
         };
         Ok((wired, Found { image, removed }))
     }
@@ -271,6 +280,23 @@ impl Plane for Wired {
                 "the program cannot be detached"
             );
         }
+    }
+
+    fn open_passage(&mut self) -> datapath::Result<u32> {
+        self.datapath.open_passage()
+    }
+
+    fn set_probes(&mut self, probes: BTreeMap<u32, Probe>) -> datapath::Result<()> {
+        for id in self.probes.keys().filter(|id| !probes.contains_key(id)) {
+            self.datapath.remove_probe(*id)?;
+        }
+        for (id, probe) in &probes {
+            if self.probes.get(id) != Some(probe) {
+                self.datapath.set_probe(*id, *probe)?;
+            }
+        }
+        self.probes = probes;
+        Ok(())
     }
 
     fn clock(&self) -> u32 {

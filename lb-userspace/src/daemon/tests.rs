@@ -22,9 +22,9 @@ use super::{
     sweeping::Swept,
 };
 use crate::{
-    datapath::{self, AttachedMode, Outlet, XdpMode},
+    datapath::{self, AttachedMode, Outlet, XdpMode, words},
     flows::Report,
-    health,
+    health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{Found, Image, Op, Tables},
     state::{
@@ -35,6 +35,8 @@ use crate::{
 };
 
 const ETH0: u32 = 2;
+/// Index of the interface of health checks.
+const PASSAGE: u32 = 77;
 
 /// A datapath in memory.
 #[derive(Default)]
@@ -54,6 +56,7 @@ struct Memory {
     /// What was attached and detached since the start, by index.
     attached: Vec<u32>,
     detached: Vec<u32>,
+    probes: BTreeMap<u32, lb_common::probe::Probe>,
 }
 
 impl Tables for Memory {
@@ -117,6 +120,23 @@ impl Plane for Memory {
         self.detached.push(ifindex);
     }
 
+    fn open_passage(&mut self) -> datapath::Result<u32> {
+        if self.refuses_to_attach {
+            return Err(datapath::Error::Passage {
+                source: io::Error::other("out of order"),
+            });
+        }
+        Ok(PASSAGE)
+    }
+
+    fn set_probes(
+        &mut self,
+        probes: BTreeMap<u32, lb_common::probe::Probe>,
+    ) -> datapath::Result<()> {
+        self.probes = probes;
+        Ok(())
+    }
+
     fn clock(&self) -> u32 {
         self.clock
     }
@@ -160,14 +180,7 @@ fn backend(byte: u8) -> BackendSpec {
 }
 
 fn tcp_check() -> HealthSpec {
-    HealthSpec {
-        probe: Probe::Tcp,
-        interval: at(2),
-        timeout: None,
-        rise: 2,
-        fall: 3,
-        port: None,
-    }
+    HealthSpec::new(Probe::Tcp)
 }
 
 fn web(health: Option<HealthSpec>, backends: &[u8]) -> ServiceSpec {
@@ -313,7 +326,7 @@ fn a_checked_backend_serves_after_its_first_good_check() {
     check(&mut balancer, 11, false);
     assert_eq!(ring(&balancer), [0_u32; 0]);
     assert_eq!(balancer.plane.image.backends[&1].state, Entry::Down as u8);
-    assert_eq!(balancer.targets().len(), 2);
+    assert_eq!(balancer.targets().0.len(), 2);
 }
 
 /// Else slots would have origins that no flow of theirs ever lived at, and a balancer that
@@ -397,7 +410,7 @@ fn without_a_check_a_backend_serves_at_once() {
     let balancer = balancer(web(None, &[11]));
     assert_eq!(ring(&balancer), [1]);
     assert_eq!(state(&balancer, 0), BackendState::Up);
-    assert_eq!(balancer.targets(), []);
+    assert_eq!(balancer.targets().0, []);
 }
 
 #[test]
@@ -406,7 +419,7 @@ fn the_check_goes_to_its_own_port() {
     spec.port = Some(9_000);
     let balancer = balancer(web(Some(spec), &[11]));
     assert_eq!(
-        balancer.targets()[0].address,
+        balancer.targets().0[0].address,
         "10.0.0.11:9000".parse().unwrap()
     );
 }
@@ -1058,8 +1071,69 @@ fn a_backend_without_a_port_is_checked_at_the_services() {
     let mut spec = web(Some(tcp_check()), &[11]);
     spec.mode = Mode::Gue;
     spec.backends[0].address.port = BackendPort::Unnamed;
-    let targets = balancer(spec).targets();
+    let targets = balancer(spec).targets().0;
     assert_eq!(targets[0].address.to_string(), "10.0.0.11:80");
+}
+
+/// A service whose backends have its address.
+fn direct() -> ServiceSpec {
+    let mut spec = web(Some(tcp_check()), &[11, 12]);
+    spec.mode = Mode::Dsr;
+    for backend in &mut spec.backends {
+        backend.address.port = BackendPort::Unnamed;
+    }
+    spec
+}
+
+/// Where checks go, and what that stands for.
+fn checked(balancer: &mut Balancer<Memory>) -> Vec<(String, Option<String>)> {
+    let targets = balancer.new_targets().expect("something has changed");
+    let words = |target: Target| {
+        let service = target.service_address.map(|address| address.to_string());
+        (target.address.to_string(), service)
+    };
+    targets.into_iter().map(words).collect()
+}
+
+#[test]
+fn checks_go_to_the_service_address_where_backends_have_it() {
+    let mut balancer = balancer(direct());
+    // The ways to the backends are known by now; the service address is what clients use.
+    let service = || Some("192.0.2.10:80".to_owned());
+    let expected = [
+        ("240.108.0.1:80".to_owned(), service()),
+        ("240.108.0.2:80".to_owned(), service()),
+    ];
+    assert_eq!(checked(&mut balancer), expected);
+    let probe = balancer.plane.probes[&2];
+    assert_eq!(probe.service, words([192, 0, 2, 10].into()));
+    assert_eq!(probe.source, words([10, 0, 0, 1].into()));
+    assert_eq!(probe.mode, lb_common::service::Mode::Dsr as u8);
+    // Answers leave by it.
+    balancer.reconcile_if_needed(at(0));
+    assert!(balancer.plane.image.interfaces.contains_key(&PASSAGE));
+    assert_eq!(checked(&mut balancer), expected);
+    assert!(balancer.new_targets().is_none());
+
+    let gone = Change::RemoveBackend {
+        service: "web".into(),
+        address: BackendAddress {
+            port: BackendPort::Unnamed,
+            ..address(11)
+        },
+    };
+    balancer.change(gone, at(1)).unwrap();
+    assert_eq!(checked(&mut balancer), expected[1..]);
+    assert!(!balancer.plane.probes.contains_key(&1));
+}
+
+#[test]
+fn without_a_way_of_their_own_checks_go_to_the_backends_addresses() {
+    let mut balancer = balancer(direct());
+    balancer.plane.refuses_to_attach = true;
+    let expected = ["10.0.0.11:80", "10.0.0.12:80"].map(|address| (address.to_owned(), None));
+    assert_eq!(checked(&mut balancer), expected);
+    assert!(balancer.plane.probes.is_empty());
 }
 
 #[test]
@@ -1067,7 +1141,8 @@ fn a_sweep_knows_every_backend_in_service() {
     let mut balancer = balancer(web(None, &[11, 12]));
     let order = balancer.sweep(at(60));
     let ids: BTreeSet<u32> = order.lifetimes.keys().copied().collect();
-    assert_eq!(ids, BTreeSet::from([1, 2]));
+    // And the answers to health checks.
+    assert_eq!(ids, BTreeSet::from([lb_common::probe::LOCAL, 1, 2]));
     assert_eq!((order.tick, order.gone), (600, HashSet::new()));
     balancer.change(remove(12), at(61)).unwrap();
     assert!(!balancer.sweep(at(62)).lifetimes.contains_key(&2));

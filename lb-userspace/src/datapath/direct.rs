@@ -155,10 +155,19 @@ impl<K: DirectKey + Hash, const WORDS: usize> Direct<K, WORDS> {
 /// The filter of addresses that replies may come from.
 pub(super) struct ReplySources {
     memory: Mapping<AtomicU64>,
-    /// How many backends have a bit.
+    /// How many have a bit.
     users: HashMap<u32, u32>,
-    /// The bit of each backend.
-    bits: HashMap<u32, u32>,
+    /// The bit of each.
+    bits: HashMap<Replier, u32>,
+}
+
+/// Who sends replies.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Replier {
+    /// The backend of this id.
+    Backend(u32),
+    /// The same, by its service's address, to health checks.
+    Checked(u32),
 }
 
 impl ReplySources {
@@ -183,15 +192,26 @@ impl ReplySources {
 
     /// A backend as its entry will be, [`Backend::default`] once no flow has it.
     pub(super) fn set(&mut self, id: u32, backend: &Backend) {
-        let new = (*backend != Backend::default()).then(|| reply_source(backend.address));
+        let new = (*backend != Backend::default()).then_some(backend.address);
+        self.hold(Replier::Backend(id), new);
+    }
+
+    /// The service address by which a backend answers health checks; `None` if it does no
+    /// more.
+    pub(super) fn set_checked(&mut self, id: u32, service: Option<[u32; 4]>) {
+        self.hold(Replier::Checked(id), service);
+    }
+
+    fn hold(&mut self, replier: Replier, address: Option<[u32; 4]>) {
+        let new = address.map(reply_source);
         if let Some(bit) = new {
             *self.users.entry(bit).or_default() += 1;
             let (word, mask) = self.place(bit);
             word.fetch_or(mask, Ordering::Release);
         }
         let old = match new {
-            Some(bit) => self.bits.insert(id, bit),
-            None => self.bits.remove(&id),
+            Some(bit) => self.bits.insert(replier, bit),
+            None => self.bits.remove(&replier),
         };
         if let Some(bit) = old {
             let users = self.users.entry(bit).or_default();

@@ -109,6 +109,12 @@ pub enum Error {
         /// The kernel's answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// There is no way for health checks to go as clients' packets do.
+    #[error("making the interfaces of health checks")]
+    Passage {
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// An operation on a map failed.
     #[error("{action} in the map {map}")]
     Map {

@@ -14,6 +14,7 @@ mod live;
 mod log;
 mod mapped;
 mod of_maps;
+mod passage;
 mod pinned;
 mod plain;
 mod ports;
@@ -53,6 +54,7 @@ use lb_common::{
     fragment::{Fragment, FragmentKey4, FragmentKey6},
     map_name,
     ports::PortPool,
+    probe::{self, Probe},
     quic::ServerIdKey,
     ring::{RING_SIZE, Slot},
     service::{PortKey, Service, ServiceKey4, ServiceKey6, ServiceOptions, Vip},
@@ -68,6 +70,7 @@ pub use self::{
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
     live::LiveFlows,
     log::ProgramLog,
+    passage::MTU as PASSAGE_MTU,
     pinned::Pinned,
     plain::Stored,
     ports::PortPools,
@@ -80,6 +83,7 @@ use self::{
     key::{ServiceKey, VipKey},
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
+    passage::Pair,
     plain::Plain,
 };
 use crate::address::AddressPrefix;
@@ -196,7 +200,16 @@ pub struct Datapath {
     )]
     stages: ProgramArray<MapData>,
     attachments: Vec<Attachment>,
+    probes: Table<u32, Probe>,
+    passage: Option<Passage>,
     pinned: Option<Pinned>,
+}
+
+/// The way of health checks into the program that sends them off.
+struct Passage {
+    /// The links go before the interfaces.
+    _links: [Attachment; 2],
+    pair: Pair,
 }
 
 impl Datapath {
@@ -291,6 +304,8 @@ impl Datapath {
             interfaces: take(&mut ebpf, map_name::INTERFACES)?,
             log: EbpfLogger::init(&mut ebpf).ok().map(ProgramLog),
             attachments: Vec::new(),
+            probes: take(&mut ebpf, probe::PROBES)?,
+            passage: None,
             pinned,
             ebpf,
         };
@@ -347,6 +362,51 @@ impl Datapath {
             attach::attach(program, interface, ifindex, mode, self.pinned.as_ref())?;
         self.attachments.push(attachment);
         Ok(attached)
+    }
+
+    /// Opens the way by which health checks go as clients' packets do, see
+    /// [`lb_common::probe`], unless it is open. Returns the index of the interface by which
+    /// answers come back: packets must be let leave by it ([`Self::set_interface`]), of up
+    /// to [`PASSAGE_MTU`] bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel makes no such interfaces, or does not take the program.
+    pub fn open_passage(&mut self) -> Result<u32> {
+        if let Some(passage) = &self.passage {
+            return Ok(passage.pair.far);
+        }
+        let program = self.load_probe()?;
+        let pair = Pair::new().map_err(|source| Error::Passage { source })?;
+        // The near end needs a program, too, to take what is sent to it.
+        let mut attach = |name, ifindex| {
+            let attached = attach::attach(program, name, ifindex, XdpMode::Native, None);
+            attached.map(|(attachment, _)| attachment)
+        };
+        let links = [
+            attach(passage::NEAR, pair.near)?,
+            attach(passage::FAR, pair.far)?,
+        ];
+        let far = pair.far;
+        self.passage = Some(Passage {
+            _links: links,
+            pair,
+        });
+        Ok(far)
+    }
+
+    /// Says how health checks reach a service address on a backend.
+    pub fn set_probe(&mut self, backend: u32, probe: Probe) -> Result<()> {
+        // Answers are known before anything is asked.
+        self.reply_sources.set_checked(backend, Some(probe.service));
+        insert(&mut self.probes, probe::PROBES, backend, probe)
+    }
+
+    /// No check goes there any more.
+    pub fn remove_probe(&mut self, backend: u32) -> Result<()> {
+        remove(&mut self.probes, probe::PROBES, backend)?;
+        self.reply_sources.set_checked(backend, None);
+        Ok(())
     }
 
     /// Detaches the program from an interface. Nothing happens where it is not attached.
@@ -760,6 +820,21 @@ impl Datapath {
     pub fn test_run(&mut self, frame: &[u8], ifindex: u32) -> Result<TestRun> {
         let program = program(&mut self.ebpf, map_name::PROGRAM)?;
         test_run::test_run(program, frame, ifindex)
+    }
+
+    /// Runs the program that sends health checks off, in the same way.
+    pub fn test_run_probe(&mut self, frame: &[u8], ifindex: u32) -> Result<TestRun> {
+        test_run::test_run(self.load_probe()?, frame, ifindex)
+    }
+
+    /// The program that sends health checks off. It is loaded by those alone who need it.
+    fn load_probe(&mut self) -> Result<&mut Xdp> {
+        let program = program(&mut self.ebpf, probe::PROGRAM)?;
+        if program.fd().is_err() {
+            let failed = |error: aya::programs::ProgramError| error::loading(error.into(), None);
+            program.load().map_err(failed)?;
+        }
+        Ok(program)
     }
 }
 

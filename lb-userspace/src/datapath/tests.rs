@@ -142,7 +142,8 @@ fn confirm(datapath: &Datapath, port: u16) {
 #[test]
 fn the_verifier_looks_at_half_of_what_it_may() {
     const LIMIT: u32 = 1_000_000;
-    let datapath = load();
+    let mut datapath = load();
+    datapath.load_probe().unwrap();
     for (name, program) in datapath.ebpf.programs() {
         let info = program.info().unwrap();
         let verified = info.verified_instruction_count().unwrap();

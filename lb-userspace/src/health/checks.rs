@@ -14,12 +14,17 @@ use tokio::{
     runtime::{self, Handle, Runtime},
     sync::{Semaphore, mpsc},
     task::AbortHandle,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, sleep_until},
 };
 
 use crate::state::{BackendAddress, HealthSpec, HealthStatus};
 
-use super::{Machine, ProbeError, probe};
+use super::{
+    Machine, ProbeError,
+    pace::{self, Pace},
+    probe,
+    probe::random,
+};
 
 /// Most first checks that are under way at a time, so that a configuration of
 /// thousands of backends does not open as many connections in one moment.
@@ -32,8 +37,11 @@ pub struct Target {
     pub service: String,
     /// The backend's address in the service.
     pub backend: BackendAddress,
-    /// Where the check connects to.
+    /// Where the check connects to; the port is 0 where it needs none.
     pub address: SocketAddr,
+    /// What that stands for, where it is an address of [`lb_common::probe`]: the service
+    /// address, on this backend.
+    pub service_address: Option<SocketAddr>,
     /// How it is checked.
     pub spec: HealthSpec,
 }
@@ -52,6 +60,14 @@ pub struct Event {
     pub changed: bool,
     /// The result.
     pub status: HealthStatus,
+}
+
+impl Target {
+    /// What is asked, as those know it who are asked.
+    #[must_use]
+    pub fn name(&self) -> SocketAddr {
+        self.service_address.unwrap_or(self.address)
+    }
 }
 
 type Probing = Pin<Box<dyn Future<Output = Result<(), ProbeError>> + Send>>;
@@ -83,9 +99,8 @@ impl Checks {
             .thread_name("health")
             .enable_all()
             .build()?;
-        let prober = |target: Arc<Target>| -> Probing {
-            Box::pin(async move { probe(target.address, &target.spec).await })
-        };
+        let prober =
+            |target: Arc<Target>| -> Probing { Box::pin(async move { probe(&target).await }) };
         let tasks = runtime.handle().clone();
         Ok(Self {
             _own: Some(Own(Some(runtime))),
@@ -205,13 +220,15 @@ async fn run(target: Arc<Target>, prober: Prober, first: Arc<Semaphore>, reporte
     drop(permit);
     report(&target, &mut machine, outcome, &reporter).await;
 
-    let mut ticks = interval_at(begin + phase(&target), spec.interval);
-    // A late check begins at once and leaves the next ones where they were.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut due = begin + phase(&target, machine.is_up());
+    let mut pace = Pace::new(due);
     loop {
-        ticks.tick().await;
+        sleep_until(due).await;
         let outcome = prober(Arc::clone(&target)).await;
         report(&target, &mut machine, outcome, &reporter).await;
+        let share = random() as f64 / u64::MAX as f64;
+        let gap = pace::gap(spec.interval(machine.is_up()), spec.jitter, share);
+        due = pace.next(gap, Instant::now());
     }
 }
 
@@ -236,11 +253,11 @@ async fn report(
 /// When the second check begins, counted from the first: a part of the interval that
 /// is the target's own, so that the checks of backends that came together spread over
 /// the whole of it.
-fn phase(target: &Target) -> Duration {
+fn phase(target: &Target, is_up: bool) -> Duration {
     let mut hasher = DefaultHasher::new();
     (&target.service, target.backend, target.address).hash(&mut hasher);
     let part = hasher.finish() as f64 / u64::MAX as f64;
-    target.spec.interval.mul_f64(part)
+    target.spec.interval(is_up).mul_f64(part)
 }
 
 #[cfg(test)]

@@ -23,10 +23,18 @@
 //! expired. It does not add up: a check that begins late does not move the next.
 
 mod checks;
+mod dns;
+mod exec;
+mod grpc;
 mod http;
+mod http2;
+mod icmp;
 mod machine;
+mod pace;
 mod probe;
 mod tcp;
+mod tls;
+mod udp;
 
 pub use checks::{Checks, Event, Target};
 pub use machine::{Machine, Transition, unknown};

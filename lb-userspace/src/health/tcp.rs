@@ -1,13 +1,33 @@
 //! The `tcp` probe: a connection is accepted.
 
-use std::net::SocketAddr;
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
-use super::ProbeError;
+use super::{ProbeError, Target};
 
 /// Connects and closes.
-pub(super) async fn probe(target: SocketAddr) -> Result<(), ProbeError> {
-    TcpStream::connect(target).await?;
+pub(super) async fn probe(target: &Target) -> Result<(), ProbeError> {
+    connect(target).await?;
     Ok(())
+}
+
+/// A connection to what is checked.
+pub(super) async fn connect(target: &Target) -> io::Result<TcpStream> {
+    if target.service_address.is_none() {
+        return TcpStream::connect(target.address).await;
+    }
+    // All checks of a service come to its backends from one address. So each has a port
+    // that no other has at the time, as it is chosen before the kernel knows where to.
+    let (socket, any): (_, SocketAddr) = match target.address {
+        SocketAddr::V4(_) => (TcpSocket::new_v4()?, (Ipv4Addr::UNSPECIFIED, 0).into()),
+        SocketAddr::V6(_) => (TcpSocket::new_v6()?, (Ipv6Addr::UNSPECIFIED, 0).into()),
+    };
+    // And it is free again when the check has ended, without a minute of TIME-WAIT.
+    socket.set_zero_linger()?;
+    socket.bind(any)?;
+    socket.connect(target.address).await
 }

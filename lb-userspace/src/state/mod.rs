@@ -6,6 +6,7 @@ mod control;
 mod desired;
 mod flows;
 mod guard;
+mod health;
 mod model;
 pub mod quic;
 mod reason;
@@ -18,10 +19,14 @@ pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
 pub use flows::{FlowFilter, FlowList, FlowState, FlowStatus};
 pub use guard::{NewFlowLimits, RateLimit, parse_sources};
+pub use health::{
+    Alpn, DnsProbe, ExecProbe, GrpcProbe, HealthKey, HealthSpec, HttpProbe, Method, Mistakes,
+    Probe, ProbeKeys, ProbeKind, Rcode, RecordType, Statuses, TlsSpec, UdpProbe, parse_jitter,
+};
 pub use model::{
-    BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode, OnDeadline, OnEmpty,
-    OtherPorts, Probe, Protocol, Quorum, Scheduler, ServiceSpec, SlowStartCurve, SlowStartSpec,
-    Timeouts, Track, parse_port_range,
+    BackendSpec, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, Mode, OnDeadline, OnEmpty, OtherPorts,
+    Protocol, Quorum, Scheduler, ServiceSpec, SlowStartCurve, SlowStartSpec, Timeouts, Track,
+    parse_port_range,
 };
 pub use quic::{QuicSpec, ServerId};
 pub use reason::Reason;

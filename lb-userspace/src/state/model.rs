@@ -6,8 +6,8 @@ use lb_common::{ring::RING_SIZE, service};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
-    BackendAddress, BackendPort, NewFlowLimits, QuicSpec, Reason, ServerId, ServiceAddress,
-    parse_port, words::words,
+    BackendAddress, BackendPort, HealthSpec, NewFlowLimits, QuicSpec, Reason, ServerId,
+    ServiceAddress, parse_port, words::words,
 };
 use crate::address::AddressPrefix;
 
@@ -304,63 +304,6 @@ pub fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, Reason> {
     Ok(parse_port(first.trim())?..=parse_port(last.trim())?)
 }
 
-/// What a health check asks of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// A TCP connection is accepted.
-    Tcp,
-    /// `GET path` over HTTP/1.1 is answered with a status from 200 to 399.
-    Http {
-        /// Path and query, beginning with `/`.
-        path: String,
-        /// Value of the `Host` header; the backend's address where `None`.
-        host: Option<String>,
-    },
-}
-
-/// How the health of a service's backends is checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthSpec {
-    /// What is asked.
-    pub probe: Probe,
-    /// From the begin of one check to the begin of the next.
-    pub interval: Duration,
-    /// How long an answer may take, at most `interval`; `None` where it was not given,
-    /// see [`Self::timeout`].
-    pub timeout: Option<Duration>,
-    /// Successes in a row that bring a backend up. At least 1.
-    pub rise: u32,
-    /// Failures in a row that take a backend down. At least 1.
-    pub fall: u32,
-    /// Port that is checked; the backend's own where `None`. Needed where neither the
-    /// backend nor the service has a single one.
-    pub port: Option<u16>,
-}
-
-impl HealthSpec {
-    /// The interval where none is given.
-    pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
-    /// The timeout where none is given and the interval is not shorter.
-    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
-    /// `rise` where none is given.
-    pub const DEFAULT_RISE: u32 = 2;
-    /// `fall` where none is given.
-    pub const DEFAULT_FALL: u32 = 3;
-
-    /// How long an answer may take.
-    #[must_use]
-    pub fn timeout(&self) -> Duration {
-        self.timeout
-            .unwrap_or_else(|| Self::default_timeout(self.interval))
-    }
-
-    /// The timeout where none is given.
-    #[must_use]
-    pub fn default_timeout(interval: Duration) -> Duration {
-        Self::DEFAULT_TIMEOUT.min(interval)
-    }
-}
-
 /// How long a flow may be silent before it is forgotten, by the state it is in.
 /// Both directions count as speaking. Whole numbers of [`lb_common::CLOCK_TICK_MS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -451,7 +394,7 @@ pub struct ServiceSpec {
     pub icmp_echo: bool,
     /// When silent flows are forgotten.
     pub timeouts: Timeouts,
-    /// Health checks; `None` takes every backend as up.
+    /// Health checks; `None` takes every backend as up that has none of its own.
     pub health: Option<HealthSpec>,
     /// Backends, in the order of the file.
     pub backends: Vec<BackendSpec>,
@@ -540,14 +483,20 @@ impl ServiceSpec {
             || self.backends.iter().any(|b| b.max_connections.is_some())
     }
 
-    /// The port of a backend that is checked, where it has health checks.
+    /// How a backend is checked: as it says itself, or else as the service says.
+    #[must_use]
+    pub fn health_of<'a>(&'a self, backend: &'a BackendSpec) -> Option<&'a HealthSpec> {
+        backend.health.as_deref().or(self.health.as_ref())
+    }
+
+    /// The port of a backend that is checked; `None` also where it has no health checks.
     #[must_use]
     pub fn checked_port(&self, backend: &BackendSpec) -> Option<u16> {
         let kept = match backend.address.port {
             BackendPort::Number(port) => Some(port),
             BackendPort::Every | BackendPort::Unnamed => self.address.ports.single(),
         };
-        self.health.as_ref()?.port.or(kept)
+        self.health_of(backend)?.port.or(kept)
     }
 
     /// The source that `source` says for packets to `backend`.
@@ -575,6 +524,8 @@ pub struct BackendSpec {
     pub server_ids: Vec<ServerId>,
     /// It is being emptied.
     pub drain: Option<DrainSpec>,
+    /// How it is checked, where that is not what the service says.
+    pub health: Option<Box<HealthSpec>>,
 }
 
 impl BackendSpec {
@@ -601,6 +552,7 @@ impl BackendSpec {
             max_connections: None,
             server_ids: Vec::new(),
             drain: None,
+            health: None,
         }
     }
 }

@@ -13,9 +13,15 @@ use std::{
 
 use lb_common::CLOCK_TICK_MS;
 
+mod health;
+
+pub use health::{MAX_HEALTH_INTERVAL, MIN_HEALTH_INTERVAL, exec_by_file, no_probe, unknown_probe};
+
+use health::health;
+
 use super::{
     BackendAddress, BackendPort, BackendSpec, DrainSpec, FULL_NAT_PORTS, FlowFilter, GUE_PORT,
-    Hash, HealthSpec, Mode, OnDeadline, Probe, Protocol, Quorum, RateLimit, Reason, Scheduler,
+    Hash, HealthKey, Mode, OnDeadline, Protocol, Quorum, RateLimit, Reason, Scheduler,
     ServiceAddress, ServiceSpec, SlowStartCurve, Track,
     quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
 };
@@ -31,8 +37,6 @@ pub const MAX_BACKENDS: usize = lb_common::backend::MAX_BACKENDS as usize - 1;
 pub const MAX_SERVER_IDS: usize = lb_common::quic::MAX_SERVER_IDS as usize / 2;
 /// The longest that a flow may be silent.
 pub const MAX_FLOW_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The least time between two health checks of a backend.
-pub const MIN_HEALTH_INTERVAL: Duration = Duration::from_millis(100);
 /// Bits of the source of a tunnel that may vary with the flow.
 pub const MAX_SOURCE_BITS: u8 = 16;
 /// The least maximum segment size: what every host takes (RFC 9293, section 3.7.1).
@@ -55,8 +59,6 @@ pub const MAX_FILLING: Duration = Duration::from_secs(365 * 24 * 3600);
 pub const MIN_RING: u32 = 251;
 /// Most slots of a ring: the largest prime of 24 bits.
 pub const MAX_RING: u32 = 16_777_213;
-/// The most time between two health checks of a backend.
-pub const MAX_HEALTH_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// One value of a service, named as in the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,14 +102,7 @@ pub enum Field {
     TcpClosing,
     Udp,
     Health,
-    HealthType,
-    HealthPath,
-    HealthHost,
-    HealthPort,
-    HealthInterval,
-    HealthTimeout,
-    HealthRise,
-    HealthFall,
+    HealthKey(HealthKey),
     Backends,
     Backend(usize),
     BackendAddress(usize),
@@ -118,28 +113,43 @@ pub enum Field {
     BackendDrain(usize),
     BackendDeadline(usize),
     BackendOnDeadline(usize),
+    BackendHealth(usize),
+    BackendHealthKey(usize, HealthKey),
 }
 
 impl Field {
+    /// The health check of a backend, or of the service where `None`.
+    #[must_use]
+    pub const fn health(backend: Option<usize>) -> Self {
+        match backend {
+            None => Self::Health,
+            Some(index) => Self::BackendHealth(index),
+        }
+    }
+
+    /// A key of the same.
+    #[must_use]
+    pub const fn health_key(backend: Option<usize>, key: HealthKey) -> Self {
+        match backend {
+            None => Self::HealthKey(key),
+            Some(index) => Self::BackendHealthKey(index, key),
+        }
+    }
+
     /// What the field is part of; the service is part of itself.
     #[must_use]
     pub const fn parent(self) -> Self {
         match self {
             Self::Unreplied | Self::TcpEstablished | Self::TcpClosing | Self::Udp => Self::Timeouts,
-            Self::HealthType
-            | Self::HealthPath
-            | Self::HealthHost
-            | Self::HealthPort
-            | Self::HealthInterval
-            | Self::HealthTimeout
-            | Self::HealthRise
-            | Self::HealthFall => Self::Health,
+            Self::HealthKey(_) => Self::Health,
+            Self::BackendHealthKey(index, _) => Self::BackendHealth(index),
             Self::BackendAddress(index)
             | Self::BackendWeight(index)
             | Self::BackendPriority(index)
             | Self::BackendMaxConnections(index)
             | Self::BackendServerId(index)
-            | Self::BackendDrain(index) => Self::Backend(index),
+            | Self::BackendDrain(index)
+            | Self::BackendHealth(index) => Self::Backend(index),
             Self::NewPerSource | Self::NewPerService => Self::Limits,
             Self::ServerIdOffset | Self::ServerIdLength | Self::ConfigRotation => Self::Quic,
             Self::BackendDeadline(index) | Self::BackendOnDeadline(index) => {
@@ -188,14 +198,7 @@ impl fmt::Display for Field {
             Self::TcpClosing => "timeouts.tcp_closing",
             Self::Udp => "timeouts.udp",
             Self::Health => "health",
-            Self::HealthType => "health.type",
-            Self::HealthPath => "health.path",
-            Self::HealthHost => "health.host",
-            Self::HealthPort => "health.port",
-            Self::HealthInterval => "health.interval",
-            Self::HealthTimeout => "health.timeout",
-            Self::HealthRise => "health.rise",
-            Self::HealthFall => "health.fall",
+            Self::HealthKey(key) => return write!(f, "health.{}", key.in_json()),
             Self::Backends => "backends",
             Self::Backend(index) => return write!(f, "backends[{index}]"),
             Self::BackendAddress(index) => return write!(f, "backends[{index}].address"),
@@ -209,6 +212,10 @@ impl fmt::Display for Field {
             Self::BackendDeadline(index) => return write!(f, "backends[{index}].drain.deadline"),
             Self::BackendOnDeadline(index) => {
                 return write!(f, "backends[{index}].drain.on_deadline");
+            }
+            Self::BackendHealth(index) => return write!(f, "backends[{index}].health"),
+            Self::BackendHealthKey(index, key) => {
+                return write!(f, "backends[{index}].health.{}", key.in_json());
             }
         })
     }
@@ -277,10 +284,7 @@ pub fn check_written(service: &ServiceSpec, is_written: impl Fn(Field) -> bool) 
     gue_port(service, is_written(Field::GuePort), &mut found);
     found.extend(max_segment_size(service));
     timeouts(service, &mut found);
-    if let Some(spec) = &service.health {
-        health(spec, &mut found);
-        found.extend(health_port(service));
-    }
+    health(service, &mut found);
     backends(service, &mut found);
     found
 }
@@ -832,107 +836,6 @@ fn flow_time(field: Field, what: &str, time: Duration) -> Option<Violation> {
     })
 }
 
-fn health(health: &HealthSpec, found: &mut Vec<Violation>) {
-    if let Probe::Http { path, host } = &health.probe {
-        // Anything else would end the request line or a header early.
-        let printable = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
-        if !path.starts_with('/') {
-            found.push(Violation::new(
-                Field::HealthPath,
-                format!("the path `{}` does not begin with `/`", path.escape_debug()),
-                "write the path as it stands in a request: `/healthz`",
-            ));
-        } else if !printable(path) || path.contains('#') {
-            found.push(Violation::new(
-                Field::HealthPath,
-                format!("`{}` cannot stand in a request", path.escape_debug()),
-                "write blanks, `#` and everything that is not ASCII as %XX",
-            ));
-        }
-        if let Some(host) = host
-            && (host.is_empty() || !printable(host))
-        {
-            found.push(Violation::new(
-                Field::HealthHost,
-                format!("`{}` is no host name", host.escape_debug()),
-                "write the value of the Host header: `www.example.org`",
-            ));
-        }
-    }
-    if health.port == Some(0) {
-        found.push(Violation::new(
-            Field::HealthPort,
-            "0 is no port",
-            "a port is a number from 1 to 65535",
-        ));
-    }
-    let in_range = (MIN_HEALTH_INTERVAL..=MAX_HEALTH_INTERVAL).contains(&health.interval);
-    if !in_range {
-        found.push(Violation::new(
-            Field::HealthInterval,
-            format!(
-                "a backend cannot be checked every {}",
-                humantime::format_duration(health.interval)
-            ),
-            "use an interval from 100ms to 1day",
-        ));
-    }
-    let timeout = health.timeout();
-    if health.timeout == Some(Duration::ZERO) {
-        found.push(Violation::new(
-            Field::HealthTimeout,
-            "a backend that has no time to answer never will",
-            "use a timeout of at least a few milliseconds",
-        ));
-    } else if in_range && timeout > health.interval {
-        found.push(
-            Violation::new(
-                Field::HealthTimeout,
-                format!(
-                    "the timeout, {}, is longer than the interval, {}",
-                    humantime::format_duration(timeout),
-                    humantime::format_duration(health.interval)
-                ),
-                "one check must end before the next begins: shorten the timeout or lengthen the \
-                 interval",
-            )
-            .against(Field::HealthInterval),
-        );
-    }
-    for (field, word, count) in [
-        (Field::HealthRise, "rise", health.rise),
-        (Field::HealthFall, "fall", health.fall),
-    ] {
-        if count == 0 {
-            found.push(Violation::new(
-                field,
-                format!("`{word}` is 0"),
-                "it is a number of results in a row, at least 1",
-            ));
-        }
-    }
-}
-
-fn health_port(service: &ServiceSpec) -> Option<Violation> {
-    // With a single port of its own the service has no backend without one.
-    if service.address.ports.single().is_some() {
-        return None;
-    }
-    let portless = |backend: &BackendSpec| service.checked_port(backend).is_none();
-    let index = service.backends.iter().position(portless)?;
-    Some(
-        Violation::new(
-            Field::HealthPort,
-            format!(
-                "the health check of backend `{}` has no port to ask",
-                service.backends[index].address
-            ),
-            "give the health check a `port`",
-        )
-        .against(Field::BackendAddress(index)),
-    )
-}
-
 fn backends(service: &ServiceSpec, found: &mut Vec<Violation>) {
     if service.backends.len() > MAX_BACKENDS {
         found.push(Violation::new(
@@ -1275,31 +1178,5 @@ pub fn no_such_backend(service: &str, address: BackendAddress) -> Reason {
     Reason::new(
         format!("service `{service}` has no backend `{address}`"),
         format!("`lb backend list {service}` shows which there are"),
-    )
-}
-
-/// A word that is no type of health check; an empty one stands for none at all.
-#[must_use]
-pub fn unknown_probe(word: &str) -> Reason {
-    let message = if word.is_empty() {
-        "the health check has no type".to_owned()
-    } else {
-        format!("health check type `{}` is not known", word.escape_debug())
-    };
-    Reason::new(message, "use `tcp` or `http`")
-}
-
-/// A health check that says all but what is asked.
-#[must_use]
-pub fn no_probe() -> Reason {
-    unknown_probe("")
-}
-
-/// A path or host for a health check that does not speak HTTP.
-#[must_use]
-pub fn http_only() -> Reason {
-    Reason::new(
-        "a health check of type `tcp` has no path and no host",
-        "leave them out, or use type `http`",
     )
 }

@@ -385,7 +385,25 @@ async fn every_failure_has_a_status_and_a_message() {
             "PATCH /v1/services/web",
             r#"{"health": {"type": "tcp", "path": "/"}}"#,
             400,
-            "health.type: a health check of type `tcp` has no path and no host",
+            "health.path: a health check of type `tcp` has no `path`",
+        ),
+        (
+            "PATCH /v1/services/web",
+            r#"{"health": {"type": "exec", "command": ["/bin/true"]}}"#,
+            400,
+            "a health check that runs a program cannot be set while the balancer runs",
+        ),
+        (
+            "POST /v1/services/web/backends",
+            r#"{"address": "10.0.0.99:1", "health": {"type": "exec", "command": ["/bin/true"]}}"#,
+            400,
+            "a health check that runs a program cannot be set while the balancer runs",
+        ),
+        (
+            "POST /v1/services/web/backends",
+            r#"{"address": "10.0.0.99:1", "health": {"type": "https", "status": "2xx"}}"#,
+            400,
+            "health.status: `2xx` is no range of HTTP statuses",
         ),
         (
             "PATCH /v1/services/web",
@@ -630,12 +648,12 @@ fn any_service() -> impl Strategy<Value = Service> {
             |((kind, path), port, (interval, timeout), (rise, fall))| wire::Health {
                 kind: kind.into(),
                 path,
-                host: None,
                 port,
                 interval: Some(interval),
                 timeout: Some(timeout),
                 rise,
                 fall,
+                ..wire::read(json!({})).unwrap()
             },
         );
     let backends = prop::collection::vec((any::<[u8; 4]>(), any::<u16>(), any::<u32>()), 0..4);

@@ -13,10 +13,11 @@ use lb_userspace::{
     address::AddressPrefix,
     config::{self, Config, DatapathLog, Limits, Outcome, Source, XdpMode},
     state::{
-        BackendSpec, Desired, DrainSpec, FULL_NAT_PORTS, GUE_PORT, Hash, HealthSpec, Mode,
-        NewFlowLimits, OnDeadline, OnEmpty, OtherPorts, Probe, Protocol, QuicSpec, Quorum,
-        RateLimit, Scheduler, ServerId, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts,
-        Track, Word as _, parse_sources,
+        Alpn, BackendSpec, Desired, DnsProbe, DrainSpec, ExecProbe, FULL_NAT_PORTS, GUE_PORT,
+        GrpcProbe, Hash, HealthSpec, HttpProbe, Method, Mode, NewFlowLimits, OnDeadline, OnEmpty,
+        OtherPorts, Probe, Protocol, QuicSpec, Quorum, RateLimit, Rcode, RecordType, Scheduler,
+        ServerId, ServiceAddress, ServiceSpec, SlowStartCurve, Timeouts, TlsSpec, Track, UdpProbe,
+        Word as _, parse_sources,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -30,6 +31,17 @@ fn read(text: &[u8]) -> (Source, Outcome) {
     let source = Source::new("lb.toml", text);
     let outcome = config::read(&source);
     (source, outcome)
+}
+
+/// A backend with a check of its own.
+fn checked(address: &str, port: Option<u16>, probe: Probe) -> BackendSpec {
+    BackendSpec {
+        health: Some(Box::new(HealthSpec {
+            port,
+            ..HealthSpec::new(probe)
+        })),
+        ..backend(address, 100)
+    }
 }
 
 /// The configuration that `text` says without a word of warning.
@@ -103,15 +115,28 @@ fn every_key_is_taken_as_written() {
             udp: Duration::from_secs(30 * 24 * 3600),
         },
         health: Some(HealthSpec {
-            probe: Probe::Http {
-                path: "/healthz?full=1".into(),
-                host: Some("www.example.org".into()),
-            },
             interval: Duration::from_secs(10),
+            down_interval: Some(Duration::from_secs(5)),
+            jitter: 10,
             timeout: Some(Duration::from_millis(2500)),
             rise: 1,
             fall: 5,
             port: Some(8080),
+            ..HealthSpec::new(Probe::Https(
+                HttpProbe {
+                    method: Method::Options,
+                    path: "/healthz?full=1".into(),
+                    host: Some("www.example.org".into()),
+                    status: "200-204, 401".parse().unwrap(),
+                    body: Some("ok".into()),
+                },
+                TlsSpec {
+                    server_name: Some("a.example.org".into()),
+                    ca: Some("/etc/lb/ca.pem".into()),
+                    verify: true,
+                },
+                vec![Alpn::Http2, Alpn::Http1],
+            ))
         }),
         backends: vec![
             BackendSpec {
@@ -135,13 +160,16 @@ fn every_key_is_taken_as_written() {
         affinity: Some(Duration::from_secs(600)),
         quorum: Quorum::Count(2),
         health: Some(HealthSpec {
-            probe: Probe::Tcp,
             interval: Duration::from_millis(500),
             // The default of one second would be longer than the interval.
             timeout: None,
-            rise: 2,
-            fall: 3,
             port: Some(53),
+            ..HealthSpec::new(Probe::Dns(DnsProbe {
+                query: "www.example.org".into(),
+                record: RecordType::Aaaa,
+                rcode: Rcode::NoError,
+                answer: Some("2001:db8::1".into()),
+            }))
         }),
         quic: Some(QuicSpec {
             server_id_offset: 2,
@@ -163,7 +191,37 @@ fn every_key_is_taken_as_written() {
     let tunnel = ServiceSpec {
         source: Some(AddressPrefix::new([10, 9, 0, 0].into(), 24)),
         gue_port: 6081,
-        backends: vec![backend("10.0.0.21", 100), backend("[2001:db8::21]", 100)],
+        backends: vec![
+            checked(
+                "10.0.0.21",
+                None,
+                Probe::Exec(ExecProbe {
+                    command: vec!["/usr/bin/check".into(), "--fast".into()],
+                    environment: [("MODE".into(), "a".into())].into(),
+                }),
+            ),
+            checked(
+                "[2001:db8::21]",
+                Some(50_051),
+                Probe::Grpc(GrpcProbe {
+                    service: "mail.Inbox".into(),
+                    host: None,
+                    tls: Some(TlsSpec {
+                        verify: false,
+                        ..TlsSpec::default()
+                    }),
+                }),
+            ),
+            checked(
+                "10.0.0.22",
+                Some(7),
+                Probe::Udp(UdpProbe {
+                    send: "PING".into(),
+                    expect: Some(vec![0xff, 0]),
+                }),
+            ),
+            checked("10.0.0.23", None, Probe::Icmp),
+        ],
         ..ServiceSpec::new("tunnel", address("[2001:db8:1::/64]:8000-8099"), Mode::Gue)
     };
     let expected = Config {
@@ -246,6 +304,8 @@ fn the_documented_defaults_are_the_defaults() {
         "source =",
         "max-segment-size =",
         "host =",
+        "body =",
+        "down-interval =",
         "port =",
         "interfaces =",
         "timeout =",
@@ -455,12 +515,10 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
     ];
     let millis = || select(vec![0, 100, 1_000, 2_000]).prop_map(Duration::from_millis);
     let health = (millis(), millis(), 0..3_u32).prop_map(|(interval, timeout, rise)| HealthSpec {
-        probe: Probe::Tcp,
         interval,
         timeout: Some(timeout),
         rise,
-        fall: HealthSpec::DEFAULT_FALL,
-        port: None,
+        ..HealthSpec::new(Probe::Tcp)
     });
     (
         select(vec!["a", "b", "c", "-"]),

@@ -107,6 +107,8 @@ pub struct Service {
     pub on: Option<String>,
     /// Other keys of the service with their values: lines of TOML.
     pub keys: String,
+    /// What is asked in place of the usual: keys of the health check, lines of TOML.
+    pub check: Option<String>,
     /// The same of the backends, the first one's first. Those beyond its length have none.
     pub backend_keys: Vec<String>,
 }
@@ -153,6 +155,7 @@ impl Service {
             crossed: false,
             on: None,
             keys: String::new(),
+            check: None,
             backend_keys: Vec::new(),
         }
     }
@@ -201,6 +204,16 @@ impl Service {
         }
     }
 
+    /// Checked by other means than a request over HTTP: keys of the health check but for
+    /// its times and counts.
+    #[must_use]
+    pub fn checked_by(self, keys: &str) -> Self {
+        Self {
+            check: Some(keys.to_owned()),
+            ..self
+        }
+    }
+
     /// The part of a configuration file that describes it.
     pub(crate) fn to_toml(&self, topology: &Topology) -> String {
         let Self {
@@ -209,6 +222,7 @@ impl Service {
             protocol,
             mode,
             keys,
+            check,
             ..
         } = self;
         let address = match &self.on {
@@ -221,7 +235,13 @@ impl Service {
             rise,
             fall,
         } = self.health;
-        let check = port::HTTP;
+        let usual = || {
+            format!(
+                "type = \"http\"\npath = \"/healthz\"\nport = {}",
+                port::HTTP
+            )
+        };
+        let check = check.clone().unwrap_or_else(usual);
         let mut toml = format!(
             r#"
 [[service]]
@@ -231,9 +251,7 @@ protocol = "{protocol}"
 mode = "{mode}"
 {keys}
 [service.health]
-type = "http"
-path = "/healthz"
-port = {check}
+{check}
 interval = "{interval_ms}ms"
 timeout = "{timeout_ms}ms"
 rise = {rise}

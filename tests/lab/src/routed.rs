@@ -98,6 +98,11 @@ impl Routed {
         IpAddr::V4(Ipv4Addr::new(192, 0, 2, 45)),
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x2d)),
     ];
+    /// The addresses of [`Routed::PREFIXES`] that are checked: their first.
+    const CHECKED: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, 33)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x21)),
+    ];
     /// The networks of the service addresses.
     const VIPS: [&str; 2] = ["192.0.2.0/24", "2001:db8:2::/64"];
 
@@ -258,6 +263,7 @@ impl Routed {
                 writeln!(batch, "address add {address} dev lo {nodad}")?;
             }
             service_addresses.extend(Self::OF_PREFIXES);
+            service_addresses.extend(Self::CHECKED);
             for prefix in Self::PREFIXES {
                 writeln!(batch, "route add local {prefix} dev lo")?;
             }

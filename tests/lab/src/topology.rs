@@ -17,6 +17,8 @@ pub mod port {
     pub const ECHO: u16 = 7;
     /// UDP: answers `NAME CLIENT`, the server's name and the sender's address.
     pub const WHO: u16 = 9;
+    /// UDP: answers every DNS query for an address with 192.0.2.53.
+    pub const DNS: u16 = 53;
 }
 
 /// What may differ between standard topologies.

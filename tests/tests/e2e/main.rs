@@ -7,6 +7,7 @@ mod decap;
 mod drained;
 mod flood;
 mod guards;
+mod health;
 mod lifecycle;
 mod modes;
 mod next_hops;

@@ -1,6 +1,7 @@
 //! Packets through the real program, as tables of cases.
 
 mod backends;
+mod checks;
 mod direct;
 mod drained;
 mod errors;

@@ -221,4 +221,11 @@ fn replies_are_looked_for_where_a_backend_has_their_source() {
     assert_eq!(bits(&sources), 1);
     sources.set(3, &Backend::default());
     assert_eq!(bits(&sources), 0);
+    // An address of a service whose backends are checked by it.
+    sources.set_checked(1, Some(words(v4)));
+    sources.set(1, &backend(v4));
+    sources.set(1, &Backend::default());
+    assert_eq!(bits(&sources), 1);
+    sources.set_checked(1, None);
+    assert_eq!(bits(&sources), 0);
 }

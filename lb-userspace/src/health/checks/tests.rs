@@ -23,13 +23,11 @@ fn target(number: usize) -> Target {
         service: "web".into(),
         backend: text.parse().unwrap(),
         address: text.parse().unwrap(),
+        service_address: None,
         spec: HealthSpec {
-            probe: Probe::Tcp,
             interval: INTERVAL,
             timeout: Some(Duration::from_secs(1)),
-            rise: 2,
-            fall: 3,
-            port: None,
+            ..HealthSpec::new(Probe::Tcp)
         },
     }
 }
@@ -82,16 +80,19 @@ proptest! {
         latency in 0.0..0.99,
         died in 0.0..5.0,
         fall in 1..6_u32,
+        jitter in 0..=HealthSpec::MAX_JITTER,
         death in prop_oneof![Just(Death::Refuses), Just(Death::Hangs)],
     ) {
         let mut target = target(number);
         let interval = Duration::from_millis(interval);
-        let timeout = interval.mul_f64(timeout);
+        // One check ends before the next begins.
+        let timeout = interval.mul_f64(timeout * (1.0 - f64::from(jitter) / 100.0));
         let latency = timeout.mul_f64(latency).saturating_sub(RESOLUTION);
         target.spec = HealthSpec {
             interval,
             timeout: Some(timeout),
             fall,
+            jitter,
             ..target.spec
         };
         let runtime = runtime::Builder::new_current_thread()
@@ -198,6 +199,32 @@ async fn checks_spread_over_the_interval() {
     for count in in_second {
         assert!((50..150).contains(&count), "{in_second:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_is_down_is_asked_at_its_own_interval() {
+    let begin = Instant::now();
+    let (mut checks, mut events) = checks(move |_| {
+        let up = begin.elapsed() < 3 * INTERVAL || begin.elapsed() > 8 * INTERVAL;
+        future::ready(up.then_some(()).ok_or(ProbeError::Closed))
+    });
+    let mut target = target(1);
+    target.spec.down_interval = Some(INTERVAL / 10);
+    checks.set([target]);
+    let mut before = begin;
+    let mut seen = [0; 2];
+    let mut was_up = events.recv().await.unwrap().up;
+    for number in 0..60 {
+        let event = events.recv().await.unwrap();
+        // The second check comes within the interval, to spread.
+        if number > 0 {
+            let expected = if was_up { INTERVAL } else { INTERVAL / 10 };
+            assert_eq!(before.elapsed(), expected);
+            seen[usize::from(was_up)] += 1;
+        }
+        (before, was_up) = (Instant::now(), event.up);
+    }
+    assert!(seen.iter().all(|count| *count > 3), "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,14 +3,19 @@
 //! A probe that must get an answer has half a minute for it, so that a slow host
 //! changes no result; one that must run out of time would never get an answer.
 
-use std::future;
+use std::{future, net::SocketAddr};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
 };
 
 use super::*;
+use crate::state::{
+    DnsProbe, ExecProbe, HealthSpec, HttpProbe, Method, Rcode, RecordType, UdpProbe,
+};
+
+mod tls;
 
 const AMPLE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(200);
@@ -19,18 +24,33 @@ const V6: &str = "[::1]:0";
 
 fn spec(probe: Probe, timeout: Duration) -> HealthSpec {
     HealthSpec {
-        probe,
         interval: AMPLE,
         timeout: Some(timeout),
-        rise: HealthSpec::DEFAULT_RISE,
-        fall: HealthSpec::DEFAULT_FALL,
-        port: None,
+        ..HealthSpec::new(probe)
     }
 }
 
 fn http(timeout: Duration) -> HealthSpec {
-    let path = "/healthz?deep=1".into();
-    spec(Probe::Http { path, host: None }, timeout)
+    spec(Probe::Http(with_path()), timeout)
+}
+
+fn with_path() -> HttpProbe {
+    HttpProbe {
+        path: "/healthz?deep=1".into(),
+        ..HttpProbe::default()
+    }
+}
+
+/// What a check of this address finds.
+async fn probe(address: SocketAddr, spec: &HealthSpec) -> Result<(), ProbeError> {
+    super::probe(&Target {
+        service: "web".into(),
+        backend: "10.0.0.11:8443".parse().unwrap(),
+        address,
+        service_address: None,
+        spec: spec.clone(),
+    })
+    .await
 }
 
 /// What the probe finds of a server at `bind` that treats its one connection so. The
@@ -129,11 +149,10 @@ async fn tcp_does_not_wait_for_ever_for_a_connection() {
 #[tokio::test]
 async fn http_asks_as_the_standard_wants() {
     for (bind, host) in [(V4, None), (V6, None), (V4, Some("www.example.org"))] {
-        let path = "/healthz?deep=1".to_owned();
-        let probe = Probe::Http {
-            path,
+        let probe = Probe::Http(HttpProbe {
             host: host.map(str::to_owned),
-        };
+            ..with_path()
+        });
         let mut asked = String::new();
         let mut target = String::new();
         let found = find(bind, &spec(probe, AMPLE), async |mut stream| {
@@ -174,6 +193,84 @@ async fn http_statuses() {
         assert_eq!(found, failed(&format!("status {status}")));
     }
     assert_eq!(answered(b"HTTP/1.0 200 OK\r\n\r\n").await, Ok(()));
+}
+
+#[tokio::test]
+async fn http_has_a_method_and_statuses_of_its_own() {
+    for (method, line) in [
+        (Method::Head, "HEAD / HTTP/1.1\r\n"),
+        (Method::Options, "OPTIONS / HTTP/1.1\r\n"),
+        (Method::Post, "POST / HTTP/1.1\r\n"),
+    ] {
+        let probe = HttpProbe {
+            method,
+            status: "401, 500-503".parse().unwrap(),
+            ..HttpProbe::default()
+        };
+        for (status, expected) in [(401, Ok(())), (502, Ok(())), (200, failed("status 200"))] {
+            let mut asked = String::new();
+            let spec = spec(Probe::Http(probe.clone()), AMPLE);
+            let found = find(V4, &spec, async |mut stream| {
+                asked = request(&mut stream).await;
+                let answer = format!("HTTP/1.1 {status} \r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            })
+            .await;
+            assert_eq!(found, expected, "{method} {status}");
+            assert!(asked.starts_with(line), "{asked}");
+            let has_length = asked.contains("\r\nContent-Length: 0\r\n");
+            assert_eq!(has_length, method == Method::Post, "{asked}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn http_looks_into_the_body() {
+    let probe = Probe::Http(HttpProbe {
+        body: Some("ready".into()),
+        ..HttpProbe::default()
+    });
+    let spec = spec(probe, AMPLE);
+    let found = async |answer: &str, closes: bool| {
+        find(V4, &spec, async |mut stream| {
+            request(&mut stream).await;
+            // In pieces, as networks like to cut.
+            for piece in answer.as_bytes().chunks(7) {
+                // The probe may have heard enough.
+                let _gone = stream.write_all(piece).await;
+                let _gone = stream.flush().await;
+            }
+            if !closes {
+                future::pending::<()>().await;
+            }
+        })
+        .await
+    };
+    let missing = || failed("not in the body: \"ready\"");
+    let length = |body: &str| {
+        let length = body.len();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
+    };
+    assert_eq!(found(&length("not yet ready!"), false).await, Ok(()));
+    assert_eq!(found(&length("not yet"), false).await, missing());
+    assert_eq!(found(&length(""), false).await, missing());
+    let chunked =
+        |body: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+    let split = "3\r\nrea\r\n2\r\ndy\r\n0\r\n\r\n";
+    assert_eq!(found(&chunked(split), false).await, Ok(()));
+    let other = "5\r\nhello\r\n0\r\n\r\n";
+    assert_eq!(found(&chunked(other), false).await, missing());
+    let cut = found(&chunked("5\r\nhel"), true).await;
+    assert_eq!(cut, failed("connection closed without a whole answer"));
+    let until_close = "HTTP/1.0 200 OK\r\n\r\n";
+    assert_eq!(found(&format!("{until_close}ready"), true).await, Ok(()));
+    assert_eq!(found(&format!("{until_close}hello"), true).await, missing());
+    // What comes late in a large body is not waited for.
+    let large = format!("{until_close}{}ready", "a".repeat(2 * HttpProbe::MAX_BODY));
+    assert_eq!(found(&large, false).await, missing());
+    // The status comes first.
+    let failing = "HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\nready";
+    assert_eq!(found(failing, false).await, failed("status 503"));
 }
 
 #[tokio::test]
@@ -276,6 +373,147 @@ async fn http_has_one_timeout_for_the_whole_answer() {
     })
     .await;
     assert_eq!(found, failed("timed out after 200ms"));
+}
+
+/// What a probe finds of a server of datagrams that answers so; `None` for not at all.
+async fn answered_by_datagram(
+    bind: &str,
+    spec: &HealthSpec,
+    answer: impl Fn(&[u8]) -> Vec<Vec<u8>>,
+) -> Result<(), String> {
+    let socket = UdpSocket::bind(bind).await.unwrap();
+    let target = socket.local_addr().unwrap();
+    let serve = async {
+        let mut buffer = [0; 2_048];
+        let (length, client) = socket.recv_from(&mut buffer).await.unwrap();
+        for datagram in answer(&buffer[..length]) {
+            socket.send_to(&datagram, client).await.unwrap();
+        }
+        future::pending::<()>().await;
+    };
+    let found = tokio::select! {
+        found = probe(target, spec) => found,
+        () = serve => unreachable!("it waits for ever"),
+    };
+    found.map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn udp_looks_into_the_answer() {
+    let udp = |expect: Option<&str>, timeout| {
+        let expect = expect.map(|text| text.as_bytes().to_vec());
+        let send = b"PING\0".to_vec();
+        spec(Probe::Udp(UdpProbe { send, expect }), timeout)
+    };
+    let echo = |asked: &[u8]| vec![[b"you said ", asked].concat()];
+    for bind in [V4, V6] {
+        let found = answered_by_datagram(bind, &udp(None, AMPLE), echo).await;
+        assert_eq!(found, Ok(()), "{bind}");
+    }
+    let right = udp(Some("said PING\0"), AMPLE);
+    assert_eq!(answered_by_datagram(V4, &right, echo).await, Ok(()));
+    let wrong = answered_by_datagram(V4, &udp(Some("PONG"), AMPLE), echo).await;
+    assert_eq!(wrong, failed(r#"answered "you said PING\x00""#));
+    let none = answered_by_datagram(V4, &udp(None, SHORT), |_| vec![]).await;
+    assert_eq!(none, failed("timed out after 200ms"));
+    // Bound and closed again: nobody listens, and the host says so.
+    let target = UdpSocket::bind(V4).await.unwrap().local_addr().unwrap();
+    let error = probe(target, &udp(None, AMPLE)).await.unwrap_err();
+    assert_eq!(error.to_string(), "connection refused");
+}
+
+#[tokio::test]
+async fn dns_takes_the_answer_to_its_own_question() {
+    let dns = Probe::Dns(DnsProbe {
+        query: "www.example.org".into(),
+        record: RecordType::A,
+        rcode: Rcode::NxDomain,
+        answer: None,
+    });
+    let reply = |asked: &[u8]| {
+        let mut reply = asked.to_vec();
+        // A response, of a server that does recursion, without such a name.
+        reply[2] |= 0x80;
+        reply[3] = 0x83;
+        reply
+    };
+    let spec = spec(dns, AMPLE);
+    let found = answered_by_datagram(V4, &spec, |asked| {
+        let mut other = reply(asked);
+        other[0] ^= 1;
+        vec![other, asked.to_vec(), reply(asked)]
+    });
+    assert_eq!(found.await, Ok(()));
+    let found = answered_by_datagram(V4, &spec, |_| vec![b"hello".to_vec()]);
+    assert_eq!(found.await, failed("DNS: the answer is not DNS"));
+}
+
+fn exec(command: &[&str], timeout: Duration) -> HealthSpec {
+    let probe = ExecProbe {
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+        environment: [("MODE".to_owned(), "fast".to_owned())].into(),
+    };
+    spec(Probe::Exec(probe), timeout)
+}
+
+async fn ran(command: &[&str]) -> Result<(), String> {
+    let address = "10.0.0.11:8443".parse().unwrap();
+    let found = probe(address, &exec(command, AMPLE)).await;
+    found.map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn exec_goes_by_the_exit_status() {
+    assert_eq!(ran(&["/bin/true"]).await, Ok(()));
+    assert_eq!(ran(&["/bin/false"]).await, failed("exit status 1"));
+    let script = "echo; echo out of \u{1b}memory >&2; exit 7";
+    let found = ran(&["/bin/sh", "-c", script]).await;
+    assert_eq!(found, failed(r"exit status 7: out of \x1bmemory"));
+    let found = ran(&["/bin/sh", "-c", "kill -9 $$"]).await;
+    assert_eq!(found, failed("ended by SIGKILL"));
+    let found = ran(&["/no/such/program"]).await;
+    let text = "cannot check: `/no/such/program`: No such file or directory (os error 2)";
+    assert_eq!(found, failed(text));
+    // Whatever it says: nobody has to read it for the program to go on.
+    let script = "head -c 1000000 /dev/zero; exit 0";
+    assert_eq!(ran(&["/bin/sh", "-c", script]).await, Ok(()));
+    // A child that lives on and holds its output does not keep it.
+    let script = "sleep 60 & exit 0";
+    assert_eq!(ran(&["/bin/sh", "-c", script]).await, Ok(()));
+}
+
+#[tokio::test]
+async fn exec_gives_an_environment_and_no_more() {
+    let script = "env | sort | tr '\n' ' '; pwd; exit 1";
+    let found = ran(&["/bin/sh", "-c", script]).await.unwrap_err();
+    let expected = "exit status 1: LB_ADDRESS=10.0.0.11 LB_BACKEND=10.0.0.11:8443 LB_PORT=8443 \
+                    LB_SERVICE=web MODE=fast PATH=/usr/local/s";
+    assert!(found.starts_with(expected), "{found}");
+}
+
+#[tokio::test]
+async fn exec_ends_with_its_children_at_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pids");
+    let script = format!("sleep 600 & echo $! $$ > {}; wait", file.display());
+    let address = "10.0.0.11:8443".parse().unwrap();
+    // Long enough for a shell to start, also on a busy host.
+    let spec = exec(&["/bin/sh", "-c", &script], 10 * SHORT);
+    let found = probe(address, &spec).await.map_err(|e| e.to_string());
+    assert_eq!(found, failed("timed out after 2s"));
+    let pids = std::fs::read_to_string(&file).unwrap();
+    for pid in pids.split_whitespace() {
+        // A zombie that nobody has waited for yet has no command line.
+        let alive = || {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline"));
+            line.is_ok_and(|line| !line.is_empty())
+        };
+        let deadline = std::time::Instant::now() + AMPLE;
+        while alive() {
+            assert!(std::time::Instant::now() < deadline, "{pid} is alive");
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 #[test]

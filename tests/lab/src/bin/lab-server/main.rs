@@ -14,8 +14,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use lb_lab::{SERVER_READY, port};
 
-/// A server for tests: HTTP on port 8080, TCP and UDP echo on port 7, and on UDP port 9
-/// its name and the sender's address.
+/// A server for tests: HTTP on port 8080, TCP and UDP echo on port 7, on UDP port 9
+/// its name and the sender's address, and on UDP port 53 every address that is asked for.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// The name that it answers with
@@ -38,6 +38,7 @@ fn main() -> Result<()> {
         serve_udp((ip, port::ECHO), |socket| echo::udp(&socket))?;
         let who_name = Arc::clone(&name);
         serve_udp((ip, port::WHO), move |socket| echo::who(&who_name, &socket))?;
+        serve_udp((ip, port::DNS), |socket| echo::dns(&socket))?;
     }
     println!("{name}: {SERVER_READY}");
     loop {
