@@ -301,7 +301,7 @@ fn what_does_not_go_together_changes_nothing() {
         .apply(&daemon.desired, file(FILE, &clash), None)
         .unwrap_err();
     assert!(matches!(refusal, Refusal::Conflict(_)), "{refusal:?}");
-    assert!(refusal.to_string().contains("`hand`"), "{refusal}");
+    assert!(refusal.to_string().contains("192.0.2.20:80"), "{refusal}");
     let kept = daemon.intent.kept().services;
     assert!(Intent::begin(file(FILE, &clash), None, kept, &[]).is_err());
 }
