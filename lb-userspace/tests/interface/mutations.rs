@@ -31,8 +31,25 @@ impl Numbers {
 
 /// What may be written where another type belongs.
 const WRONG: &[&str] = &[
-    "true", "1", "-1", "0", "1.5", "nan", "99999999999", "\"x\"", "\"\"", "[]", "[1, \"x\"]", "{}",
-    "{ a = 1 }", "1979-05-27", "'\u{e9}\\'", "", "\"1s\"", "\"10.0.0.1:80\"", "[[1]]",
+    "true",
+    "1",
+    "-1",
+    "0",
+    "1.5",
+    "nan",
+    "99999999999",
+    "\"x\"",
+    "\"\"",
+    "[]",
+    "[1, \"x\"]",
+    "{}",
+    "{ a = 1 }",
+    "1979-05-27",
+    "'\u{e9}\\'",
+    "",
+    "\"1s\"",
+    "\"10.0.0.1:80\"",
+    "[[1]]",
 ];
 
 /// A file with something wrong in it, or perhaps not.
@@ -104,7 +121,10 @@ pub(crate) fn apply(socket: &std::path::Path, file: &[u8]) -> (u16, String) {
     };
     let body = serde_json::to_string(&file).unwrap();
     let length = body.len();
-    ask(socket, &format!("POST /v1/apply HTTP/1.1\r\nHost: lb\r\nContent-Length: {length}\r\n\r\n{body}"))
+    ask(
+        socket,
+        &format!("POST /v1/apply HTTP/1.1\r\nHost: lb\r\nContent-Length: {length}\r\n\r\n{body}"),
+    )
 }
 
 /// What is in force, as bytes.
@@ -117,11 +137,18 @@ pub(crate) fn in_force(socket: &std::path::Path) -> String {
 fn ask(socket: &std::path::Path, request: &str) -> (u16, String) {
     let answer = send(socket, request.as_bytes());
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    (
+        head.split(' ').nth(1).unwrap().parse().unwrap(),
+        body.to_owned(),
+    )
 }
 
 /// Applies mutants of `file` to whoever listens, and says how many were taken and refused.
-pub(crate) fn run(socket: &std::path::Path, file: &str, mutants: std::ops::Range<u64>) -> (u64, u64) {
+pub(crate) fn run(
+    socket: &std::path::Path,
+    file: &str,
+    mutants: std::ops::Range<u64>,
+) -> (u64, u64) {
     let (mut taken, mut refused) = (0, 0);
     assert_eq!(apply(socket, file.as_bytes()).0, 200);
     for seed in mutants {
@@ -133,7 +160,11 @@ pub(crate) fn run(socket: &std::path::Path, file: &str, mutants: std::ops::Range
             (Some(services), 200) => {
                 let services: Vec<_> = services.iter().map(wire::Service::from).collect();
                 let now = ask(socket, "GET /v1/services HTTP/1.1\r\nHost: lb\r\n\r\n").1;
-                assert_eq!(now, serde_json::to_string(&services).unwrap(), "mutant {seed}");
+                assert_eq!(
+                    now,
+                    serde_json::to_string(&services).unwrap(),
+                    "mutant {seed}"
+                );
                 taken += 1;
                 assert_eq!(apply(socket, file.as_bytes()).0, 200, "mutant {seed}");
             }
@@ -144,7 +175,10 @@ pub(crate) fn run(socket: &std::path::Path, file: &str, mutants: std::ops::Range
                 refused += 1;
             }
             (services, status) => {
-                panic!("mutant {seed}: {status}, though it is right: {}; {answer}\n{lossy}", services.is_some());
+                panic!(
+                    "mutant {seed}: {status}, though it is right: {}; {answer}\n{lossy}",
+                    services.is_some()
+                );
             }
         }
     }
@@ -158,6 +192,9 @@ async fn a_mutant_is_taken_whole_or_refused_whole() {
     let run = tokio::task::spawn_blocking(move || run(&socket, FILE, 0..MUTANTS));
     let (taken, refused) = run.await.unwrap();
     assert_eq!(taken + refused, MUTANTS);
-    assert!(taken > 50 && refused > 1_000, "{taken} were taken, {refused} refused");
+    assert!(
+        taken > 50 && refused > 1_000,
+        "{taken} were taken, {refused} refused"
+    );
     balancer.stop().await;
 }
