@@ -23,6 +23,8 @@ use crate::state::{DrainPhase, DrainSpec, DrainStatus, OnDeadline};
 pub struct Drain {
     spec: DrainSpec,
     began: Duration,
+    /// How long it had been under way then, in the time of daemons before this one.
+    before: Duration,
     /// The deadline had passed before.
     was_over: bool,
     at_start: u64,
@@ -36,6 +38,7 @@ impl Drain {
         Self {
             spec,
             began: now,
+            before: Duration::ZERO,
             was_over: false,
             at_start: flows,
             last: DrainPhase::Draining,
@@ -50,6 +53,27 @@ impl Drain {
             was_over: true,
             ..Self::new(spec, now, flows)
         }
+    }
+
+    /// A drain that a daemon before this one began, so long ago, with so many live flows.
+    #[must_use]
+    pub const fn resumed(spec: DrainSpec, now: Duration, ago: Duration, flows: u64) -> Self {
+        Self {
+            before: ago,
+            ..Self::new(spec, now, flows)
+        }
+    }
+
+    /// How long ago it began, in the time of all daemons.
+    #[must_use]
+    pub const fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.began).saturating_add(self.before)
+    }
+
+    /// Live flows when it began.
+    #[must_use]
+    pub const fn flows_at_start(&self) -> u64 {
+        self.at_start
     }
 
     /// Takes another deadline, which counts from the beginning like the first.
@@ -98,7 +122,7 @@ impl Drain {
             phase: self.phase(now, flows),
             flows_at_start: self.at_start,
             flows_left: flows,
-            seconds: now.saturating_sub(self.began).as_secs(),
+            seconds: self.age(now).as_secs(),
             // Rounded up, so that there is a second left until there is nothing.
             seconds_left: self
                 .left(now)
@@ -108,7 +132,8 @@ impl Drain {
     }
 
     fn deadline(&self) -> Option<Duration> {
-        Some(self.began.saturating_add(self.spec.deadline?))
+        let rest = self.spec.deadline?.saturating_sub(self.before);
+        Some(self.began.saturating_add(rest))
     }
 
     /// The time until the deadline.
@@ -217,6 +242,22 @@ mod tests {
         assert!(drain.resets(at(1)));
         drain.change(resetting(50));
         assert_eq!(drain.next(at(1)), Some(at(51)));
+    }
+
+    #[test]
+    fn a_restart_does_not_forget_when_it_began() {
+        let drain = Drain::resumed(resetting(60), at(1), at(50), 9);
+        assert_eq!((drain.age(at(3)), drain.flows_at_start()), (at(52), 9));
+        assert_eq!(drain.next(at(1)), Some(at(11)));
+        let status = drain.status(at(3), 2);
+        assert_eq!((status.seconds, status.seconds_left), (52, Some(8)));
+        assert!(drain.resets(at(11)));
+        // The deadline came while no daemon ran.
+        assert!(Drain::resumed(resetting(60), at(1), at(70), 9).resets(at(1)));
+        // Another one counts from the beginning, too.
+        let mut drain = drain;
+        drain.change(resetting(90));
+        assert_eq!(drain.next(at(11)), Some(at(41)));
     }
 
     /// Every phase, from every phase.

@@ -15,6 +15,7 @@ pub mod decap;
 pub mod drain;
 pub mod flows;
 pub mod health;
+pub mod intent;
 pub mod neighbour;
 pub mod reconcile;
 pub mod scheduler;
@@ -23,3 +24,4 @@ pub mod slow_start;
 pub mod state;
 #[cfg(test)]
 mod testing;
+pub mod wire;

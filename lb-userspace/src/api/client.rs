@@ -14,10 +14,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::wire::{self, Backend, Drain, Failure, Service};
+use super::{
+    Configuration,
+    wire::{self, Backend, Drain, Failure, File, Service},
+};
 use crate::{
     decap,
-    state::{FlowFilter, FlowList, Reason, Status},
+    state::{FlowFilter, FlowList, Reason, Reloaded, Status},
 };
 
 /// How long an answer may take: longer than the server gives itself, so that its
@@ -30,6 +33,15 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub struct Client {
     socket: PathBuf,
     server: Server,
+}
+
+/// What the balancer is asked.
+struct Asked<'a> {
+    method: Method,
+    path: String,
+    body: Option<Value>,
+    /// The revision that the state must have.
+    revision: Option<&'a str>,
 }
 
 /// Who should listen, in messages.
@@ -77,6 +89,36 @@ impl Client {
     /// The state of the balancer.
     pub async fn status(&self) -> Result<Status, Reason> {
         self.ask(Method::GET, "/v1/status".into(), None).await
+    }
+
+    /// The whole configuration that is in force.
+    pub async fn configuration(&self) -> Result<Configuration, Reason> {
+        self.ask(Method::GET, "/v1/config".into(), None).await
+    }
+
+    /// Brings about what a file says, or only says what would change; if the state has this
+    /// revision, where one is given.
+    pub async fn apply(
+        &self,
+        file: &File,
+        is_dry_run: bool,
+        revision: Option<&str>,
+    ) -> Result<Reloaded, Reason> {
+        let body = serde_json::to_value(file).expect("its keys are strings");
+        let path = format!("/v1/apply?dry_run={is_dry_run}");
+        let request = Asked {
+            method: Method::POST,
+            path,
+            body: Some(body),
+            revision,
+        };
+        self.ask_if(request).await
+    }
+
+    /// Forgets what was changed beside the file, or only says what that would change.
+    pub async fn reset(&self, is_dry_run: bool) -> Result<Reloaded, Reason> {
+        let path = format!("/v1/reset?dry_run={is_dry_run}");
+        self.ask(Method::POST, path, None).await
     }
 
     /// Flows that there are.
@@ -168,7 +210,18 @@ impl Client {
         path: String,
         body: Option<Value>,
     ) -> Result<T, Reason> {
-        let exchange = self.exchange(method, path, body);
+        let revision = None;
+        self.ask_if(Asked {
+            method,
+            path,
+            body,
+            revision,
+        })
+        .await
+    }
+
+    async fn ask_if<T: DeserializeOwned>(&self, request: Asked<'_>) -> Result<T, Reason> {
+        let exchange = self.exchange(request);
         let (success, answer) = tokio::time::timeout(PATIENCE, exchange)
             .await
             .map_err(|_| {
@@ -195,23 +248,22 @@ impl Client {
     }
 
     /// Whether the answer is a success, and its body.
-    async fn exchange(
-        &self,
-        method: Method,
-        path: String,
-        body: Option<Value>,
-    ) -> io::Result<(bool, Bytes)> {
+    async fn exchange(&self, asked: Asked<'_>) -> io::Result<(bool, Bytes)> {
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
         let connection = tokio::spawn(connection);
-        let body = body.map(|json| json.to_string()).unwrap_or_default();
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
+        let body = asked.body.map(|json| json.to_string()).unwrap_or_default();
+        let mut request = Request::builder()
+            .method(asked.method)
+            .uri(asked.path)
             .header(header::HOST, "localhost")
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(revision) = asked.revision {
+            request = request.header(header::IF_MATCH, format!("\"{revision}\""));
+        }
+        let request = request
             .body(Full::new(Bytes::from(body)))
             .map_err(io::Error::other)?;
         let response = sender

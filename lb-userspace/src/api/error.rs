@@ -45,6 +45,7 @@ impl From<Refusal> for ApiError {
             Refusal::NotFound(reason) => Self::not_found(reason),
             Refusal::Conflict(reason) => Self::new(StatusCode::CONFLICT, reason),
             Refusal::Invalid(reason) => Self::new(StatusCode::BAD_REQUEST, reason),
+            Refusal::Outdated(reason) => Self::new(StatusCode::PRECONDITION_FAILED, reason),
             Refusal::Failed(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, bare(message)),
             Refusal::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, bare(message)),
         }

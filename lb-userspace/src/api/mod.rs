@@ -4,6 +4,9 @@
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`](crate::state::Status) |
 //! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | | [`FlowList`](crate::state::FlowList) |
+//! | `GET /v1/config` | | [`Configuration`] |
+//! | `POST /v1/apply?dry_run=` | [`File`](wire::File) | [`Reloaded`](crate::state::Reloaded) |
+//! | `POST /v1/reset?dry_run=` | | [`Reloaded`](crate::state::Reloaded) |
 //! | `GET /v1/services` | | array of [`Service`](wire::Service) |
 //! | `GET /v1/services/{name}` | | [`Service`](wire::Service) |
 //! | `POST /v1/services/{name}` | a new [`Service`](wire::Service) | 201, the service |
@@ -17,15 +20,18 @@
 //! | `DELETE /v1/services/{name}/backends/{address}/drain` | | the backend |
 //! | `DELETE /v1/services/{name}/backends/{address}` | | the backend as it was |
 //!
-//! A change is answered when the datapath has it. What cannot be done is answered
-//! by `{"error": {"message", "hint"}}` with status 400 (the request makes no sense),
-//! 404 (what it names is not there), 409 (it contradicts what is there), 500 (the
-//! datapath would not take it) or 503 (the balancer does not answer).
+//! A change is answered when the datapath has it, and it is kept. `ETag` of an answer is the
+//! revision of the state; a change with `If-Match` is made to such a state only. What cannot be
+//! done is answered by `{"error": {"message", "hint"}}` with status 400 (the request makes no
+//! sense), 404 (what it names is not there), 409 (it contradicts what is there), 412 (the state
+//! has another revision), 500 (the datapath would not take it, or it cannot be kept) or 503 (the
+//! balancer does not answer).
 //!
 //! `lb decap` has a socket of its own, with `GET /v1/status` alone: a
 //! [`decap::Status`](crate::decap::Status).
 
 mod client;
+mod configuration;
 mod decap;
 mod error;
 mod places;
@@ -33,8 +39,9 @@ mod routes;
 mod server;
 mod socket;
 mod unique;
-pub mod wire;
-
 pub use client::Client;
+pub use configuration::{Configuration, ConfiguredBackend, ConfiguredService, Origin, RemovedItem};
 pub use server::{serve, serve_decap};
 pub use socket::Socket;
+
+pub use crate::wire;

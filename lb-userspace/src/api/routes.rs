@@ -5,21 +5,26 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, State},
-    http::{Method, StatusCode, Uri},
+    extract::{DefaultBodyLimit, FromRequestParts, Path, State},
+    http::{HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use serde_json::{Map, Value};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 
 use super::{
+    configuration::Configuration,
     error::ApiError,
     unique::Unique,
-    wire::{self, Backend, Drain, Service},
+    wire::{self, Backend, Drain, File, Service},
 };
-use crate::state::{
-    BackendAddress, BackendSpec, Change, Control, DrainSpec, FlowList, HealthSpec, Probe, Reason,
-    Refusal, ServiceSpec, Status, rules,
+use crate::{
+    config::{self, Source},
+    state::{
+        Apply, BackendAddress, BackendSpec, Change, Condition, Control, DrainSpec, FlowList,
+        HealthSpec, Probe, Reason, Refusal, Reloaded, Revision, ServiceSpec, Status, rules,
+    },
 };
 
 /// Most bytes of a request's body: a service with all the backends that there is
@@ -30,7 +35,8 @@ pub(super) const MAX_BODY: usize = 8 * 1024 * 1024;
 #[derive(Clone)]
 struct Api {
     control: Control,
-    /// Held from the reading to the writing of a change that depends on what is.
+    /// Held from the reading to the writing of a change that depends on what is, so that
+    /// nobody has to do it over again because of another request.
     changes: Arc<Mutex<()>>,
 }
 
@@ -45,6 +51,9 @@ pub(super) fn router(control: Control) -> Router {
     let routes = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
+        .route("/v1/config", get(configuration))
+        .route("/v1/apply", post(apply))
+        .route("/v1/reset", post(reset))
         .route("/v1/services", get(services))
         .route(
             "/v1/services/{name}",
@@ -98,85 +107,148 @@ async fn flows(State(api): State<Api>, uri: Uri) -> Answer<FlowList> {
     Ok(Json(api.control.flows(filter).await?))
 }
 
-async fn services(State(api): State<Api>) -> Answer<Vec<Service>> {
-    let services = api.control.services().await?;
-    Ok(Json(services.iter().map(Service::from).collect()))
+async fn configuration(State(api): State<Api>) -> Result<Tagged<Configuration>, ApiError> {
+    let view = api.control.view().await?;
+    Ok(Tagged(view.revision, Configuration::from(view)))
 }
 
-async fn service(State(api): State<Api>, Path(name): Path<String>) -> Answer<Service> {
-    Ok(Json(Service::from(&api.find(&name).await?)))
+async fn apply(
+    State(api): State<Api>,
+    IfMatch(condition): IfMatch,
+    uri: Uri,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let is_dry_run = wire::is_dry_run(uri.query().unwrap_or_default())?;
+    let file: File = wire::read(Value::Object(object(&body)?))?;
+    // A large file takes its time.
+    let read = tokio::task::spawn_blocking(move || {
+        let source = Source::new(file.name, file.text.as_bytes());
+        let outcome = config::read(&source);
+        match outcome.config {
+            Some(config) => Ok(Box::new(config.content(&source))),
+            None => Err(Reason::new(
+                outcome.diagnostics.summary(&source),
+                "`lb check` finds every mistake in a file",
+            )),
+        }
+    });
+    let content = read
+        .await
+        .map_err(|error| Refusal::Failed(error.to_string()))??;
+    let apply = Apply {
+        content: Some(content),
+        condition,
+        is_dry_run,
+    };
+    api.apply(apply).await
+}
+
+async fn reset(
+    State(api): State<Api>,
+    IfMatch(condition): IfMatch,
+    uri: Uri,
+) -> Result<Response, ApiError> {
+    let apply = Apply {
+        content: None,
+        condition,
+        is_dry_run: wire::is_dry_run(uri.query().unwrap_or_default())?,
+    };
+    api.apply(apply).await
+}
+
+async fn services(State(api): State<Api>) -> Result<Tagged<Vec<Service>>, ApiError> {
+    let (revision, services) = api.control.services().await?;
+    Ok(Tagged(
+        revision,
+        services.iter().map(Service::from).collect(),
+    ))
+}
+
+async fn service(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Tagged<Service>, ApiError> {
+    let (revision, service) = api.find(&name).await?;
+    Ok(Tagged(revision, Service::from(&service)))
 }
 
 async fn add_service(
     State(api): State<Api>,
     Path(name): Path<String>,
+    IfMatch(condition): IfMatch,
     body: Bytes,
-) -> Result<(StatusCode, Json<Service>), ApiError> {
+) -> Result<(StatusCode, Tagged<Service>), ApiError> {
     let spec = read_service(&name, object(&body)?)?;
     let added = Service::from(&spec);
-    let _turn = api.turn().await;
-    api.runs_nothing_new(&name, checks(&spec)).await?;
-    api.control
-        .change(Change::AddService(Box::new(spec)))
-        .await?;
-    Ok((StatusCode::CREATED, Json(added)))
+    let change = Change::AddService(Box::new(spec));
+    let revision = api.change(change, condition).await?;
+    Ok((StatusCode::CREATED, Tagged(revision, added)))
 }
 
 async fn set_service(
     State(api): State<Api>,
     Path(name): Path<String>,
+    IfMatch(condition): IfMatch,
     body: Bytes,
-) -> Answer<Service> {
+) -> Result<Tagged<Service>, ApiError> {
     let spec = read_service(&name, object(&body)?)?;
-    let _turn = api.turn().await;
-    api.replace(spec).await
+    let now = Service::from(&spec);
+    let change = Change::SetService(Box::new(spec));
+    let revision = api.change(change, condition).await?;
+    Ok(Tagged(revision, now))
 }
 
 async fn patch_service(
     State(api): State<Api>,
     Path(name): Path<String>,
+    IfMatch(condition): IfMatch,
     body: Bytes,
-) -> Answer<Service> {
+) -> Result<Tagged<Service>, ApiError> {
     let patch = object(&body)?;
-    let _turn = api.turn().await;
-    let now = Service::from(&api.find(&name).await?);
-    let mut document = serde_json::to_value(now).expect("its keys are strings");
-    merge(&mut document, Value::Object(patch));
-    let Value::Object(document) = document else {
-        unreachable!("an object merged into an object is one");
-    };
-    api.replace(read_service(&name, document)?).await
+    api.amend(&name, condition, |now| {
+        let mut document = serde_json::to_value(Service::from(&now)).expect("its keys are strings");
+        merge(&mut document, Value::Object(patch.clone()));
+        let Value::Object(document) = document else {
+            unreachable!("an object merged into an object is one");
+        };
+        let spec = read_service(&name, document)?;
+        let answer = Service::from(&spec);
+        Ok((Change::SetService(Box::new(spec)), answer))
+    })
+    .await
 }
 
-async fn remove_service(State(api): State<Api>, Path(name): Path<String>) -> Answer<Service> {
-    let _turn = api.turn().await;
-    let removed = Service::from(&api.find(&name).await?);
-    api.control.change(Change::RemoveService(name)).await?;
-    Ok(Json(removed))
+async fn remove_service(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    IfMatch(condition): IfMatch,
+) -> Result<Tagged<Service>, ApiError> {
+    api.amend(&name, condition, |now| {
+        Ok((Change::RemoveService(now.name.clone()), Service::from(&now)))
+    })
+    .await
 }
 
 async fn add_backend(
     State(api): State<Api>,
     Path(service): Path<String>,
+    IfMatch(condition): IfMatch,
     body: Bytes,
-) -> Result<(StatusCode, Json<Backend>), ApiError> {
+) -> Result<(StatusCode, Tagged<Backend>), ApiError> {
     let wanted: Backend = wire::read(Value::Object(object(&body)?))?;
     let backend = BackendSpec::try_from(&wanted)?;
-    let _turn = api.turn().await;
-    api.runs_nothing_new(&service, backend.health.as_deref())
-        .await?;
     let added = Backend::from(&backend);
-    api.control
-        .change(Change::AddBackend { service, backend })
-        .await?;
-    Ok((StatusCode::CREATED, Json(added)))
+    let change = Change::AddBackend { service, backend };
+    let revision = api.change(change, condition).await?;
+    Ok((StatusCode::CREATED, Tagged(revision, added)))
 }
 
 async fn set_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
+    IfMatch(condition): IfMatch,
     body: Bytes,
-) -> Answer<Backend> {
+) -> Result<Tagged<Backend>, ApiError> {
     let mut document = object(&body)?;
     // The default would bring a drained backend back.
     if !document.contains_key("weight") {
@@ -185,100 +257,199 @@ async fn set_backend(
     name_it(&mut document, "address", &address)?;
     let wanted: Backend = wire::read(Value::Object(document))?;
     let backend = BackendSpec::try_from(&wanted)?;
-    let _turn = api.turn().await;
-    api.replace_backend(service, backend).await
+    let now = Backend::from(&backend);
+    let change = Change::SetBackend { service, backend };
+    let revision = api.change(change, condition).await?;
+    Ok(Tagged(revision, now))
 }
 
 async fn patch_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
+    IfMatch(condition): IfMatch,
     body: Bytes,
-) -> Answer<Backend> {
+) -> Result<Tagged<Backend>, ApiError> {
     let patch = object(&body)?;
-    let _turn = api.turn().await;
-    let now = Backend::from(&api.find_backend(&service, &address).await?);
-    let mut document = serde_json::to_value(&now).expect("its keys are strings");
-    merge(&mut document, Value::Object(patch));
-    let Value::Object(mut document) = document else {
-        unreachable!("an object merged into an object is one");
-    };
-    name_it(&mut document, "address", &now.address)?;
-    let wanted: Backend = wire::read(Value::Object(document))?;
-    let backend = BackendSpec::try_from(&wanted)?;
-    api.replace_backend(service, backend).await
+    api.amend_backend(&service, &address, condition, |now| {
+        let now = Backend::from(&now);
+        let mut document = serde_json::to_value(&now).expect("its keys are strings");
+        merge(&mut document, Value::Object(patch.clone()));
+        let Value::Object(mut document) = document else {
+            unreachable!("an object merged into an object is one");
+        };
+        name_it(&mut document, "address", &now.address)?;
+        let wanted: Backend = wire::read(Value::Object(document))?;
+        Ok(BackendSpec::try_from(&wanted)?)
+    })
+    .await
 }
 
 async fn drain_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
+    IfMatch(condition): IfMatch,
     body: Bytes,
-) -> Answer<Backend> {
+) -> Result<Tagged<Backend>, ApiError> {
     let drain: Drain = wire::read(Value::Object(object(&body)?))?;
     let drain = drain.spec(str::to_owned)?;
-    api.set_drain(service, &address, Some(drain)).await
+    api.set_drain(&service, &address, condition, Some(drain))
+        .await
 }
 
 async fn undrain_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
-) -> Answer<Backend> {
-    api.set_drain(service, &address, None).await
+    IfMatch(condition): IfMatch,
+) -> Result<Tagged<Backend>, ApiError> {
+    api.set_drain(&service, &address, condition, None).await
 }
 
 async fn remove_backend(
     State(api): State<Api>,
     Path((service, address)): Path<(String, String)>,
-) -> Answer<Backend> {
-    let _turn = api.turn().await;
-    let removed = api.find_backend(&service, &address).await?;
-    let address = removed.address;
-    let removed = Backend::from(&removed);
-    api.control
-        .change(Change::RemoveBackend { service, address })
-        .await?;
-    Ok(Json(removed))
+    IfMatch(condition): IfMatch,
+) -> Result<Tagged<Backend>, ApiError> {
+    let address: BackendAddress = address.parse()?;
+    api.amend(&service, condition, |now| {
+        let removed = backend_of(&now, address)?;
+        let service = now.name.clone();
+        let change = Change::RemoveBackend { service, address };
+        Ok((change, Backend::from(&removed)))
+    })
+    .await
+}
+
+/// An answer with the revision of the state that it is about.
+struct Tagged<T>(Revision, T);
+
+impl<T: serde::Serialize> IntoResponse for Tagged<T> {
+    fn into_response(self) -> Response {
+        let tag = HeaderValue::try_from(format!("\"{}\"", self.0));
+        let mut response = Json(self.1).into_response();
+        if let Ok(tag) = tag {
+            response.headers_mut().insert(header::ETAG, tag);
+        }
+        response
+    }
+}
+
+/// The states that a request may change: `If-Match`.
+struct IfMatch(Option<Condition>);
+
+impl<S: Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let given: Vec<&HeaderValue> = parts.headers.get_all(header::IF_MATCH).iter().collect();
+        let [value] = given[..] else {
+            return match given.is_empty() {
+                true => Ok(Self(None)),
+                false => Err(
+                    Reason::new("`If-Match` is there twice", "name all revisions in one").into(),
+                ),
+            };
+        };
+        let text = value.to_str().unwrap_or_default();
+        let condition = text.parse().map_err(|reason: Reason| Reason {
+            message: format!("If-Match: {}", reason.message),
+            ..reason
+        })?;
+        Ok(Self(Some(condition)))
+    }
 }
 
 impl Api {
-    /// Waits until every change that began before has been made.
-    async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.changes.lock().await
+    async fn find(&self, name: &str) -> Result<(Revision, ServiceSpec), ApiError> {
+        let (revision, service) = self.control.service(name).await?;
+        let service = service.ok_or_else(|| Refusal::NotFound(rules::no_such_service(name)))?;
+        Ok((revision, service))
     }
 
-    async fn find(&self, name: &str) -> Result<ServiceSpec, ApiError> {
-        let services = self.control.services().await?;
-        services
-            .into_iter()
-            .find(|service| service.name == name)
-            .ok_or_else(|| Refusal::NotFound(rules::no_such_service(name)).into())
+    /// Changes a service by what `amended` makes of it, which is asked again where somebody
+    /// else was faster.
+    async fn amend<T>(
+        &self,
+        name: &str,
+        condition: Option<Condition>,
+        amended: impl Fn(ServiceSpec) -> Result<(Change, T), ApiError>,
+    ) -> Result<Tagged<T>, ApiError> {
+        let _turn = self.changes.lock().await;
+        loop {
+            let (revision, service) = self.find(name).await?;
+            if let Some(condition) = &condition {
+                condition.require(revision)?;
+            }
+            let (change, answer) = amended(service)?;
+            self.must_run_nothing_new(&change).await?;
+            match self
+                .control
+                .change(change, Some(Condition::is(revision)))
+                .await
+            {
+                Ok(revision) => return Ok(Tagged(revision, answer)),
+                Err(Refusal::Outdated(_)) => {}
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
     }
 
-    async fn find_backend(&self, service: &str, address: &str) -> Result<BackendSpec, ApiError> {
+    async fn amend_backend(
+        &self,
+        service: &str,
+        address: &str,
+        condition: Option<Condition>,
+        amended: impl Fn(BackendSpec) -> Result<BackendSpec, ApiError>,
+    ) -> Result<Tagged<Backend>, ApiError> {
         let address: BackendAddress = address.parse()?;
-        let mut backends = self.find(service).await?.backends.into_iter();
-        backends
-            .find(|backend| backend.address == address)
-            .ok_or_else(|| ApiError::not_found(rules::no_such_backend(service, address)))
+        self.amend(service, condition, |now| {
+            let backend = amended(backend_of(&now, address)?)?;
+            let answer = Backend::from(&backend);
+            let service = now.name.clone();
+            Ok((Change::SetBackend { service, backend }, answer))
+        })
+        .await
     }
 
-    /// Whether these checks of a service run no program that it does not run already.
+    /// Makes a change, whatever the service is now.
+    async fn change(
+        &self,
+        change: Change,
+        condition: Option<Condition>,
+    ) -> Result<Revision, ApiError> {
+        self.must_run_nothing_new(&change).await?;
+        Ok(self.control.change(change, condition).await?)
+    }
+
+    /// [`Self::runs_nothing_new`] with the checks of a change.
+    async fn must_run_nothing_new(&self, change: &Change) -> Result<(), ApiError> {
+        match change {
+            Change::AddService(spec) | Change::SetService(spec) => {
+                self.runs_nothing_new(named_programs(spec).collect()).await
+            }
+            Change::AddBackend { service, backend } | Change::SetBackend { service, backend } => {
+                let own = backend.health.iter().map(|health| &**health);
+                let wanted = own.filter(|health| is_program(health));
+                let wanted = wanted.map(|health| (service.as_str(), health)).collect();
+                self.runs_nothing_new(wanted).await
+            }
+            Change::RemoveService(_) | Change::RemoveBackend { .. } => Ok(()),
+        }
+    }
+
+    /// Refuses checks, each of the service that is named, where they run a program that it
+    /// does not run already.
     ///
     /// Whoever may write to the socket may change where packets go; what the daemon runs,
     /// with all its rights, is for the owner of the file to say.
-    async fn runs_nothing_new(
-        &self,
-        service: &str,
-        wanted: impl IntoIterator<Item = &HealthSpec>,
-    ) -> Result<(), ApiError> {
-        let program = |spec: &HealthSpec| matches!(spec.probe, Probe::Exec(_));
-        let wanted: Vec<_> = wanted.into_iter().filter(|spec| program(spec)).collect();
+    async fn runs_nothing_new(&self, wanted: Vec<(&str, &HealthSpec)>) -> Result<(), ApiError> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let services = self.control.services().await?;
-        let now = services.iter().find(|spec| spec.name == service);
-        let now: Vec<_> = now.into_iter().flat_map(checks).collect();
-        let is_known = |spec: &&HealthSpec| now.iter().any(|now| now.probe == spec.probe);
+        let (_, services) = self.control.services().await?;
+        let is_known = |(name, wanted): &(&str, &HealthSpec)| {
+            let service = services.iter().find(|spec| spec.name == *name);
+            service.is_some_and(|spec| programs(spec).any(|now| now.probe == wanted.probe))
+        };
         if wanted.iter().all(is_known) {
             return Ok(());
         }
@@ -287,43 +458,56 @@ impl Api {
 
     async fn set_drain(
         &self,
-        service: String,
+        service: &str,
         address: &str,
+        condition: Option<Condition>,
         drain: Option<DrainSpec>,
-    ) -> Answer<Backend> {
-        let _turn = self.turn().await;
-        let now = self.find_backend(&service, address).await?;
-        let backend = BackendSpec { drain, ..now };
-        self.replace_backend(service, backend).await
+    ) -> Result<Tagged<Backend>, ApiError> {
+        let amended = |now| Ok(BackendSpec { drain, ..now });
+        self.amend_backend(service, address, condition, amended)
+            .await
     }
 
-    async fn replace_backend(&self, service: String, backend: BackendSpec) -> Answer<Backend> {
-        self.runs_nothing_new(&service, backend.health.as_deref())
-            .await?;
-        let now = Backend::from(&backend);
-        self.control
-            .change(Change::SetBackend { service, backend })
-            .await?;
-        Ok(Json(now))
-    }
-
-    async fn replace(&self, spec: ServiceSpec) -> Answer<Service> {
-        self.runs_nothing_new(&spec.name, checks(&spec)).await?;
-        let now = Service::from(&spec);
-        self.control
-            .change(Change::SetService(Box::new(spec)))
-            .await?;
-        Ok(Json(now))
+    async fn apply(&self, apply: Apply) -> Result<Response, ApiError> {
+        if let Some(content) = &apply.content {
+            let services = content.services.services();
+            let wanted = services.flat_map(named_programs).collect();
+            self.runs_nothing_new(wanted).await?;
+        }
+        let reloaded: Reloaded = self.control.apply(apply).await?;
+        let tag = HeaderValue::try_from(format!("\"{}\"", reloaded.revision));
+        let mut response = Json(reloaded).into_response();
+        if let Ok(tag) = tag {
+            response.headers_mut().insert(header::ETAG, tag);
+        }
+        Ok(response)
     }
 }
 
-/// The checks of a service and its backends.
-fn checks(service: &ServiceSpec) -> impl Iterator<Item = &HealthSpec> {
+fn backend_of(service: &ServiceSpec, address: BackendAddress) -> Result<BackendSpec, ApiError> {
+    let mut backends = service.backends.iter();
+    let found = backends.find(|backend| backend.address == address);
+    found
+        .cloned()
+        .ok_or_else(|| ApiError::not_found(rules::no_such_backend(&service.name, address)))
+}
+
+/// Whether a check runs a program.
+fn is_program(spec: &HealthSpec) -> bool {
+    matches!(spec.probe, Probe::Exec(_))
+}
+
+/// The checks of a service and its backends that run programs.
+fn programs(service: &ServiceSpec) -> impl Iterator<Item = &HealthSpec> {
     let own = service.backends.iter();
-    service
-        .health
-        .iter()
-        .chain(own.filter_map(|backend| backend.health.as_deref()))
+    let own = own.filter_map(|backend| backend.health.as_deref());
+    let all = service.health.iter().chain(own);
+    all.filter(|spec| is_program(spec))
+}
+
+/// [`programs`], each with the name of the service.
+fn named_programs(service: &ServiceSpec) -> impl Iterator<Item = (&str, &HealthSpec)> {
+    programs(service).map(|spec| (service.name.as_str(), spec))
 }
 
 /// The JSON object that a body is.

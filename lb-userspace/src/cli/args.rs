@@ -16,9 +16,9 @@ use crate::{
     decap::Prefix,
     state::{
         BackendAddress, BackendSpec, FlowFilter, FlowState, Hash, HealthKey, Mode, OnDeadline,
-        OnEmpty, OtherPorts, ProbeKind, Protocol, Quorum, RateLimit, Reason, Scheduler, ServerId,
-        ServiceAddress, SlowStartCurve, Track, Word, parse_jitter, parse_port, parse_port_range,
-        parse_source, parse_sources, rules,
+        OnEmpty, OtherPorts, ProbeKind, Protocol, Quorum, RateLimit, Reason, Revision, Scheduler,
+        ServerId, ServiceAddress, SlowStartCurve, Track, Word, parse_jitter, parse_port,
+        parse_port_range, parse_source, parse_sources, rules,
     },
 };
 
@@ -94,6 +94,9 @@ pub(super) fn nothing_to_set(what: &str) -> ! {
 pub(super) enum Command {
     Run(Box<Run>),
     Check(Check),
+    Apply(Apply),
+    #[command(subcommand)]
+    Config(Config),
     Status(Status),
     Flows(Flows),
     #[command(subcommand)]
@@ -107,7 +110,8 @@ pub(super) enum Command {
 /// Run the balancer in the foreground
 ///
 /// Reads the configuration, attaches to the interfaces and manages the forwarding of
-/// packets until SIGINT or SIGTERM. The kernel forwards packets on then, without health
+/// packets until SIGINT or SIGTERM. When the file changes, and on SIGHUP, it is read again.
+/// What was changed by other commands holds on. The kernel forwards packets on then, without health
 /// checks, and the next `lb run` goes on from there, with all connections; `lb detach`
 /// ends that. Needs root.
 #[derive(Debug, clap::Args)]
@@ -131,6 +135,13 @@ pub(super) struct Run {
     /// slow; `auto` is native where the driver can, else generic with a warning.
     #[arg(long, value_name = "MODE", value_parser = word::<XdpMode>())]
     pub(super) xdp_mode: Option<XdpMode>,
+
+    /// Start with what the file says alone
+    ///
+    /// What was changed while the balancer ran before is put aside, in a file beside the state
+    /// file, whether that can be read or not.
+    #[arg(long)]
+    pub(super) forget_changes: bool,
 
     /// What the balancer logs to stderr: a level, or levels by module
     #[arg(
@@ -275,6 +286,56 @@ pub(super) struct Check {
     /// Print the mistakes as JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Bring about what a configuration file says
+///
+/// Its services and backends are compared to what the balancer has, and the difference is made;
+/// connections of what does not change go on. What was changed by other commands holds on,
+/// unless the file says something new about it. A file with an error changes nothing.
+///
+/// The file that the balancer was started with is taken by itself when it changes, too. Another
+/// one holds in its place until that changes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Apply {
+    /// Configuration file, in TOML
+    pub(super) file: PathBuf,
+
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+
+    /// Only if the state has this revision, as `lb status --json` shows it
+    #[arg(long, value_name = "REVISION", value_parser = typed(Revision::from_str))]
+    pub(super) if_revision: Option<Revision>,
+
+    /// Print what changes as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Show what is configured, and undo changes
+#[derive(Debug, Subcommand)]
+pub(super) enum Config {
+    /// Show the whole configuration that is in force
+    ///
+    /// In the form of the configuration file. What is not as the file says is marked.
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget what was changed beside the file
+    ///
+    /// Services and backends become what the file says, drains end that it does not name.
+    Reset {
+        /// Show what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print what changes as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Show services, backends, their health and counters

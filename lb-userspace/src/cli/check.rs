@@ -49,7 +49,7 @@ pub(super) fn explain(source: &Source, diagnostics: &Diagnostics) {
     }
 }
 
-fn summary(source: &Source, outcome: &Outcome) -> String {
+pub(super) fn summary(source: &Source, outcome: &Outcome) -> String {
     let file = source.name();
     let Some(config) = &outcome.config else {
         let errors = outcome.diagnostics.count(Severity::Error);

@@ -1,9 +1,11 @@
 //! The command line. Arguments are taken in two steps: what was typed (`args`), and
 //! what it means, in the module of each command.
 
+mod apply;
 mod args;
 mod backend;
 mod check;
+mod config;
 mod decap;
 mod detach;
 mod flows;
@@ -43,6 +45,8 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Command::Check(check) => return check::check(&check),
         Command::Detach(command) => detach::detach(&command)?,
         Command::Decap(decap) => decap::decap(*decap, socket)?,
+        Command::Apply(command) => return ask(apply::apply(&client(), &command)),
+        Command::Config(command) => ask(config::config(&client(), command))?,
         Command::Status(status) => ask(status::status(&client(), &status))?,
         Command::Flows(flows) => ask(flows::flows(&client(), flows))?,
         Command::Service(command) => ask(service::service(&client(), command))?,
@@ -52,7 +56,7 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs a command that asks a running balancer.
-fn ask(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn ask<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?

@@ -1,6 +1,9 @@
 //! `lb run`: joins configuration, API and daemon to a process.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{self, PathBuf},
+};
 
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -17,32 +20,122 @@ use crate::{
         self, Config, Severity, Source,
         host::{self, LocalPorts},
     },
-    daemon,
-    state::{Control, Mode, Reason},
+    daemon::{self, Setup},
+    intent::{Intent, KeptDrain, Store},
+    state::{Control, Desired, FileContent, Mode, Reason},
 };
 
 /// Requests that may wait for the daemon; more wait in their connections.
 const REQUESTS: usize = 64;
 
 pub(super) fn run(mut args: Run, socket: Option<PathBuf>) -> anyhow::Result<()> {
-    let log = std::mem::take(&mut args.log);
-    let config = configure(args, socket)?;
-    log_to_stderr(log);
+    log_to_stderr(std::mem::take(&mut args.log));
+    let prepared = prepare(args, socket)?;
     raise_file_limit();
-    warn_of_shared_ports(&config);
+    warn_of_shared_ports(&prepared.config);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the threads of the balancer")?
-        .block_on(serve(config))
+        .block_on(serve(prepared))
 }
 
-/// The configuration of the file, with what the command line says instead.
-fn configure(args: Run, socket: Option<PathBuf>) -> anyhow::Result<Config> {
+/// What the balancer begins with, but for what needs a runtime.
+struct Prepared {
+    config: Config,
+    file: PathBuf,
+    desired: Desired,
+    intent: Intent,
+    store: Store,
+    drains: Vec<KeptDrain>,
+}
+
+/// Reads the file and what was changed while the balancer ran before.
+fn prepare(args: Run, socket: Option<PathBuf>) -> anyhow::Result<Prepared> {
     let source = Source::open(&args.config)?;
-    let outcome = config::read(&source);
-    check::explain(&source, &outcome.diagnostics);
-    let mut config = outcome.config.ok_or_else(|| {
+    let config = read(&source)?;
+    let file = path::absolute(&args.config).context("cannot tell where the file is")?;
+    let state_file = config.state_file.clone();
+    let mut store = Store::open(&state_file)?;
+    if args.forget_changes
+        && let Some(aside) = store.put_aside()?
+    {
+        let (file, aside) = (state_file.display(), aside.display());
+        tracing::warn!(%file, %aside, "what was changed while the balancer ran is put aside");
+    }
+    let kept = store.read()?;
+
+    let own = FileContent {
+        name: file.display().to_string(),
+        ..config.content(&source)
+    };
+    let applied = kept
+        .applied
+        .filter(|applied| applied.instead_of == own.text);
+    let (mut config, applied) = match applied {
+        None => (config, None),
+        Some(applied) => {
+            let source = Source::new(applied.name.clone(), applied.text.as_bytes());
+            tracing::info!(file = applied.name, "the file that was applied last holds");
+            let config = read(&source)?;
+            let content = config.content(&source);
+            (config, Some((applied, content)))
+        }
+    };
+    let mut fixed = Vec::new();
+    if !args.interfaces.is_empty() {
+        config.interfaces = args.interfaces;
+        config.interfaces.sort_unstable();
+        config.interfaces.dedup();
+        fixed.push("interfaces");
+    }
+    if let Some(mode) = args.xdp_mode {
+        config.xdp_mode = mode;
+        fixed.push("xdp_mode");
+    }
+    if let Some(socket) = socket {
+        config.socket = socket;
+        fixed.push("socket");
+    }
+    config.state_file = state_file;
+    config.datapath_log = args.datapath_log;
+    // What it runs with, so that only another word of the file is something new.
+    let settings = config.settings();
+    let with_settings = |content| FileContent {
+        settings: settings.clone(),
+        ..content
+    };
+    let applied = applied.map(|(applied, content)| (applied, with_settings(content)));
+    let begun = Intent::begin(with_settings(own), applied, kept.services, &fixed);
+    let (intent, desired) = begun.map_err(|refusal| {
+        Reason::new(
+            refusal.to_string(),
+            "mend the file, or start with what it says alone by `lb run --forget-changes`",
+        )
+    })?;
+    let changed = intent.status().changed_services;
+    if changed != 0 {
+        tracing::info!(
+            services = changed,
+            "changes that were made while the balancer ran hold on; `lb config show` tells them"
+        );
+    }
+    config.services = desired.services().cloned().collect();
+    Ok(Prepared {
+        config,
+        file,
+        desired,
+        intent,
+        store,
+        drains: kept.drains,
+    })
+}
+
+/// The configuration of a file, with its mistakes on stderr.
+fn read(source: &Source) -> anyhow::Result<Config> {
+    let outcome = config::read(source);
+    check::explain(source, &outcome.diagnostics);
+    Ok(outcome.config.ok_or_else(|| {
         let errors = outcome.diagnostics.count(Severity::Error);
         Reason::new(
             format!(
@@ -52,16 +145,7 @@ fn configure(args: Run, socket: Option<PathBuf>) -> anyhow::Result<Config> {
             ),
             "mend what is shown above; `lb check` tells when it is right",
         )
-    })?;
-    if !args.interfaces.is_empty() {
-        config.interfaces = args.interfaces;
-        config.interfaces.sort_unstable();
-        config.interfaces.dedup();
-    }
-    config.xdp_mode = args.xdp_mode.unwrap_or(config.xdp_mode);
-    config.socket = socket.unwrap_or(config.socket);
-    config.datapath_log = args.datapath_log;
-    Ok(config)
+    })?)
 }
 
 pub(super) fn log_to_stderr(filter: EnvFilter) {
@@ -105,18 +189,28 @@ fn warn_of_shared_ports(config: &Config) {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     // Before anything is attached, so that the signals never find it attached and
     // nobody listening.
     let shutdown = shutdown_signal()?;
-    let socket = Socket::bind(&config.socket)?;
+    let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+    let socket = Socket::bind(&prepared.config.socket)?;
     tracing::info!(socket = %socket.path().display(), "listening");
     let (control, requests) = Control::channel(REQUESTS);
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(api::serve(socket, control, async {
         let _ = stopped.await;
     }));
-    let result = daemon::run(config, requests, shutdown).await;
+    let setup = Setup {
+        config: prepared.config,
+        file: prepared.file,
+        desired: prepared.desired,
+        intent: prepared.intent,
+        store: prepared.store,
+        drains: prepared.drains,
+        hangup,
+    };
+    let result = daemon::run(setup, requests, shutdown).await;
     drop(stop);
     server.await.context("the API ended badly")?;
     result

@@ -146,6 +146,25 @@ impl Diagnostics {
             .count()
     }
 
+    /// On one line: how many errors there are, and the first.
+    #[must_use]
+    pub fn summary(&self, source: &Source) -> String {
+        let errors = self.count(Severity::Error);
+        let mut found = self.iter();
+        let first = found.find(|found| found.severity == Severity::Error);
+        let Some(first) = first else {
+            return format!("`{}` has no errors", source.name());
+        };
+        let (line, column) = source.position(first.span.start);
+        let (name, message) = (source.name(), &first.message);
+        match errors {
+            1 => format!("`{name}` has an error in line {line}, column {column}: {message}"),
+            _ => format!(
+                "`{name}` has {errors} errors, the first in line {line}, column {column}: {message}"
+            ),
+        }
+    }
+
     /// All of them as text, an empty line between two.
     #[must_use]
     pub fn render(&self, source: &Source, colour: bool) -> String {

@@ -10,7 +10,8 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, DEFAULT_PIN_DIRECTORY, DEFAULT_SOCKET, DatapathLog, Limits, Source, XdpMode,
+    Config, DEFAULT_PIN_DIRECTORY, DEFAULT_SOCKET, DEFAULT_STATE_FILE, DatapathLog, Limits, Source,
+    XdpMode,
     diagnostic::{Diagnostic, Diagnostics, Doubt, Severity},
     reader::{Table, Value},
     service::{self, ReadService},
@@ -24,6 +25,8 @@ const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`
 const XDP_MODE: &str = "`xdp-mode = \"auto\"`, `\"native\"` or `\"generic\"`";
 const PIN_DIRECTORY: &str =
     "write an absolute path in quotes: `pin-directory = \"/sys/fs/bpf/lb\"`";
+const STATE_FILE: &str =
+    "write an absolute path in quotes: `state-file = \"/var/lib/lb/state.json\"`";
 const SOCKET: &str = "write an absolute path in quotes: `socket = \"/run/lb/lb.sock\"`";
 
 /// What a file says, and what is wrong with it.
@@ -197,6 +200,10 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         .optional("pin-directory")
         .and_then(|value| value.parse(PIN_DIRECTORY, out, parse_pin_directory))
         .unwrap_or_else(|| DEFAULT_PIN_DIRECTORY.into());
+    let state_file = root
+        .optional("state-file")
+        .and_then(|value| value.parse(STATE_FILE, out, parse_state_file))
+        .unwrap_or_else(|| DEFAULT_STATE_FILE.into());
     let limits = root
         .optional("limits")
         .and_then(|value| value.table("[limits]", out))
@@ -216,6 +223,7 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         xdp_mode,
         socket,
         pin_directory,
+        state_file,
         limits,
         datapath_log: DatapathLog::Off,
         services: services.into_iter().map(|service| service.spec).collect(),
@@ -315,6 +323,26 @@ pub fn parse_pin_directory(path: &str) -> Result<PathBuf, Reason> {
         ));
     }
     Ok(path.into())
+}
+
+/// Reads the path of the file in which what is changed while the balancer runs is kept.
+///
+/// # Errors
+///
+/// When it is not absolute, or that of a directory.
+pub fn parse_state_file(path: &str) -> Result<PathBuf, Reason> {
+    let name = path.rsplit('/').next();
+    let is_file = name.is_some_and(|name| !["", ".", ".."].contains(&name));
+    if path.starts_with('/') && is_file && !path.contains('\0') {
+        return Ok(path.into());
+    }
+    Err(Reason::new(
+        format!(
+            "the path `{}` is no absolute path of a file",
+            path.escape_debug()
+        ),
+        format!("begin it with `/` and end it with a name, as in `{DEFAULT_STATE_FILE}`"),
+    ))
 }
 
 fn read_limits(mut table: Table<'_>, out: &mut Diagnostics) -> Limits {

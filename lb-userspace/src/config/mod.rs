@@ -15,16 +15,23 @@ mod source;
 use std::path::PathBuf;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
-pub use file::{Outcome, parse_interface, parse_pin_directory, parse_socket, read};
+pub use file::{
+    Outcome, parse_interface, parse_pin_directory, parse_socket, parse_state_file, read,
+};
 pub use source::Source;
 
-use crate::state::{Desired, ServiceSpec, words};
+use serde_json::{Map, Value, json};
+
+use crate::state::{Desired, FileContent, ServiceSpec, words};
 
 /// Where the API listens unless the configuration or the command line says
 /// otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
 /// Where the datapath is kept unless the file says otherwise.
 pub const DEFAULT_PIN_DIRECTORY: &str = "/sys/fs/bpf/lb";
+
+/// Where what is changed while it runs is kept unless the file says otherwise.
+pub const DEFAULT_STATE_FILE: &str = "/var/lib/lb/state.json";
 
 /// A configuration without a mistake in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +45,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where the datapath is kept while no daemon runs: a directory on a BPF file system.
     pub pin_directory: PathBuf,
+    /// Where what is changed while it runs is kept for the next start.
+    pub state_file: PathBuf,
     /// How much the datapath has room for.
     pub limits: Limits,
     /// What the datapath logs. Not in the file: it costs every packet, so it is
@@ -57,6 +66,38 @@ impl Config {
     #[must_use]
     pub fn desired(&self) -> Desired {
         Desired::new(self.services.iter().cloned()).expect("checked when it was read")
+    }
+
+    /// All but the services, as JSON; with `_` in keys for the `-` of the file.
+    #[must_use]
+    pub fn settings(&self) -> Map<String, Value> {
+        let settings = json!({
+            "interfaces": self.interfaces,
+            "xdp_mode": self.xdp_mode,
+            "socket": self.socket,
+            "pin_directory": self.pin_directory,
+            "state_file": self.state_file,
+            "limits": {"flows": self.limits.flows, "embryonic": self.limits.embryonic},
+        });
+        match settings {
+            Value::Object(settings) => settings,
+            _ => unreachable!("it is written as one above"),
+        }
+    }
+
+    /// What the file that it was read from says.
+    ///
+    /// # Panics
+    ///
+    /// As with [`Self::desired`].
+    #[must_use]
+    pub fn content(&self, source: &Source) -> FileContent {
+        FileContent {
+            name: source.name().to_owned(),
+            text: source.text().to_owned(),
+            services: self.desired(),
+            settings: self.settings(),
+        }
     }
 }
 

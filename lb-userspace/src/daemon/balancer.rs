@@ -25,6 +25,7 @@ use crate::{
     drain::Drain,
     flows::{Lifetimes, Query},
     health,
+    intent::KeptDrain,
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Found, Reconciler, World},
     slow_start::{self, Seen, Warmth},
@@ -100,6 +101,12 @@ fn is_checked(service: &ServiceSpec, backend: BackendAddress) -> bool {
     let mut backends = service.backends.iter();
     let backend = backends.find(|known| known.address == backend);
     backend.is_some_and(|backend| service.health_of(backend).is_some())
+}
+
+/// What was wanted before something else was.
+pub(super) struct Before {
+    desired: Desired,
+    drains: HashMap<Name, Drain>,
 }
 
 /// A backend by its service's name and its address.
@@ -284,11 +291,6 @@ impl<P: Plane> Balancer<P> {
         backends.map(|backend| backend.address.ip).collect()
     }
 
-    /// What is wanted.
-    pub(super) fn services(&self) -> Vec<ServiceSpec> {
-        self.desired.services().cloned().collect()
-    }
-
     /// What is.
     pub(super) fn status(&self, now: Duration) -> Status {
         let reading = self.ledger.read(&self.plane).unwrap_or_else(|error| {
@@ -303,23 +305,77 @@ impl<P: Plane> Balancer<P> {
     pub(super) fn change(&mut self, change: Change, now: Duration) -> Result<(), Refusal> {
         let mut desired = self.desired.clone();
         desired.apply(change)?;
-        let before = std::mem::replace(&mut self.desired, desired);
-        let health = self.expected_health(&before);
+        self.want(desired, now).map(drop)
+    }
+
+    /// Wants something else, and brings the datapath there before it returns. Where that fails
+    /// everything is as it was. What it returns takes it [back](Self::take_back).
+    pub(super) fn want(&mut self, desired: Desired, now: Duration) -> Result<Before, Refusal> {
+        let before = Before {
+            desired: std::mem::replace(&mut self.desired, desired),
+            drains: self.drains.clone(),
+        };
+        let health = self.expected_health(&before.desired);
         let health_before = std::mem::replace(&mut self.health, health);
-        let drains_before = self.drains.clone();
         self.follow_drains(now);
-        self.await_news(&before, now);
+        self.await_news(&before.desired, now);
         if let Err(error) = self.reconcile(now) {
-            self.desired = before;
+            self.desired = before.desired;
             self.health = health_before;
-            self.drains = drains_before;
+            self.drains = before.drains;
             self.overdue = Some(now);
             self.reconcile_if_needed(now);
             return Err(Refusal::Failed(chain(&error)));
         }
         let addresses = self.addresses();
         self.hops.retain(|address, _| addresses.contains(address));
-        Ok(())
+        Ok(before)
+    }
+
+    /// Wants again what was wanted before, with the drains as they were.
+    pub(super) fn take_back(&mut self, before: Before, now: Duration) {
+        let after = std::mem::replace(&mut self.desired, before.desired);
+        self.health = self.expected_health(&after);
+        self.drains = before.drains;
+        self.await_news(&after, now);
+        self.overdue = Some(now);
+        self.reconcile_if_needed(now);
+    }
+
+    /// The drains that there are, for the daemon after this one.
+    pub(super) fn kept_drains(&self, now: Duration) -> Vec<KeptDrain> {
+        let mut kept: Vec<_> = self
+            .drains
+            .iter()
+            .map(|((service, backend), drain)| {
+                let backend = backend.to_string();
+                KeptDrain::new(
+                    service.clone(),
+                    backend,
+                    drain.age(now),
+                    drain.flows_at_start(),
+                )
+            })
+            .collect();
+        kept.sort_by(|a, b| (&a.service, &a.backend).cmp(&(&b.service, &b.backend)));
+        kept
+    }
+
+    /// Goes on with drains that a daemon before this one began.
+    pub(super) fn resume_drains(&mut self, kept: &[KeptDrain], now: Duration) {
+        for drain in kept {
+            let Ok(backend) = drain.backend.parse() else {
+                continue;
+            };
+            let spec = self.desired.service(&drain.service);
+            let mut backends = spec.into_iter().flat_map(|spec| &spec.backends);
+            let wanted = backends.find(|other| other.address == backend);
+            if let Some(wanted) = wanted.and_then(|backend| backend.drain) {
+                let resumed = Drain::resumed(wanted, now, drain.ago(), drain.flows_at_start);
+                self.drains
+                    .insert((drain.service.clone(), backend), resumed);
+            }
+        }
     }
 
     /// Begins and ends drains as they are wanted.

@@ -10,9 +10,11 @@
 //!  netlink - next hops -+--> Balancer -------+-- health: what to check
 //!  sweep -- what it saw-+                    +-- netlink: what to watch
 //!  clock ---------------+                    +-- sweep: what is gone
+//!  file --- what it says+                    +-- state file: what was changed
 //! ```
 
 mod balancer;
+mod keeping;
 mod ledger;
 mod plane;
 mod status;
@@ -20,8 +22,10 @@ mod stepped;
 mod sweeping;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
+    path::PathBuf,
     pin::pin,
     time::{Duration, Instant},
 };
@@ -29,6 +33,7 @@ use std::{
 use anyhow::Context as _;
 use lb_common::CLOCK_TICK_MS;
 use tokio::{
+    signal::unix::Signal,
     sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
@@ -36,21 +41,42 @@ use tokio::{
 pub use self::stepped::Stepped;
 use self::{
     balancer::{Attached, Attachment, Balancer},
-    plane::Wired,
+    keeping::{Asker, Keeping},
+    plane::{Plane, Wired},
     sweeping::Sweeping,
+    watch::{News, watch},
 };
 use crate::{
-    config::{Config, DatapathLog, XdpMode},
+    config::{Config, DatapathLog, Severity, XdpMode},
     datapath::{self, Datapath, LogLevel, Options, Pinned, ProgramLog},
     health::Checks,
+    intent::{Intent, KeptDrain, Store},
     neighbour::{self, Interface, Neighbours},
-    state::{Reason, Request},
+    state::{Desired, FileContent, Reason, Request, Status},
 };
 
 /// Events of one source that may wait; their senders wait when there are more.
 const EVENTS: usize = 1_024;
 
-/// Runs the balancer that `config` describes, and answers requests, until `shutdown`
+/// What a daemon begins with.
+pub struct Setup {
+    /// Its settings; the services are in `desired`.
+    pub config: Config,
+    /// The configuration file.
+    pub file: PathBuf,
+    /// What is wanted.
+    pub desired: Desired,
+    /// And who said so.
+    pub intent: Intent,
+    /// Where it is kept.
+    pub store: Store,
+    /// Drains that a daemon before this one began.
+    pub drains: Vec<KeptDrain>,
+    /// Says when the file is to be read again.
+    pub hangup: Signal,
+}
+
+/// Runs the balancer that `setup` describes, and answers requests, until `shutdown`
 /// comes. The datapath goes on forwarding then, and the next call goes on with it; what it
 /// was when this one began, it is until all of that has been read.
 ///
@@ -58,10 +84,11 @@ const EVENTS: usize = 1_024;
 ///
 /// Where it cannot start: see [`datapath::Error`]. Once it runs it goes on.
 pub async fn run(
-    config: Config,
+    setup: Setup,
     mut requests: mpsc::Receiver<Request>,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let config = setup.config;
     let start = Instant::now();
     let interfaces = neighbour::interfaces().context("reading the interfaces of this host")?;
     let indices: Vec<u32> = config
@@ -88,7 +115,12 @@ pub async fn run(
     let attached = attach(&mut datapath, &config, &indices).map_err(explained)?;
     let (plane, found) =
         Wired::new(datapath, Box::new(move || start.elapsed())).map_err(explained)?;
-    let mut balancer = Balancer::new(plane, attached, config.desired(), found, start.elapsed());
+    let mut balancer = Balancer::new(plane, attached, setup.desired, found, start.elapsed());
+    balancer.resume_drains(&setup.drains, start.elapsed());
+    let mut keeping = Keeping::new(setup.intent, setup.store);
+    keeping.keep_drains(&balancer, start.elapsed());
+    let (news_sender, mut news) = mpsc::channel(1);
+    tokio::spawn(watch(setup.file, setup.hangup, news_sender));
     for interface in interfaces {
         balancer.neighbour(neighbour::Event::Interface(interface));
     }
@@ -102,8 +134,9 @@ pub async fn run(
         if let Some(targets) = balancer.new_targets() {
             checks.set(targets);
         }
+        let is_free = keeping.is_free() && !balancer.is_awaiting(start.elapsed());
         tokio::select! {
-            () = &mut shutdown => {
+            () = &mut shutdown, if keeping.is_free() => {
                 tracing::info!("packets are forwarded on; `lb detach` ends that");
                 return Ok(());
             }
@@ -129,27 +162,112 @@ pub async fn run(
                     sweeping.order(balancer.sweep(now));
                 }
             }
-            request = requests.recv(), if !balancer.is_awaiting(start.elapsed()) => match request {
-                Some(Request::Status(answer)) => drop(answer.send(balancer.status(start.elapsed()))),
-                Some(Request::Services(answer)) => drop(answer.send(balancer.services())),
-                Some(Request::Flows(filter, answer)) => {
-                    match balancer.flows(&filter, start.elapsed()) {
+            is_taken_back = keeping.written(&mut balancer, || start.elapsed()) => {
+                if is_taken_back {
+                    neighbours.watch(balancer.addresses());
+                }
+            }
+            Some(read) = news.recv(), if is_free => {
+                if reread(&mut keeping, &mut balancer, read, start.elapsed()) {
+                    neighbours.watch(balancer.addresses());
+                }
+            }
+            request = requests.recv(), if is_free => {
+                let Some(request) = request else {
+                    // Nobody can ask anything any more.
+                    return Ok(());
+                };
+                let now = start.elapsed();
+                match request {
+                    Request::Flows(filter, answer) => match balancer.flows(&filter, now) {
                         Ok(query) => sweeping.list(query, answer),
                         Err(refusal) => drop(answer.send(Err(refusal))),
-                    }
-                }
-                Some(Request::Change(change, answer)) => {
-                    let result = balancer.change(change, start.elapsed());
-                    if result.is_ok() {
+                    },
+                    request => if answer(&mut keeping, &mut balancer, request, now) {
                         neighbours.watch(balancer.addresses());
-                    }
-                    drop(answer.send(result));
+                    },
                 }
-                // Nobody can ask anything any more.
-                None => return Ok(()),
-            },
+            }
         }
     }
+}
+
+/// Answers a request, but for flows. Says whether something else is wanted now.
+fn answer<P: Plane>(
+    keeping: &mut Keeping,
+    balancer: &mut Balancer<P>,
+    request: Request,
+    now: Duration,
+) -> bool {
+    let revision = keeping.intent.revision();
+    match request {
+        Request::Status(answer) => {
+            let status = Status {
+                configuration: Some(keeping.intent.status()),
+                ..balancer.status(now)
+            };
+            drop(answer.send(status));
+        }
+        Request::Services(answer) => {
+            let services = balancer.desired.services().cloned().collect();
+            drop(answer.send((revision, services)));
+        }
+        Request::Service(name, answer) => {
+            let service = balancer.desired.service(&name).cloned();
+            drop(answer.send((revision, service)));
+        }
+        Request::View(answer) => drop(answer.send(keeping.intent.view(&balancer.desired))),
+        Request::Change(change, condition, answer) => {
+            let asker = Asker::Change(answer);
+            return keeping.change(balancer, change, condition.as_ref(), asker, now);
+        }
+        Request::Apply(apply, answer) => {
+            return keeping.apply(balancer, apply, Asker::Apply(answer), now);
+        }
+        Request::Flows(..) => unreachable!("the sweep answers these"),
+    }
+    false
+}
+
+/// Takes what the configuration file says. Says whether something else is wanted now.
+fn reread<P: Plane>(
+    keeping: &mut Keeping,
+    balancer: &mut Balancer<P>,
+    news: News,
+    now: Duration,
+) -> bool {
+    let refused = "the configuration file is not taken; all stays as it is";
+    let read = match news.read {
+        Ok(read) => read,
+        Err(reason) => {
+            tracing::error!(error = %reason, "{refused}");
+            keeping.intent.refused(None, &reason.message);
+            return false;
+        }
+    };
+    let (source, outcome) = *read;
+    if keeping.intent.knows(source.text()) && !news.is_asked_for {
+        return false;
+    }
+    for found in outcome.diagnostics.iter() {
+        let (line, _) = source.position(found.span.start);
+        let (message, hint) = (&found.message, &found.hint);
+        match found.severity {
+            Severity::Error => tracing::error!(line, hint, "{message}"),
+            Severity::Warning => tracing::warn!(line, hint, "{message}"),
+        }
+    }
+    let Some(config) = outcome.config else {
+        let why = outcome.diagnostics.summary(&source);
+        tracing::error!(error = why, "{refused}");
+        keeping.intent.refused(Some(source.text()), &why);
+        return false;
+    };
+    let content = FileContent {
+        name: keeping.intent.path().to_owned(),
+        ..config.content(&source)
+    };
+    keeping.reload(balancer, content, now)
 }
 
 /// The datapath, with what a daemon before this one has left.

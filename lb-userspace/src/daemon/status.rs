@@ -37,6 +37,7 @@ pub(super) fn status<P: Plane>(balancer: &Balancer<P>, reading: &Reading, now: D
             .map(drops)
             .collect::<BTreeMap<_, _>>(),
         interfaces: balancer.attached.iter().map(interface).collect(),
+        configuration: None,
     }
 }
 

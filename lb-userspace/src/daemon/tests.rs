@@ -871,7 +871,7 @@ fn a_change_that_the_datapath_refuses_is_not_made() {
         matches!(&refusal, Refusal::Failed(why) if why.contains("out of order")),
         "{refusal:?}"
     );
-    assert_eq!(balancer.services()[0].backends.len(), 1);
+    assert_eq!(balancer.desired.service("web").unwrap().backends.len(), 1);
 
     // Later the datapath is brought to what is wanted, which is as before.
     balancer.plane.refuses = false;

@@ -4,7 +4,10 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{BackendAddress, BackendSpec, FlowFilter, FlowList, Reason, ServiceSpec, Status};
+use super::{
+    BackendAddress, BackendSpec, Condition, FileContent, FlowFilter, FlowList, Reason, Reloaded,
+    Revision, ServiceSpec, Status, View,
+};
 
 /// A change to the desired state. It is checked whole and done whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +41,20 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Name of the service that it is about.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        match self {
+            Self::AddService(spec) | Self::SetService(spec) => &spec.name,
+            Self::RemoveService(name) => name,
+            Self::AddBackend { service, .. }
+            | Self::SetBackend { service, .. }
+            | Self::RemoveBackend { service, .. } => service,
+        }
+    }
+}
+
 /// Why a change was not made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -50,7 +67,10 @@ pub enum Refusal {
     /// The change makes no sense in itself.
     #[error("{0}")]
     Invalid(Reason),
-    /// The datapath would not take it.
+    /// The state is not one that the change may be made to.
+    #[error("{0}")]
+    Outdated(Reason),
+    /// The datapath would not take it, or it cannot be kept.
     #[error("{0}")]
     Failed(String),
     /// The balancer is going down.
@@ -64,11 +84,33 @@ pub enum Request {
     /// What is.
     Status(oneshot::Sender<Status>),
     /// What is wanted, by name.
-    Services(oneshot::Sender<Vec<ServiceSpec>>),
+    Services(oneshot::Sender<(Revision, Vec<ServiceSpec>)>),
+    /// What is wanted of the service of this name, if it is there.
+    Service(String, oneshot::Sender<(Revision, Option<ServiceSpec>)>),
+    /// What is wanted, beside what the file says of it.
+    View(oneshot::Sender<View>),
     /// Flows that there are.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, Refusal>>),
-    /// A change to what is wanted. The answer comes when the datapath has it.
-    Change(Change, oneshot::Sender<Result<(), Refusal>>),
+    /// A change to what is wanted, if the state is one that it may be made to. The answer
+    /// comes when the datapath has it, and it is kept.
+    Change(
+        Change,
+        Option<Condition>,
+        oneshot::Sender<Result<Revision, Refusal>>,
+    ),
+    /// All that a file says, or only the file.
+    Apply(Apply, oneshot::Sender<Result<Reloaded, Refusal>>),
+}
+
+/// What is wanted anew.
+#[derive(Clone, Debug)]
+pub struct Apply {
+    /// What a file says; nothing to forget what was changed beside the file.
+    pub content: Option<Box<FileContent>>,
+    /// The states that it may be done to.
+    pub condition: Option<Condition>,
+    /// Only say what would change.
+    pub is_dry_run: bool,
 }
 
 /// The sending end, which every API connection holds.
@@ -104,13 +146,32 @@ impl Control {
         self.ask(Request::Status).await
     }
 
-    /// What is wanted, by name.
+    /// What is wanted, by name, and its revision.
     ///
     /// # Errors
     ///
     /// [`Refusal::ShuttingDown`] when the daemon no longer answers.
-    pub async fn services(&self) -> Result<Vec<ServiceSpec>, Refusal> {
+    pub async fn services(&self) -> Result<(Revision, Vec<ServiceSpec>), Refusal> {
         self.ask(Request::Services).await
+    }
+
+    /// What is wanted of the service of this name, and the state's revision.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::ShuttingDown`] when the daemon no longer answers.
+    pub async fn service(&self, name: &str) -> Result<(Revision, Option<ServiceSpec>), Refusal> {
+        self.ask(|answer| Request::Service(name.to_owned(), answer))
+            .await
+    }
+
+    /// What is wanted, beside what the file says of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::ShuttingDown`] when the daemon no longer answers.
+    pub async fn view(&self) -> Result<View, Refusal> {
+        self.ask(Request::View).await
     }
 
     /// Flows that there are.
@@ -123,12 +184,27 @@ impl Control {
         self.ask(|answer| Request::Flows(filter, answer)).await?
     }
 
-    /// Makes a change and waits until the datapath has it.
+    /// Makes a change and waits until the datapath has it, and it is kept. Returns the
+    /// revision of the state then.
     ///
     /// # Errors
     ///
     /// The [`Refusal`] says why nothing was changed.
-    pub async fn change(&self, change: Change) -> Result<(), Refusal> {
-        self.ask(|answer| Request::Change(change, answer)).await?
+    pub async fn change(
+        &self,
+        change: Change,
+        condition: Option<Condition>,
+    ) -> Result<Revision, Refusal> {
+        self.ask(|answer| Request::Change(change, condition, answer))
+            .await?
+    }
+
+    /// Brings about what a file says, or says what would change.
+    ///
+    /// # Errors
+    ///
+    /// The [`Refusal`] says why nothing was changed.
+    pub async fn apply(&self, apply: Apply) -> Result<Reloaded, Refusal> {
+        self.ask(|answer| Request::Apply(apply, answer)).await?
     }
 }

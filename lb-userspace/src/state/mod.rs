@@ -2,6 +2,7 @@
 //! other.
 
 mod address;
+mod configuration;
 mod control;
 mod desired;
 mod flows;
@@ -15,7 +16,11 @@ mod status;
 mod words;
 
 pub use address::{BackendAddress, BackendPort, ServiceAddress, parse_port, parse_source};
-pub use control::{Change, Control, Refusal, Request};
+pub use configuration::{
+    Action, Condition, ConfigurationStatus, Difference, FileContent, KeyChange, Reloaded, Revision,
+    View,
+};
+pub use control::{Apply, Change, Control, Refusal, Request};
 pub use desired::Desired;
 pub use flows::{FlowFilter, FlowList, FlowState, FlowStatus};
 pub use guard::{NewFlowLimits, RateLimit, parse_sources};

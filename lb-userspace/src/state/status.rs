@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, OnDeadline, Protocol, Scheduler, words::words};
+use super::{ConfigurationStatus, Mode, OnDeadline, Protocol, Scheduler, words::words};
 
 /// The state of the whole balancer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,9 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Interfaces that the balancer is, or should be, attached to.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Where what is wanted comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<ConfigurationStatus>,
 }
 
 /// A service. Its counters are the sums over its backends, those that were

@@ -63,9 +63,11 @@ fn record(balancer: &Balancer, command: &str, record: &mut String) {
     // The socket is somewhere else each time.
     let socket = balancer.socket();
     let text = |bytes| {
-        String::from_utf8(bytes)
+        let text = String::from_utf8(bytes)
             .unwrap()
             .replace(socket.to_str().unwrap(), "LB_SOCKET")
+            .replace(here().to_str().unwrap(), "HERE");
+        without_time(&text)
     };
     record.push_str(&text(stdout));
     for line in text(stderr).lines() {
@@ -74,6 +76,25 @@ fn record(balancer: &Balancer, command: &str, record: &mut String) {
     if !status.success() {
         let _ = writeln!(record, "exit status {}", status.code().unwrap());
     }
+}
+
+/// The text with the time in revisions (`19a9e1b0c2d-7`) replaced: it is another each time.
+fn without_time(text: &str) -> String {
+    let is_hex = |byte: &u8| byte.is_ascii_hexdigit();
+    let mut words = String::new();
+    let mut rest = text;
+    while let Some(dash) = rest.find('-') {
+        let (before, after) = rest.split_at(dash);
+        let digits = before.bytes().rev().take_while(is_hex).count();
+        if digits == 11 && after[1..].starts_with(|c: char| c.is_ascii_digit()) {
+            words.push_str(&before[..dash - digits]);
+            words.push_str("TIME-");
+        } else {
+            words.push_str(&rest[..=dash]);
+        }
+        rest = &after[1..];
+    }
+    words + rest
 }
 
 /// The command, in the folder of the tests and away from this process's settings.

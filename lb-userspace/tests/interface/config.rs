@@ -74,6 +74,7 @@ fn nearly_everything_has_a_default() {
         xdp_mode: XdpMode::Auto,
         socket: PathBuf::from("/run/lb/lb.sock"),
         pin_directory: PathBuf::from("/sys/fs/bpf/lb"),
+        state_file: PathBuf::from("/var/lib/lb/state.json"),
         limits: Limits {
             flows: 1_048_576,
             embryonic: 131_072,
@@ -229,6 +230,7 @@ fn every_key_is_taken_as_written() {
         xdp_mode: XdpMode::Native,
         socket: PathBuf::from("/run/lb/other.sock"),
         pin_directory: PathBuf::from("/sys/fs/bpf/other"),
+        state_file: PathBuf::from("/srv/lb/changes.json"),
         limits: Limits {
             flows: 65_536,
             embryonic: 4_096,

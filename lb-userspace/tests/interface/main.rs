@@ -6,5 +6,6 @@ mod api;
 mod cli;
 mod config;
 mod config_mistakes;
+mod mutations;
 mod run;
 mod support;

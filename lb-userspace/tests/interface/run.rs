@@ -84,17 +84,47 @@ impl Daemon {
 
     fn start_in(directory: TempDir, config: &str, stderr: impl Into<Stdio>) -> Self {
         let file = directory.path().join("lb.toml");
-        fs::write(&file, format!("{config}\n[limits]\nflows = 1024\n")).unwrap();
-        let child = lb(directory.path())
-            .args(["run", "--config"])
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .unwrap();
+        let state = directory.path().join("state.json");
+        let state = format!("state-file = \"{}\"\n", state.display());
+        fs::write(&file, format!("{state}{config}\n[limits]\nflows = 1024\n")).unwrap();
+        let child = spawn(directory.path(), stderr);
         let mut daemon = Self { directory, child };
         daemon.wait_until("it answers", |daemon| daemon.lb("status").status.success());
         daemon
+    }
+
+    /// Kills it, and starts another with the same files.
+    fn kill_and_start(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let mut log = File::options();
+        let log = log.append(true).open(self.directory.path().join("log"));
+        self.child = spawn(self.directory.path(), log.unwrap());
+        self.wait_until("it answers", |daemon| daemon.lb("status").status.success());
+    }
+
+    /// Renames another configuration file over the one that is there.
+    fn configure(&self, config: &str) {
+        let new = self.directory.path().join("new.toml");
+        let state = self.directory.path().join("state.json");
+        let state = format!("state-file = \"{}\"\n", state.display());
+        fs::write(&new, format!("{state}{config}\n[limits]\nflows = 1024\n")).unwrap();
+        fs::rename(new, self.directory.path().join("lb.toml")).unwrap();
+    }
+
+    /// The backends of `web` with weight and state.
+    fn backends(&self) -> Vec<(String, u64, String)> {
+        let status = self.status();
+        let backends = status["services"][0]["backends"].as_array();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        backends
+            .into_iter()
+            .flatten()
+            .map(|backend| {
+                let weight = backend["weight"].as_u64().unwrap();
+                (text(&backend["address"]), weight, text(&backend["state"]))
+            })
+            .collect()
     }
 
     /// Runs a command of the command line against it.
@@ -156,6 +186,16 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn spawn(directory: &Path, stderr: impl Into<Stdio>) -> Child {
+    lb(directory)
+        .args(["run", "--config"])
+        .arg(directory.join("lb.toml"))
+        .stdin(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .unwrap()
 }
 
 fn lb(directory: &Path) -> Command {
@@ -245,6 +285,216 @@ fn an_interface_may_go_and_come_back() {
         });
         let log = daemon.log();
         assert!(!log.contains("not as it should be"), "{log}");
+        assert!(daemon.stop().success());
+    });
+}
+
+#[test]
+fn what_was_changed_survives_the_daemon() {
+    in_network_namespace(|| {
+        let config = format!("interfaces = [\"eth0\"]\n{}", service(&[0, 7, 8]));
+        let mut daemon = Daemon::start(&config);
+        daemon.must("backend set web 10.0.0.2:80 --weight 7");
+        daemon.must("backend remove web 10.0.7.2:80");
+        daemon.must("backend add web 10.0.9.2:80 --weight 9");
+        daemon.must("backend drain web 10.0.8.2:80 --deadline 1h --on-deadline reset");
+        let named =
+            |address: &str, weight, state: &str| (address.to_owned(), weight, state.to_owned());
+        let mut expected = vec![
+            named("10.0.0.2:80", 7, "up"),
+            named("10.0.8.2:80", 100, "draining"),
+            named("10.0.9.2:80", 9, "up"),
+        ];
+        let drain =
+            |daemon: &Daemon| daemon.status()["services"][0]["backends"][1]["drain"].clone();
+        daemon.wait_until("the drain has been under way for some time", |daemon| {
+            drain(daemon)["seconds"].as_u64() >= Some(2)
+        });
+        for _ in 0..2 {
+            daemon.kill_and_start();
+            assert_eq!(daemon.backends(), expected);
+            let drain = drain(&daemon);
+            assert!(drain["seconds"].as_u64() >= Some(2), "{drain}");
+            assert!(drain["seconds_left"].as_u64() <= Some(3_598), "{drain}");
+        }
+
+        // The file says something else of one of them; that holds, and the rest.
+        daemon.configure(&config.replace("10.0.0.2:80\"", "10.0.0.2:80\"\nweight = 50"));
+        expected[0].1 = 50;
+        daemon.wait_until("the file is taken", |daemon| daemon.backends() == expected);
+        daemon.kill_and_start();
+        assert_eq!(daemon.backends(), expected);
+        assert!(drain(&daemon)["seconds"].as_u64() >= Some(2));
+
+        // A damaged file is refused, and kept.
+        daemon.child.kill().unwrap();
+        daemon.child.wait().unwrap();
+        let directory = daemon.directory.path().to_owned();
+        let state = directory.join("state.json");
+        let mut damaged = fs::read(&state).unwrap();
+        let middle = damaged.len() / 2;
+        damaged.truncate(middle);
+        fs::write(&state, &damaged).unwrap();
+        let config = directory.join("lb.toml");
+        let run = |words: &[&str]| {
+            let mut command = lb(&directory);
+            command.arg("run").arg("--config").arg(&config).args(words);
+            command
+        };
+        let refused = run(&[]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            stderr.contains("is damaged") && stderr.contains("--forget-changes"),
+            "{stderr}"
+        );
+        assert_eq!(fs::read(&state).unwrap(), damaged);
+        let log = File::options()
+            .append(true)
+            .open(directory.join("log"))
+            .unwrap();
+        daemon.child = run(&["--forget-changes"]).stderr(log).spawn().unwrap();
+        daemon.wait_until("it answers", |daemon| daemon.lb("status").status.success());
+        let addresses: Vec<String> = daemon
+            .backends()
+            .into_iter()
+            .map(|(address, ..)| address)
+            .collect();
+        assert_eq!(addresses, ["10.0.0.2:80", "10.0.7.2:80", "10.0.8.2:80"]);
+        assert_eq!(
+            fs::read(directory.join("state.json.forgotten-1")).unwrap(),
+            damaged
+        );
+        assert!(daemon.stop().success());
+    });
+}
+
+#[test]
+fn a_change_that_was_answered_is_there_after_any_crash() {
+    in_network_namespace(|| {
+        let config = format!("interfaces = [\"eth0\"]\n{}", service(&[0]));
+        let mut daemon = Daemon::start(&config);
+        let (mut tried, mut done) = (100, 100);
+        for round in 0..6_u64 {
+            let socket = daemon.directory.path().to_owned();
+            let weights = thread::spawn(move || {
+                // Until the daemon is gone.
+                for weight in tried + 1.. {
+                    let mut command = lb(&socket);
+                    command.args(["backend", "set", "web", "10.0.0.2:80", "--weight"]);
+                    let output = command.arg(weight.to_string()).output().unwrap();
+                    if !output.status.success() {
+                        return (weight, weight - 1);
+                    }
+                }
+                unreachable!("there are many weights")
+            });
+            thread::sleep(Duration::from_millis(150 + 37 * round));
+            daemon.child.kill().unwrap();
+            daemon.child.wait().unwrap();
+            (tried, done) = weights.join().unwrap();
+            daemon.kill_and_start();
+            let (_, weight, _) = daemon.backends()[0];
+            assert!(
+                (done..=tried).contains(&weight),
+                "{weight}, not {done} or {tried}"
+            );
+            tried = tried.max(weight);
+        }
+        assert!(done > 100, "nothing was changed");
+        assert!(daemon.stop().success());
+    });
+}
+
+#[test]
+fn a_file_that_changes_is_taken_whole_or_not_at_all() {
+    in_network_namespace(|| {
+        let config = |links: &[u8]| format!("interfaces = [\"eth0\"]\n{}", service(links));
+        let mut daemon = Daemon::start(&config(&[0]));
+        let error = |daemon: &Daemon| daemon.status()["configuration"]["error"].clone();
+        let count = |daemon: &Daemon| daemon.backends().len();
+        daemon.configure(&config(&[0, 1]));
+        daemon.wait_until("the file is taken", |daemon| count(daemon) == 2);
+        // One of two services is wrong.
+        let wrong = config(&[0, 1, 2]) + "[[service]]\nname = \"dns\"\n";
+        daemon.configure(&wrong);
+        daemon.wait_until("the file is refused", |daemon| error(daemon).is_string());
+        let message = error(&daemon);
+        assert!(
+            message.as_str().unwrap().contains("is missing from"),
+            "{message}"
+        );
+        assert_eq!(count(&daemon), 2);
+        let log = daemon.log();
+        assert!(log.contains("all stays as it is"), "{log}");
+        // A signal does not make it better,
+        let id = Pid::from_raw(i32::try_from(daemon.child.id()).unwrap());
+        let refusals = |daemon: &Daemon| daemon.log().matches("all stays as it is").count();
+        let before = refusals(&daemon);
+        kill(id, Signal::SIGHUP).unwrap();
+        daemon.wait_until("it has been read again", |daemon| refusals(daemon) > before);
+        assert_eq!(count(&daemon), 2);
+        // nor does its absence.
+        fs::remove_file(daemon.directory.path().join("lb.toml")).unwrap();
+        daemon.wait_until("it is missed", |daemon| {
+            error(daemon)
+                .as_str()
+                .is_some_and(|error| error.contains("cannot read"))
+        });
+        assert_eq!(count(&daemon), 2);
+        daemon.configure(&config(&[0, 1, 2]).replace("eth0", "peer0"));
+        daemon.wait_until("the file is taken", |daemon| count(daemon) == 3);
+        let configuration = daemon.status()["configuration"].clone();
+        assert!(configuration.get("error").is_none(), "{configuration}");
+        assert_eq!(
+            configuration["restart_needed"],
+            serde_json::json!(["interfaces"])
+        );
+        assert!(daemon.stop().success());
+    });
+}
+
+#[test]
+fn what_cannot_be_kept_is_not_changed() {
+    let outer = tempfile::tempdir().unwrap();
+    in_network_namespace(|| {
+        let (none, tmpfs) = (None::<&str>, Some("tmpfs"));
+        mount(
+            none,
+            outer.path(),
+            tmpfs,
+            MsFlags::empty(),
+            Some("size=256k"),
+        )
+        .unwrap();
+        let directory = TempDir::new_in(outer.path()).unwrap();
+        let fill = directory.path().join("fill");
+        let config = format!("interfaces = [\"eth0\"]\n{}", service(&[0]));
+        let daemon = Daemon::start_in(directory, &config, Stdio::null());
+        daemon.must("backend set web 10.0.0.2:80 --weight 1");
+        let full = fs::write(&fill, vec![0; 1 << 20]).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        let before = daemon.status()["configuration"].clone();
+        for words in [
+            "backend set web 10.0.0.2:80 --weight 2",
+            "backend drain web 10.0.0.2:80",
+            "backend add web 10.0.0.3:80",
+            "service remove web",
+        ] {
+            let output = daemon.lb(words);
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{words}");
+            assert!(
+                stderr.contains("cannot be kept") && stderr.contains("No space"),
+                "{stderr}"
+            );
+            let expected = ("10.0.0.2:80".to_owned(), 1, "up".to_owned());
+            assert_eq!(daemon.backends(), [expected]);
+        }
+        assert_eq!(daemon.status()["configuration"], before);
+        fs::remove_file(&fill).unwrap();
+        daemon.must("backend set web 10.0.0.2:80 --weight 3");
+        assert_eq!(daemon.backends()[0].1, 3);
         assert!(daemon.stop().success());
     });
 }

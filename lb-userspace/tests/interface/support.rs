@@ -7,7 +7,9 @@ use std::{
 
 use lb_userspace::{
     api::{self, Client, Socket},
-    state::{Control, Desired, FlowFilter, FlowList, FlowStatus, Refusal, Request, Status, rules},
+    config::{self, Source},
+    intent::{Intent, Overrides},
+    state::{Control, FlowFilter, FlowList, FlowStatus, Refusal, Request, Status, rules},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -68,15 +70,48 @@ impl Balancer {
 }
 
 async fn answer(mut requests: mpsc::Receiver<Request>, status: Status) {
-    let mut desired = Desired::default();
+    let source = Source::new("/etc/lb/lb.toml", b"interfaces = [\"eth0\"]\n");
+    let content = config::read(&source).config.unwrap().content(&source);
+    let begun = Intent::begin(content, None, Overrides::default(), &[]);
+    let (mut intent, mut desired) = begun.unwrap();
     while let Some(request) = requests.recv().await {
+        let revision = intent.revision();
         match request {
             Request::Status(answer) => drop(answer.send(status.clone())),
             Request::Services(answer) => {
-                drop(answer.send(desired.services().cloned().collect()));
+                let services = desired.services().cloned().collect();
+                drop(answer.send((revision, services)));
             }
+            Request::Service(name, answer) => {
+                drop(answer.send((revision, desired.service(&name).cloned())));
+            }
+            Request::View(answer) => drop(answer.send(intent.view(&desired))),
             Request::Flows(filter, answer) => drop(answer.send(flows(&filter))),
-            Request::Change(change, answer) => drop(answer.send(desired.apply(change))),
+            Request::Change(change, condition, answer) => {
+                let proposal = intent.change(&desired, change, condition.as_ref());
+                let result = proposal.map(|proposal| {
+                    desired = proposal.desired;
+                    intent = proposal.after;
+                    intent.revision()
+                });
+                drop(answer.send(result));
+            }
+            Request::Apply(apply, answer) => {
+                let condition = apply.condition.as_ref();
+                let proposal = match apply.content {
+                    Some(content) => intent.apply(&desired, *content, condition),
+                    None => intent.reset(&desired, condition),
+                };
+                let result = proposal.map(|proposal| {
+                    let reloaded = proposal.after.reloaded(proposal.differences);
+                    if !apply.is_dry_run {
+                        desired = proposal.desired;
+                        intent = proposal.after;
+                    }
+                    reloaded
+                });
+                drop(answer.send(result));
+            }
         }
     }
 }

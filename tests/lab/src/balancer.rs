@@ -46,6 +46,8 @@ fn write_config(
     let mut toml = format!("interfaces = {:?}\n", topology.interfaces);
     writeln!(toml, "socket = \"{}\"", socket.display())?;
     writeln!(toml, "pin-directory = \"{}\"", pins.display())?;
+    let state = path.with_file_name("state.json");
+    writeln!(toml, "state-file = \"{}\"", state.display())?;
     // Several labs run at once; the default would take each more than a gigabyte.
     writeln!(toml, "limits.flows = {FLOWS}")?;
     for service in services {

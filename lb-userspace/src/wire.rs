@@ -287,6 +287,16 @@ pub struct Drain {
     pub on_deadline: String,
 }
 
+/// A configuration file that is to be applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// What messages call it: its absolute path.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
 /// The answer to a request that could not be done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -673,7 +683,7 @@ impl From<&DrainSpec> for Drain {
 
 impl Drain {
     /// What it means; `path` says where one of its keys stands.
-    pub(super) fn spec(&self, path: impl Fn(&str) -> String) -> Result<DrainSpec, Reason> {
+    pub(crate) fn spec(&self, path: impl Fn(&str) -> String) -> Result<DrainSpec, Reason> {
         let deadline = self.deadline.as_deref();
         Ok(DrainSpec {
             deadline: deadline
@@ -829,7 +839,7 @@ fn in_words(said: &str) -> Reason {
 }
 
 /// Reads the query of a request for flows: `service=web&state=embryonic`, percent-encoded.
-pub(super) fn flow_filter(query: &str) -> Result<FlowFilter, Reason> {
+pub(crate) fn flow_filter(query: &str) -> Result<FlowFilter, Reason> {
     let mut filter = FlowFilter::default();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -854,8 +864,26 @@ pub(super) fn flow_filter(query: &str) -> Result<FlowFilter, Reason> {
     Ok(filter)
 }
 
+/// Reads the query of a request that may only say what it would do: `dry_run=true`.
+pub(crate) fn is_dry_run(query: &str) -> Result<bool, Reason> {
+    let mut is_dry_run = false;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        is_dry_run = match pair.split_once('=') {
+            Some(("dry_run", "true")) => true,
+            Some(("dry_run", "false")) => false,
+            _ => {
+                return Err(Reason::new(
+                    format!("`{pair}` in the query is not understood"),
+                    "known here is `dry_run=true`",
+                ));
+            }
+        };
+    }
+    Ok(is_dry_run)
+}
+
 /// The query that [`flow_filter`] reads as this.
-pub(super) fn flow_query(filter: &FlowFilter) -> String {
+pub(crate) fn flow_query(filter: &FlowFilter) -> String {
     let given = [
         ("service", filter.service.clone()),
         ("backend", filter.backend.map(|address| address.to_string())),
@@ -871,7 +899,7 @@ pub(super) fn flow_query(filter: &FlowFilter) -> String {
 }
 
 /// A key that must be given is not.
-pub(super) fn missing(key: &str) -> Reason {
+pub(crate) fn missing(key: &str) -> Reason {
     Reason {
         message: format!("`{key}` is missing"),
         hint: hint_for(key).map(str::to_owned),
