@@ -14,6 +14,22 @@ pub const PORT_WORDS: usize = 1_024;
 /// Number of port pools unless the daemon sets another. Pool 0 is not used.
 pub const MAX_PORT_POOLS: u32 = 65_536;
 
+/// Flows that are looked at for one that gives up its source port, where none is free.
+pub const CANDIDATES: u32 = 32;
+/// So many of them stand side by side. Connections that began together do too, and are there
+/// for long: behind these the next ones are twice as far each time, up to [`FARTHEST`].
+const NEIGHBOURS: u32 = 8;
+/// See [`NEIGHBOURS`].
+const FARTHEST: u32 = 12;
+
+/// How far behind the candidate of this index the next one stands, in ports.
+#[inline(always)]
+#[must_use]
+pub const fn ahead(index: u32) -> u32 {
+    let far = index.saturating_sub(NEIGHBOURS);
+    1 << if far < FARTHEST { far } else { FARTHEST }
+}
+
 /// Value of the array of one that a port pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -8,6 +8,7 @@ use lb_common::{
     backend::Backend,
     drop_reason::DropReason,
     flow::{FlowEntry, FlowKey4, FlowKey6, FlowValue as _, Tuple as _, state},
+    ports::{CANDIDATES, ahead},
     service::{Mode, Service},
 };
 
@@ -23,13 +24,6 @@ use crate::{
 /// Source ports tried for one flow before it is refused. Only a tuple that is
 /// taken costs a try.
 const ATTEMPTS: u32 = 4;
-/// Flows that are looked at for one that gives up its source port.
-const CANDIDATES: u32 = 32;
-/// So many of them stand side by side. Connections that began together do too, and are there
-/// for long: behind these the next ones are twice as far each time, up to [`FARTHEST`].
-const NEIGHBOURS: u32 = 8;
-/// See [`NEIGHBOURS`].
-const FARTHEST: u32 = 12;
 
 /// Begins the flow of a packet from a client: chooses a backend, unless one is `named`, and
 /// writes both entries.
@@ -304,8 +298,7 @@ unsafe extern "C" fn look_at<F: Family>(index: u32, candidates: *mut Candidates<
         ..
     } = unsafe { &mut *candidates.draft };
     let port = candidates.port as u16;
-    let ahead = index.saturating_sub(NEIGHBOURS).min(FARTHEST);
-    candidates.port = candidates.range.behind(candidates.port, 1 << ahead);
+    candidates.port = candidates.range.behind(candidates.port, ahead(index));
     let (_, to) = flow.parts_mut();
     F::set_src_port(to, port.to_be());
     F::set_dst_port(reply_key, port.to_be());

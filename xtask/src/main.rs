@@ -1,6 +1,7 @@
 //! Tasks of the project: set-up, builds, tests, the lab and the demonstration.
 
 mod lab;
+mod package;
 mod project;
 mod setup;
 mod tasks;
@@ -50,6 +51,8 @@ enum Task {
         #[arg(last = true)]
         command: Vec<OsString>,
     },
+    /// Build the Debian package; with --try, install and remove it in a fresh Debian.
+    Package(package::Package),
     /// Measure nanoseconds per packet, or memory per flow.
     Bench {
         /// Arguments for the benchmark; --help lists them.
@@ -93,6 +96,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             tasks::test(&[])
         }
         Task::Soak(soak) => tasks::soak(&soak),
+        Task::Package(options) => package::package(&options),
         Task::Vm { command } => vm::run(&command),
         Task::Demo => lab::demo(),
         Task::Lab(Lab::Up) => lab::up(),
