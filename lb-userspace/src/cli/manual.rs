@@ -15,8 +15,11 @@ pub(super) fn completions(args: &args::Completions) -> anyhow::Result<()> {
 
 pub(super) fn man(args: &args::Man) -> anyhow::Result<()> {
     let Some(directory) = &args.directory else {
+        // As those that are written to files are made.
+        let mut command = args::command().disable_help_subcommand(true);
+        command.build();
         let mut page = Vec::new();
-        clap_mangen::Man::new(args::command()).render(&mut page)?;
+        clap_mangen::Man::new(command).render(&mut page)?;
         return output::print(&String::from_utf8(page).context("the page is no text")?);
     };
     fs::create_dir_all(directory)

@@ -37,7 +37,7 @@ use lb_common::{
     guard::{ALLOW, ANY_SOURCE, BucketKey, Guard, SourceKey4, SourceKey6},
     map_name,
     ports::{CANDIDATES, PORT_WORDS, PortPool, ahead},
-    ring::{self, RING_SIZE, Slot},
+    ring::{self, NO_BACKEND, RING_SIZE, Slot},
     service::{PortKey, Service, ServiceKey4, ServiceKey6, Turns, Vip},
     stage::IcmpBudget,
 };
@@ -269,6 +269,8 @@ pub struct Twin {
     stages: ProgramArray<MapData>,
     own: Written,
     live: Written,
+    /// The memory of its own port pools.
+    pools: BTreeMap<u32, Mapping<AtomicU64>>,
     fragments_v4: Table<FragmentKey4, Fragment>,
     fragments_v6: Table<FragmentKey6, Fragment>,
     counters: PerCpuArray<MapData, Plain<Counters>>,
@@ -344,6 +346,7 @@ impl Twin {
             stages,
             own: Written::open(|name| take_map(&mut ebpf, name))?,
             live,
+            pools: BTreeMap::new(),
             fragments_v4: take(&mut ebpf, map_name::FRAGMENTS_V4)?,
             fragments_v6: take(&mut ebpf, map_name::FRAGMENTS_V6)?,
             counters: take(&mut ebpf, map_name::COUNTERS)?,
@@ -378,18 +381,21 @@ impl Twin {
             self.copy(tuple, &mut copied)?;
             let met = self.entry(tuple)?;
             let mut last = None;
+            // Of all frames: a first fragment that finds no port is the end of the later one.
+            let mut dropped = Vec::new();
             for frame in frames {
                 if last.is_some() {
                     self.forget_counts()?;
                 }
                 let program = program(&mut self.ebpf, map_name::PROGRAM)?;
                 last = Some(test_run::test_run(program, frame, ifindex)?);
+                dropped.extend(self.drops()?.into_keys());
             }
             let run = last.ok_or_else(|| Error::WrongObject {
                 what: "no frame was given".into(),
             })?;
             attempt += 1;
-            if attempt == ATTEMPTS || !self.lacks(tuple, &mut copied)? {
+            if attempt == ATTEMPTS || !self.lacks(tuple, &dropped, &mut copied)? {
                 return Ok(Trace {
                     run,
                     met,
@@ -659,35 +665,52 @@ impl Twin {
         let Some(live) = live else {
             return Ok(());
         };
-        let copy = || -> std::result::Result<Inner<PortPool>, MapError> {
-            let own = Inner::new(1)?;
-            let from = Mapping::<AtomicU64>::new(live.fd(), WORDS)?;
-            let to = Mapping::<AtomicU64>::new(own.fd(), WORDS)?;
-            for (from, to) in from.get().iter().zip(to.get()) {
-                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-            }
-            Ok(own)
+        let mapped = |pool: &Inner<PortPool>| {
+            Mapping::<AtomicU64>::new(pool.fd(), WORDS)
+                .map_err(map_error("mapping a port pool of", map_name::PORT_POOLS))
         };
-        let own = copy().map_err(map_error("copying a port pool of", map_name::PORT_POOLS))?;
-        self.own
-            .pools
-            .set(&[(id, own)])
-            .map_err(map_error("writing", map_name::PORT_POOLS))
+        let from = mapped(&live)?;
+        if !self.pools.contains_key(&id) {
+            let own = Inner::new(1)
+                .map_err(map_error("making a port pool", map_name::PORT_POOLS))?;
+            self.pools.insert(id, mapped(&own)?);
+            self.own
+                .pools
+                .set(&[(id, own)])
+                .map_err(map_error("writing", map_name::PORT_POOLS))?;
+        }
+        let to = self.pools.get(&id).into_iter().flat_map(Mapping::get);
+        for (from, to) in from.get().iter().zip(to) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Whether a packet has met something that was not copied. It will be.
-    fn lacks(&mut self, tuple: Tuple, copied: &mut Copied) -> Result<bool> {
+    fn lacks(
+        &mut self,
+        tuple: Tuple,
+        dropped: &[DropKey],
+        copied: &mut Copied,
+    ) -> Result<bool> {
         let mut lacks = false;
-        for key in self.drops()?.keys() {
-            if key.reason == DropReason::SourcePortsExhausted as u16 && key.backend != 0 {
-                let backend = self.backend(key.backend)?;
-                if copied.pools.insert(backend.port_pool) {
-                    lacks = true;
-                } else if copied.candidates.insert(backend.port_pool) {
-                    copied.replies.extend(self.candidates(&backend, tuple)?);
-                    lacks = true;
-                }
+        // What a pool holds that has not been copied is what a packet before this one left.
+        let mut pools = pools(&mut self.own.tables.v4)?;
+        pools.extend(self::pools(&mut self.own.tables.v6)?);
+        for key in dropped.iter().filter(|key| key.backend != NO_BACKEND) {
+            let backend = self.backend(key.backend)?;
+            pools.push(backend.port_pool);
+            let is_exhausted = key.reason == DropReason::SourcePortsExhausted as u16;
+            if is_exhausted
+                && copied.pools.contains(&backend.port_pool)
+                && copied.candidates.insert(backend.port_pool)
+            {
+                copied.replies.extend(self.candidates(&backend, tuple)?);
+                lacks = true;
             }
+        }
+        for pool in pools.into_iter().filter(|pool| *pool != 0) {
+            lacks |= copied.pools.insert(pool);
         }
         for key in keys(&mut self.own.tables.v4.replies)? {
             let tuple = Tuple::V4(key);
@@ -819,6 +842,14 @@ fn keys<K: Stored, V: Stored>(table: &mut FlowTable<K, V>) -> Result<Vec<K>> {
     let mut keys = Vec::new();
     table.for_each_batch(|entries| keys.extend(entries.map(|(key, _)| *key)))?;
     Ok(keys)
+}
+
+/// The port pools of flows.
+fn pools<F: Family>(pair: &mut FlowPair<F>) -> Result<Vec<u32>> {
+    let mut pools = Vec::new();
+    pair.flows
+        .for_each_batch(|flows| pools.extend(flows.map(|(_, flow)| flow.entry().port_pool)))?;
+    Ok(pools)
 }
 
 fn clear<K: Stored, V: Stored>(table: &mut Table<K, V>, name: &'static str) -> Result<()> {

@@ -2,7 +2,7 @@
 //! byte, and to every counter. And nothing is left of the question.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 
@@ -105,6 +105,7 @@ impl Asking {
         model.set_clock(self.clock);
         let mut traffic = Traffic::default();
         let mut asked = 0;
+        let mut in_fragments = HashSet::new();
         while asked < count {
             if rng.below(100) == 0 {
                 self.clock += 1;
@@ -123,6 +124,12 @@ impl Asking {
             let Some(question) = question(&mut rng, &traffic, &model) else {
                 continue;
             };
+            // All fragments that are asked about have one identification: the program still
+            // remembers those of before, which the question knows nothing of.
+            let ends = (question.source.ip(), question.destination.ip(), question.protocol);
+            if question.fragment.is_some() && !in_fragments.insert(ends) {
+                continue;
+            }
             asked += 1;
             let before = (asked % LOOK == 0).then(|| self.all(&world)).transpose()?;
             let explained = explain(&mut self.twin, &names(&world), &question)?;
