@@ -14,22 +14,6 @@ pub const PORT_WORDS: usize = 1_024;
 /// Number of port pools unless the daemon sets another. Pool 0 is not used.
 pub const MAX_PORT_POOLS: u32 = 65_536;
 
-/// Flows that are looked at for one that gives up its source port, where none is free.
-pub const CANDIDATES: u32 = 32;
-/// So many of them stand side by side. Connections that began together do too, and are there
-/// for long: behind these the next ones are twice as far each time, up to [`FARTHEST`].
-const NEIGHBOURS: u32 = 8;
-/// See [`NEIGHBOURS`].
-const FARTHEST: u32 = 12;
-
-/// How far behind the candidate of this index the next one stands, in ports.
-#[inline(always)]
-#[must_use]
-pub const fn ahead(index: u32) -> u32 {
-    let far = index.saturating_sub(NEIGHBOURS);
-    1 << if far < FARTHEST { far } else { FARTHEST }
-}
-
 /// Value of the array of one that a port pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -43,8 +27,12 @@ pub struct PortPool {
     pub exhausted: u32,
     /// First and, in the upper half, last port of that search.
     pub exhausted_range: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// The port (host byte order) after the one that was taken over last from a flow that is
+    /// not confirmed: the next to be taken over. A port that was freed and is found far from
+    /// here does not move it, or flows that have just begun would be the next to lose theirs.
+    pub oldest: u16,
+    /// The lower half of the [`clock`](crate::Runtime::clock) when that was.
+    pub taken_over: u16,
 }
 
 const _: () = assert!(size_of::<PortPool>() == 8_208);

@@ -32,11 +32,11 @@ use lb_common::{
     client::{ClientKey4, ClientKey6},
     counters::{Counters, DropKey},
     drop_reason::DropReason,
-    flow::{FlowKey4, FlowKey6, FlowValue as _, Tuple as _},
+    flow::{FlowKey4, FlowKey6, FlowValue as _, Tuple as _, state},
     fragment::{Fragment, FragmentKey4, FragmentKey6},
     guard::{ALLOW, ANY_SOURCE, BucketKey, Guard, SourceKey4, SourceKey6},
     map_name,
-    ports::{CANDIDATES, PORT_WORDS, PortPool, ahead},
+    ports::{PORT_WORDS, PortPool},
     ring::{self, NO_BACKEND, RING_SIZE, Slot},
     service::{PortKey, Service, ServiceKey4, ServiceKey6, Turns, Vip},
     stage::IcmpBudget,
@@ -94,9 +94,12 @@ const SHARED: [&str; 20] = [
     map_name::INTERFACES,
 ];
 
-/// Entries of each table of its own: a packet writes one or two, and meets a few dozen where
-/// source ports are used up. A power of two.
-const ENTRIES: u32 = 256;
+/// Entries of each table of its own, a power of two: a packet writes one or two, and may meet
+/// [`CANDIDATES`].
+const ENTRIES: u32 = 4_096;
+/// Flows that are copied, at most, where source ports are used up and one of them gives its port
+/// up: more than the program looks at, which begins with the first.
+const CANDIDATES: usize = 2_000;
 /// The same of tables with LRU, which the kernel hands out to CPUs in batches.
 const LRU_ENTRIES: u32 = 4_096;
 /// Keys of drops: a packet writes one.
@@ -730,7 +733,8 @@ impl Twin {
     }
 
     /// The tuples of replies of the flows that may give up their source port, where a flow of
-    /// `tuple` to a backend finds none.
+    /// `tuple` to a backend finds none: those that are not confirmed, from the port on that
+    /// stands next.
     fn candidates(&self, backend: &Backend, tuple: Tuple) -> Result<Vec<Tuple>> {
         let pool = self
             .live
@@ -744,15 +748,14 @@ impl Twin {
         let memory = Mapping::<AtomicU64>::new(pool.fd(), PORT_WORDS + 1)
             .map_err(map_error("mapping a port pool of", map_name::PORT_POOLS))?;
         let [a, b, c, d, ..] = memory.get()[PORT_WORDS].load(Ordering::Relaxed).to_ne_bytes();
-        let (first, last) = (u32::from(backend.first_port), u32::from(backend.last_port));
-        let within = |port: u32| if port < first || port > last { first } else { port };
-        let mut port = within(u32::from_ne_bytes([a, b, c, d]));
+        let (first, last) = (backend.first_port, backend.last_port);
+        let next = u32::from_ne_bytes([a, b, c, d]) as u16;
+        let next = if (first..=last).contains(&next) { next } else { first };
+        let of = |own: u16| if backend.port == 0 { own } else { backend.port };
         let mut tuples = Vec::new();
-        for index in 0..CANDIDATES {
-            let dst_port = (port as u16).to_be();
-            port = within(port + ahead(index));
-            let of = |own: u16| if backend.port == 0 { own } else { backend.port };
-            tuples.push(match tuple {
+        for port in (next..=last).chain(first..next) {
+            let dst_port = port.to_be();
+            let tuple = match tuple {
                 Tuple::V4(key) => Tuple::V4(FlowKey4 {
                     src: backend.address[0],
                     dst: backend.source[0],
@@ -767,7 +770,17 @@ impl Twin {
                     dst_port,
                     protocol: key.protocol,
                 }),
-            });
+            };
+            let is_pending = match &tuple {
+                Tuple::V4(key) => is_pending(&self.live.tables.v4, key)?,
+                Tuple::V6(key) => is_pending(&self.live.tables.v6, key)?,
+            };
+            if is_pending {
+                tuples.push(tuple);
+            }
+            if tuples.len() == CANDIDATES {
+                break;
+            }
         }
         Ok(tuples)
     }
@@ -871,6 +884,15 @@ fn clear_pair<F: Family>(pair: &mut FlowPair<F>) -> Result<()> {
     clear(&mut pair.replies)?;
     clear(&mut pair.pins)?;
     pair.clients.iter_mut().try_for_each(clear)
+}
+
+/// Whether the reply's tuple `key` is that of a flow that is not confirmed.
+fn is_pending<F: Family>(pair: &FlowPair<F>, key: &F::Key) -> Result<bool> {
+    let Some(reply) = pair.replies.get(key)? else {
+        return Ok(false);
+    };
+    let flow = pair.flows.get(&reply.partner())?;
+    Ok(flow.is_some_and(|flow| flow.entry().state & state::CONFIRMED == 0))
 }
 
 /// Copies the entries of a tuple and their partners. Returns the port pool of their flow.
