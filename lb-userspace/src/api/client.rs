@@ -15,12 +15,12 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::{
-    Configuration,
+    Configuration, explain,
     wire::{self, Backend, Drain, Failure, File, Service},
 };
 use crate::{
     decap,
-    state::{FlowFilter, FlowList, Reason, Reloaded, Status},
+    state::{Explanation, FlowFilter, FlowList, Question, Reason, Reloaded, Status},
 };
 
 /// How long an answer may take: longer than the server gives itself, so that its
@@ -127,6 +127,12 @@ impl Client {
         self.ask(Method::GET, path, None).await
     }
 
+    /// What becomes of a packet.
+    pub async fn explain(&self, question: &Question) -> Result<Explanation, Reason> {
+        let path = format!("/v1/explain?{}", explain::query(question));
+        self.ask(Method::GET, path, None).await
+    }
+
     /// Every service, by name.
     pub async fn services(&self) -> Result<Vec<Service>, Reason> {
         self.ask(Method::GET, "/v1/services".into(), None).await
@@ -230,7 +236,7 @@ impl Client {
                     format!("the log of the {} may say why", self.server.name),
                 )
             })?
-            .map_err(|error| self.explain(&error))?;
+            .map_err(|error| self.unreachable(&error))?;
         let foreign = |error: serde_json::Error| {
             Reason::new(
                 format!("the answer is not one that this version knows: {error}"),
@@ -276,7 +282,7 @@ impl Client {
         Ok((success, answer.map_err(io::Error::other)?.to_bytes()))
     }
 
-    fn explain(&self, error: &io::Error) -> Reason {
+    fn unreachable(&self, error: &io::Error) -> Reason {
         let socket = self.socket.display();
         let Server { name, command } = self.server;
         match error.kind() {

@@ -7,6 +7,7 @@
 //! | `GET /v1/config` | | [`Configuration`] |
 //! | `POST /v1/apply?dry_run=` | [`File`](wire::File) | [`Reloaded`](crate::state::Reloaded) |
 //! | `POST /v1/reset?dry_run=` | | [`Reloaded`](crate::state::Reloaded) |
+//! | `GET /v1/explain?protocol=&source=&destination=` | | [`Explanation`](crate::state::Explanation) |
 //! | `GET /v1/services` | | array of [`Service`](wire::Service) |
 //! | `GET /v1/services/{name}` | | [`Service`](wire::Service) |
 //! | `POST /v1/services/{name}` | a new [`Service`](wire::Service) | 201, the service |
@@ -34,6 +35,7 @@ mod client;
 mod configuration;
 mod decap;
 mod error;
+mod explain;
 mod places;
 mod routes;
 mod server;

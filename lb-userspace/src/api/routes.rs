@@ -16,14 +16,16 @@ use tokio::sync::Mutex;
 use super::{
     configuration::Configuration,
     error::ApiError,
+    explain as questions,
     unique::Unique,
     wire::{self, Backend, Drain, File, Service},
 };
 use crate::{
     config::{self, Source},
     state::{
-        Apply, BackendAddress, BackendSpec, Change, Condition, Control, DrainSpec, FlowList,
-        HealthSpec, Probe, Reason, Refusal, Reloaded, Revision, ServiceSpec, Status, rules,
+        Apply, BackendAddress, BackendSpec, Change, Condition, Control, DrainSpec, Explanation,
+        FlowList, HealthSpec, Probe, Reason, Refusal, Reloaded, Revision, ServiceSpec, Status,
+        rules,
     },
 };
 
@@ -54,6 +56,7 @@ pub(super) fn router(control: Control) -> Router {
         .route("/v1/config", get(configuration))
         .route("/v1/apply", post(apply))
         .route("/v1/reset", post(reset))
+        .route("/v1/explain", get(explain))
         .route("/v1/services", get(services))
         .route(
             "/v1/services/{name}",
@@ -105,6 +108,11 @@ async fn status(State(api): State<Api>) -> Answer<Status> {
 async fn flows(State(api): State<Api>, uri: Uri) -> Answer<FlowList> {
     let filter = wire::flow_filter(uri.query().unwrap_or_default())?;
     Ok(Json(api.control.flows(filter).await?))
+}
+
+async fn explain(State(api): State<Api>, uri: Uri) -> Answer<Explanation> {
+    let question = questions::question(uri.query().unwrap_or_default())?;
+    Ok(Json(api.control.explain(question).await?))
 }
 
 async fn configuration(State(api): State<Api>) -> Result<Tagged<Configuration>, ApiError> {

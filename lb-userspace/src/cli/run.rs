@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 
-use super::{args::Run, check, output};
+use super::{args::Run, check, output, supervisor::Supervisor};
 use crate::{
     api::{self, Socket},
     config::{
@@ -22,6 +22,7 @@ use crate::{
     },
     daemon::{self, Setup},
     intent::{Intent, KeptDrain, Store},
+    privileges,
     state::{Control, Desired, FileContent, Mode, Reason},
 };
 
@@ -35,6 +36,11 @@ pub(super) fn run(mut args: Run, socket: Option<PathBuf>) -> anyhow::Result<()> 
     warn_of_shared_ports(&prepared.config);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_start(|| {
+            if let Err(error) = privileges::reduce() {
+                tracing::error!(%error, "a thread keeps rights that it does not need");
+            }
+        })
         .build()
         .context("cannot start the threads of the balancer")?
         .block_on(serve(prepared))
@@ -210,7 +216,7 @@ async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         drains: prepared.drains,
         hangup,
     };
-    let result = daemon::run(setup, requests, shutdown).await;
+    let result = daemon::run(setup, requests, &mut Supervisor::new(), shutdown).await;
     drop(stop);
     server.await.context("the API ended badly")?;
     result

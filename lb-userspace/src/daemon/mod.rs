@@ -14,6 +14,7 @@
 //! ```
 
 mod balancer;
+mod explaining;
 mod keeping;
 mod ledger;
 mod plane;
@@ -41,6 +42,7 @@ use tokio::{
 pub use self::stepped::Stepped;
 use self::{
     balancer::{Attached, Attachment, Balancer},
+    explaining::Explaining,
     keeping::{Asker, Keeping},
     plane::{Plane, Wired},
     sweeping::Sweeping,
@@ -52,11 +54,29 @@ use crate::{
     health::Checks,
     intent::{Intent, KeptDrain, Store},
     neighbour::{self, Interface, Neighbours},
+    privileges::with_lookups,
     state::{Desired, FileContent, Reason, Request, Status},
 };
 
 /// Events of one source that may wait; their senders wait when there are more.
 const EVENTS: usize = 1_024;
+
+/// Who started the daemon, and hears of what it comes to.
+pub trait Supervisor {
+    /// The datapath is loaded: from here on the rights that are left are those that running
+    /// needs. Comes before other threads are started.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the daemon from going on.
+    fn loaded(&mut self) -> anyhow::Result<()>;
+    /// The datapath is as it is wanted, and requests are answered.
+    fn ready(&mut self);
+    /// It still runs. Comes with each tick of the flow clock.
+    fn alive(&mut self);
+    /// It is about to end.
+    fn stopping(&mut self);
+}
 
 /// What a daemon begins with.
 pub struct Setup {
@@ -86,6 +106,7 @@ pub struct Setup {
 pub async fn run(
     setup: Setup,
     mut requests: mpsc::Receiver<Request>,
+    supervisor: &mut impl Supervisor,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let config = setup.config;
@@ -98,6 +119,7 @@ pub async fn run(
         .collect::<Result<_, _>>()
         .map_err(explained)?;
     let mut datapath = load(&config).map_err(explained)?;
+    supervisor.loaded()?;
     if config.datapath_log != DatapathLog::Off
         && let Some(log) = datapath.take_log()
     {
@@ -112,9 +134,10 @@ pub async fn run(
     let mut checks =
         Checks::new(result_sender).context("starting the thread that checks backends")?;
 
+    let explaining = Explaining::new(datapath.pinned_maps());
     let attached = attach(&mut datapath, &config, &indices).map_err(explained)?;
-    let (plane, found) =
-        Wired::new(datapath, Box::new(move || start.elapsed())).map_err(explained)?;
+    let (plane, found) = with_lookups(|| Wired::new(datapath, Box::new(move || start.elapsed())))
+        .map_err(explained)?;
     let mut balancer = Balancer::new(plane, attached, setup.desired, found, start.elapsed());
     balancer.resume_drains(&setup.drains, start.elapsed());
     let mut keeping = Keeping::new(setup.intent, setup.store);
@@ -129,6 +152,8 @@ pub async fn run(
     let mut clock = interval(Duration::from_millis(CLOCK_TICK_MS.into()));
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut shutdown = pin!(shutdown);
+    balancer.reconcile_if_needed(start.elapsed());
+    supervisor.ready();
     loop {
         balancer.reconcile_if_needed(start.elapsed());
         if let Some(targets) = balancer.new_targets() {
@@ -137,6 +162,7 @@ pub async fn run(
         let is_free = keeping.is_free() && !balancer.is_awaiting(start.elapsed());
         tokio::select! {
             () = &mut shutdown, if keeping.is_free() => {
+                supervisor.stopping();
                 tracing::info!("packets are forwarded on; `lb detach` ends that");
                 return Ok(());
             }
@@ -156,6 +182,7 @@ pub async fn run(
             Some(swept) = sweeping.ended() => balancer.swept(swept),
             _ = clock.tick() => {
                 let now = start.elapsed();
+                supervisor.alive();
                 balancer.tick(now);
                 // Before, no port is known to be reserved.
                 if sweeping.is_due(now) && !balancer.is_awaiting(now) {
@@ -183,6 +210,10 @@ pub async fn run(
                         Ok(query) => sweeping.list(query, answer),
                         Err(refusal) => drop(answer.send(Err(refusal))),
                     },
+                    Request::Explain(question, answer) => {
+                        let (names, ids) = balancer.names();
+                        explaining.answer(names, ids, question, answer);
+                    }
                     request => if answer(&mut keeping, &mut balancer, request, now) {
                         neighbours.watch(balancer.addresses());
                     },
@@ -192,7 +223,7 @@ pub async fn run(
     }
 }
 
-/// Answers a request, but for flows. Says whether something else is wanted now.
+/// Answers a request, but for those that take their time. Says whether something else is wanted now.
 fn answer<P: Plane>(
     keeping: &mut Keeping,
     balancer: &mut Balancer<P>,
@@ -224,7 +255,9 @@ fn answer<P: Plane>(
         Request::Apply(apply, answer) => {
             return keeping.apply(balancer, apply, Asker::Apply(answer), now);
         }
-        Request::Flows(..) => unreachable!("the sweep answers these"),
+        Request::Flows(..) | Request::Explain(..) => {
+            unreachable!("threads of their own answer these")
+        }
     }
     false
 }

@@ -5,8 +5,8 @@
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    BackendAddress, BackendSpec, Condition, FileContent, FlowFilter, FlowList, Reason, Reloaded,
-    Revision, ServiceSpec, Status, View,
+    BackendAddress, BackendSpec, Condition, Explanation, FileContent, FlowFilter, FlowList,
+    Question, Reason, Reloaded, Revision, ServiceSpec, Status, View,
 };
 
 /// A change to the desired state. It is checked whole and done whole.
@@ -91,6 +91,8 @@ pub enum Request {
     View(oneshot::Sender<View>),
     /// Flows that there are.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, Refusal>>),
+    /// What becomes of a packet.
+    Explain(Question, oneshot::Sender<Result<Explanation, Refusal>>),
     /// A change to what is wanted, if the state is one that it may be made to. The answer
     /// comes when the datapath has it, and it is kept.
     Change(
@@ -182,6 +184,16 @@ impl Control {
     /// read.
     pub async fn flows(&self, filter: FlowFilter) -> Result<FlowList, Refusal> {
         self.ask(|answer| Request::Flows(filter, answer)).await?
+    }
+
+    /// What becomes of a packet. Nothing is sent, written or counted.
+    ///
+    /// # Errors
+    ///
+    /// The [`Refusal`] says what of the question makes no sense, or why there is no answer.
+    pub async fn explain(&self, question: Question) -> Result<Explanation, Refusal> {
+        self.ask(|answer| Request::Explain(question, answer))
+            .await?
     }
 
     /// Makes a change and waits until the datapath has it, and it is kept. Returns the

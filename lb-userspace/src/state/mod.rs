@@ -5,6 +5,7 @@ mod address;
 mod configuration;
 mod control;
 mod desired;
+mod explain;
 mod flows;
 mod guard;
 mod health;
@@ -22,6 +23,10 @@ pub use configuration::{
 };
 pub use control::{Apply, Change, Control, Refusal, Request};
 pub use desired::Desired;
+pub use explain::{
+    Explanation, Fate, Header, MetBackend, MetFlow, MetService, MetSlot, Piece, Question,
+    QuestionStatus, Sent, SlotState, TcpFlags,
+};
 pub use flows::{FlowFilter, FlowList, FlowState, FlowStatus};
 pub use guard::{NewFlowLimits, RateLimit, parse_sources};
 pub use health::{

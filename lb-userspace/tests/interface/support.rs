@@ -1,6 +1,7 @@
 //! A balancer without a datapath: the real API in front of the real desired state.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -9,7 +10,10 @@ use lb_userspace::{
     api::{self, Client, Socket},
     config::{self, Source},
     intent::{Intent, Overrides},
-    state::{Control, FlowFilter, FlowList, FlowStatus, Refusal, Request, Status, rules},
+    state::{
+        Control, Explanation, FlowFilter, FlowList, FlowStatus, Question, Refusal, Request, Status,
+        rules,
+    },
 };
 use tempfile::TempDir;
 use tokio::{
@@ -87,6 +91,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, status: Status) {
             }
             Request::View(answer) => drop(answer.send(intent.view(&desired))),
             Request::Flows(filter, answer) => drop(answer.send(flows(&filter))),
+            Request::Explain(question, answer) => drop(answer.send(explain(&question))),
             Request::Change(change, condition, answer) => {
                 let proposal = intent.change(&desired, change, condition.as_ref());
                 let result = proposal.map(|proposal| {
@@ -114,6 +119,14 @@ async fn answer(mut requests: mpsc::Receiver<Request>, status: Status) {
             }
         }
     }
+}
+
+/// What becomes of packets, by the port that they are sent to.
+fn explain(question: &Question) -> Result<Explanation, Refusal> {
+    let all: BTreeMap<String, Explanation> =
+        serde_json::from_str(include_str!("cli/explain.json")).unwrap();
+    let port = question.destination.port().to_string();
+    Ok(all[&port].clone())
 }
 
 /// Two flows, as far as the filter lets them through.
