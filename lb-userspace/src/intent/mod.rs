@@ -2,7 +2,7 @@
 //! while the balancer ran.
 //!
 //! What was changed is kept as an item of both words, the file's and the other, so that the
-//! next word of the file can be told from its last one ([`merge`]). It is written to the
+//! next word of the file can be told from its last one (`merge`). It is written to the
 //! state file ([`Store`]), and found there by the next daemon.
 
 mod difference;
