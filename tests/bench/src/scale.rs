@@ -182,10 +182,8 @@ fn mib(bytes: u64) -> f64 {
 /// A daemon that has done all it has to.
 fn begun(datapath: Datapath, desired: Desired, now: Duration) -> Result<Stepped> {
     let mut daemon = Stepped::begin(datapath, &[interface()], desired, now)?;
-    let addresses: Vec<IpAddr> = daemon.addresses().collect();
-    for address in addresses {
-        daemon.next_hop(address, next_hop(address));
-    }
+    let addresses = daemon.addresses();
+    daemon.next_hops(addresses.map(|address| (address, next_hop(address))));
     daemon.pass_to(now);
     Ok(daemon)
 }
