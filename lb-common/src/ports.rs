@@ -27,8 +27,12 @@ pub struct PortPool {
     pub exhausted: u32,
     /// First and, in the upper half, last port of that search.
     pub exhausted_range: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// The port (host byte order) after the one that was taken over last from a flow that is
+    /// not confirmed: the next to be taken over. A port that was freed and is found far from
+    /// here does not move it, or flows that have just begun would be the next to lose theirs.
+    pub oldest: u16,
+    /// The lower half of the [`clock`](crate::Runtime::clock) when that was.
+    pub taken_over: u16,
 }
 
 const _: () = assert!(size_of::<PortPool>() == 8_208);

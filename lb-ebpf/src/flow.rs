@@ -115,7 +115,7 @@ impl<F: Family> Flow<F> {
 
     /// Bits of [`state`].
     #[inline(always)]
-    fn state(self) -> u32 {
+    pub fn state(self) -> u32 {
         // SAFETY: as in `to`.
         unsafe { (&raw const (*self.entry()).state).read_volatile() }
     }

@@ -4,6 +4,7 @@ use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::helpers::bpf_loop;
 use lb_common::{
+    CLOCK_TICK_MS,
     backend::Backend,
     ports::{PORT_WORDS, PortPool},
 };
@@ -82,9 +83,14 @@ pub fn take(backend: &Backend) -> Option<u16> {
     Some(search.taken as u16)
 }
 
-/// The range of a backend's source ports, and where in it to look next.
+/// Ticks of the clock, a second of them, after which [`PortPool::oldest`] says no more which
+/// port has been in use for the longest.
+const STALE: u16 = (1_000 / CLOCK_TICK_MS) as u16;
+
+/// The range of a backend's source ports, and where in it to look for the flow that gives up
+/// its own.
 pub struct Range {
-    cursor: *mut u32,
+    words: *mut PortPool,
     /// Id of the pool.
     pub pool: u32,
     first: u32,
@@ -95,28 +101,39 @@ impl Range {
     /// That of a backend that has one.
     #[inline(always)]
     pub fn of(backend: &Backend) -> Option<Self> {
-        let pool = pool(backend.port_pool)?;
         Some(Self {
-            // SAFETY: the pointer is a map value.
-            cursor: unsafe { &raw mut (*pool).cursor },
+            words: pool(backend.port_pool)?,
             pool: backend.port_pool,
             first: u32::from(backend.first_port),
             last: u32::from(backend.last_port),
         })
     }
 
-    /// The port (host byte order) that stands next, whether it is free or not.
+    /// The port (host byte order) that was taken first of those in use, while ports are taken
+    /// over; before that the one at which a search would begin, since it took them in order.
     #[inline(always)]
-    pub fn cursor(&self) -> u32 {
-        // SAFETY: as in `take`.
-        self.behind(unsafe { self.cursor.read_volatile() }, 0)
+    pub fn oldest(&self) -> u32 {
+        // SAFETY: the pointer is a map value, and as with the cursor in `take` all that two
+        // CPUs can do is to take over the next port both.
+        let port = unsafe {
+            let since = (clock() as u16).wrapping_sub((*self.words).taken_over);
+            if since > STALE {
+                (&raw const (*self.words).cursor).read_volatile()
+            } else {
+                u32::from((&raw const (*self.words).oldest).read_volatile())
+            }
+        };
+        self.behind(port, 0)
     }
 
-    /// See [`Self::cursor`].
+    /// The next port to be taken over, see [`Self::oldest`].
     #[inline(always)]
-    pub fn set_cursor(&self, port: u32) {
-        // SAFETY: as in `take`.
-        unsafe { self.cursor.write_volatile(port) };
+    pub fn set_oldest(&self, port: u32) {
+        // SAFETY: as in `oldest`.
+        unsafe {
+            (&raw mut (*self.words).oldest).write_volatile(port as u16);
+            (&raw mut (*self.words).taken_over).write_volatile(clock() as u16);
+        }
     }
 
     /// A port so far behind another; the first one behind the last.

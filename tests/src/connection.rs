@@ -88,11 +88,8 @@ impl Connection {
         }
     }
 
-    /// The backend sends a segment, like [`Self::send`]. Whether the client gets it.
-    ///
-    /// # Panics
-    ///
-    /// Where somebody else gets it.
+    /// The backend sends a segment, like [`Self::send`]. Whether this client gets it, and nobody
+    /// else: a flow that is not confirmed may have lost its source port to another one.
     pub fn answer(&self, site: &mut Site, set: impl FnOnce(&mut TcpHeader)) -> bool {
         if !self.front.mode.translates() {
             return true;
@@ -108,8 +105,7 @@ impl Connection {
         match site.from_backend(number, packet) {
             Fate::Client(frame) => {
                 let expected = (self.front.vip, self.client);
-                assert_eq!(ends(&frame), expected, "{self:?}");
-                true
+                ends(&frame) == expected
             }
             Fate::Passed | Fate::Dropped => false,
             fate @ Fate::Backend(..) => panic!("{self:?}: {fate:?}"),

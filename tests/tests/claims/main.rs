@@ -147,14 +147,17 @@ fn a_flood_that_has_all_source_ports_takes_no_connection() {
     });
 }
 
-/// With hardly more room than for the connections that are there.
+/// With hardly more room than for the connections that are there, and those that have closed
+/// in the last minute.
 #[test]
 fn a_flood_at_small_tables_takes_no_connection() {
     for against in [flood::Against::Changing, flood::Against::FullNat] {
         flood(against, |size| {
             size.each_second = 100_000;
             size.syns /= 4;
-            (size.flows, size.embryonic) = (size.live + size.live / 10, 16_384);
+            let seconds = (size.syns / u64::from(size.each_second)).min(60) as u32;
+            let known = size.live + size.new * seconds;
+            (size.flows, size.embryonic) = (known + known / 10, 16_384);
         });
     }
 }
