@@ -10,6 +10,9 @@ use lb_userspace::{
 use crate::support::{Balancer, send};
 
 const FILE: &str = include_str!("config/every-key.toml");
+/// The check of the file that runs a program.
+const PROGRAM: &str =
+    r#"type = "exec", command = ["/usr/bin/check", "--fast"], environment = { MODE = "a" }"#;
 const MUTANTS: u64 = 2_000;
 
 /// A generator of numbers (xorshift64*), so that a failure can be had again.
@@ -189,7 +192,11 @@ pub(crate) fn run(
 async fn a_mutant_is_taken_whole_or_refused_whole() {
     let balancer = Balancer::start(Status::default());
     let socket = balancer.socket();
-    let run = tokio::task::spawn_blocking(move || run(&socket, FILE, 0..MUTANTS));
+    // Through the socket nobody makes the daemon run another program, by no file.
+    let file = FILE.replace(PROGRAM, "type = \"icmp\"");
+    assert_ne!(file, FILE);
+    assert_eq!(apply(&socket, FILE.as_bytes()).0, 400);
+    let run = tokio::task::spawn_blocking(move || run(&socket, &file, 0..MUTANTS));
     let (taken, refused) = run.await.unwrap();
     assert_eq!(taken + refused, MUTANTS);
     assert!(

@@ -69,7 +69,8 @@ fn kernel() -> Kernel {
 
 /// What this kernel makes of the programs.
 fn loaded() -> Programs {
-    let datapath = load();
+    let mut datapath = load();
+    datapath.load_probe().unwrap();
     let extent = |(name, program): (&str, &aya::programs::Program)| {
         let info = program.info().unwrap();
         let extent = Extent {

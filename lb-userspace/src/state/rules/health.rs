@@ -372,6 +372,6 @@ pub fn no_probe() -> Reason {
 pub fn exec_by_file() -> Reason {
     Reason::new(
         "a health check that runs a program cannot be set while the balancer runs",
-        "write it into the configuration file: the daemon runs it with all its rights",
+        "write it into the file that the balancer was started with: the daemon runs it with its own rights",
     )
 }
