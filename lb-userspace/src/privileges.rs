@@ -41,7 +41,11 @@ pub fn reduce() -> anyhow::Result<()> {
             }
         }
     }
-    let effective: CapsHashSet = kept.iter().copied().filter(|one| *one != ON_DEMAND).collect();
+    let effective: CapsHashSet = kept
+        .iter()
+        .copied()
+        .filter(|one| *one != ON_DEMAND)
+        .collect();
     caps::clear(None, CapSet::Ambient)?;
     caps::clear(None, CapSet::Inheritable)?;
     caps::set(None, CapSet::Effective, &effective)?;

@@ -16,8 +16,8 @@ use lb_common::{
     service::ServiceOptions,
 };
 use lb_userspace::datapath::{
-    Datapath, Family, FlowPair, FlowTable, FlowTables, LiveFlows, LogLevel, Options, Outlet, Pinned,
-    Stored, TestRun, Verdict,
+    Datapath, Family, FlowPair, FlowTable, FlowTables, LiveFlows, LogLevel, Options, Outlet,
+    Pinned, Stored, TestRun, Verdict,
 };
 
 use crate::{
@@ -93,7 +93,8 @@ impl Bench {
             max_embryonic,
             log: LogLevel::Off,
         };
-        let datapath = Pinned::open(directory).and_then(|pinned| Datapath::load_pinned(&options, pinned));
+        let datapath =
+            Pinned::open(directory).and_then(|pinned| Datapath::load_pinned(&options, pinned));
         Self::of(datapath.expect("these tests load the XDP program and must run as root"))
     }
 

@@ -34,7 +34,14 @@ pub(crate) struct Package {
 pub(crate) fn package(options: &Package) -> Result<()> {
     step("program", || {
         let mut build = cargo();
-        build.args(["build", "--release", "--package", "lb-userspace", "--bin", "lb"]);
+        build.args([
+            "build",
+            "--release",
+            "--package",
+            "lb-userspace",
+            "--bin",
+            "lb",
+        ]);
         execute(&mut build)
     })?;
     let version = match &options.version {
@@ -64,7 +71,11 @@ fn assemble(version: &str) -> Result<PathBuf> {
     let source = root().join("packaging");
     copy(&target.join("release/lb"), &program, 0o755)?;
     run(Command::new("strip").arg("--strip-unneeded").arg(&program))?;
-    copy(&source.join("lb.service"), &tree.join("usr/lib/systemd/system/lb.service"), 0o644)?;
+    copy(
+        &source.join("lb.service"),
+        &tree.join("usr/lib/systemd/system/lb.service"),
+        0o644,
+    )?;
     copy(&source.join("lb.toml"), &tree.join("etc/lb/lb.toml"), 0o644)?;
 
     let man = tree.join("usr/share/man/man1");
@@ -79,21 +90,36 @@ fn assemble(version: &str) -> Result<PathBuf> {
     }
 
     let documents = tree.join("usr/share/doc/lb");
-    copy(&source.join("copyright"), &documents.join("copyright"), 0o644)?;
+    copy(
+        &source.join("copyright"),
+        &documents.join("copyright"),
+        0o644,
+    )?;
     for entry in fs::read_dir(root().join("docs"))? {
         let path = entry?.path();
         let name = path.file_name().context("a file has a name")?;
         copy(&path, &documents.join(name), 0o644)?;
     }
-    copy(&root().join("README.md"), &documents.join("README.md"), 0o644)?;
+    copy(
+        &root().join("README.md"),
+        &documents.join("README.md"),
+        0o644,
+    )?;
     // RFC 5322, as Debian Policy wants it (section 4.4).
-    let date = output(Command::new("date").args(["-R", "-r"]).arg(root().join("Cargo.toml")))?;
+    let date = output(
+        Command::new("date")
+            .args(["-R", "-r"])
+            .arg(root().join("Cargo.toml")),
+    )?;
     let changelog = format!(
         "lb ({version}) unstable; urgency=medium\n\n  * This version.\n\n -- The authors of lb \
          <lb@localhost>  {date}"
     );
     write(&documents.join("changelog"), &changelog, 0o644)?;
-    for compressed in fs::read_dir(&man)?.map(|entry| Ok(entry?.path())).chain([Ok::<_, std::io::Error>(documents.join("changelog"))]) {
+    for compressed in fs::read_dir(&man)?
+        .map(|entry| Ok(entry?.path()))
+        .chain([Ok::<_, std::io::Error>(documents.join("changelog"))])
+    {
         let path = compressed?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         run(Command::new("gzip").args(["-9n"]).arg(&path))?;
@@ -102,7 +128,10 @@ fn assemble(version: &str) -> Result<PathBuf> {
     control(&tree, version, architecture)?;
     let package = directory.join(format!("lb_{version}_{architecture}.deb"));
     let mut build = Command::new("dpkg-deb");
-    build.args(["--root-owner-group", "--build"]).arg(&tree).arg(&package);
+    build
+        .args(["--root-owner-group", "--build"])
+        .arg(&tree)
+        .arg(&package);
     run(&mut build)?;
     Ok(package)
 }
@@ -142,7 +171,11 @@ fn control(tree: &Path, version: &str, architecture: &str) -> Result<()> {
     }
     write(&control.join("md5sums"), &sums, 0o644)?;
     for script in ["postinst", "prerm", "postrm"] {
-        copy(&root().join("packaging").join(script), &control.join(script), 0o755)?;
+        copy(
+            &root().join("packaging").join(script),
+            &control.join(script),
+            0o755,
+        )?;
     }
     Ok(())
 }
@@ -150,15 +183,18 @@ fn control(tree: &Path, version: &str, architecture: &str) -> Result<()> {
 /// The newest version of glibc whose symbols a program names.
 fn glibc(program: &[u8]) -> Option<String> {
     const MARK: &[u8] = b"GLIBC_2.";
-    let versions = program.windows(MARK.len()).enumerate().filter_map(|(at, window)| {
-        let digits = program.get(at + MARK.len()..).filter(|_| window == MARK)?;
-        let digits: String = digits
-            .iter()
-            .take_while(|byte| byte.is_ascii_digit())
-            .map(|byte| char::from(*byte))
-            .collect();
-        digits.parse::<u32>().ok()
-    });
+    let versions = program
+        .windows(MARK.len())
+        .enumerate()
+        .filter_map(|(at, window)| {
+            let digits = program.get(at + MARK.len()..).filter(|_| window == MARK)?;
+            let digits: String = digits
+                .iter()
+                .take_while(|byte| byte.is_ascii_digit())
+                .map(|byte| char::from(*byte))
+                .collect();
+            digits.parse::<u32>().ok()
+        });
     versions.max().map(|minor| format!("2.{minor}"))
 }
 
@@ -266,7 +302,17 @@ fn attempt(package: &Path, next: &Path, mirror: &str) -> Result<()> {
     }
     let mut unshare = Command::new("unshare");
     unshare
-        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", ATTEMPT, "sh"])
+        .args([
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            ATTEMPT,
+            "sh",
+        ])
         .args([&root, package, next]);
     run(&mut unshare)
 }
@@ -303,14 +349,22 @@ fn write(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
 
 fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().display().to_string();
-    let output = command.output().with_context(|| format!("cannot start {name}"))?;
-    ensure!(output.status.success(), "{name} failed: {}", String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {name}"))?;
+    ensure!(
+        output.status.success(),
+        "{name} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 
 fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
-    let status = command.status().with_context(|| format!("cannot start {name}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {name}"))?;
     ensure!(status.success(), "{name} failed: see above");
     Ok(())
 }

@@ -29,7 +29,12 @@ pub(super) fn question(query: &str) -> Result<Question, Reason> {
             "interface" => question.interface = Some(value.into_owned()),
             "length" => question.length = number(key, &value)?,
             "ttl" => question.ttl = number(key, &value)?,
-            _ => return Err(Reason::new(format!("unknown key `{key}` in the query"), KEYS)),
+            _ => {
+                return Err(Reason::new(
+                    format!("unknown key `{key}` in the query"),
+                    KEYS,
+                ));
+            }
         }
     }
     question.protocol = protocol.ok_or_else(|| wire::missing("protocol"))?;
@@ -46,14 +51,23 @@ pub(super) fn query(question: &Question) -> String {
         ("source", Some(&question.source)),
         ("destination", Some(&question.destination)),
         ("tcp_flags", Some(&question.tcp_flags)),
-        ("fragment", question.fragment.as_ref().map(|piece| piece as _)),
-        ("interface", question.interface.as_ref().map(|name| name as _)),
+        (
+            "fragment",
+            question.fragment.as_ref().map(|piece| piece as _),
+        ),
+        (
+            "interface",
+            question.interface.as_ref().map(|name| name as _),
+        ),
         ("length", Some(&question.length)),
         ("ttl", Some(&question.ttl)),
     ];
     let pairs = given.iter().filter_map(|(key, value)| {
         let value = value.as_ref()?.to_string();
-        Some(format!("{key}={}", utf8_percent_encode(&value, NON_ALPHANUMERIC)))
+        Some(format!(
+            "{key}={}",
+            utf8_percent_encode(&value, NON_ALPHANUMERIC)
+        ))
     });
     pairs.collect::<Vec<_>>().join("&")
 }
@@ -102,7 +116,10 @@ mod tests {
             ("", "`protocol` is missing"),
             ("protocol=tcp&source=1.2.3.4:5", "`destination` is missing"),
             ("protocol=sctp", "protocol `sctp` is not known"),
-            ("source=1.2.3.4", "source: `1.2.3.4` is no address with a port"),
+            (
+                "source=1.2.3.4",
+                "source: `1.2.3.4` is no address with a port",
+            ),
             ("tcp_flags=syn,x", "there is no TCP flag `x`"),
             ("ttl=300", "ttl: `300` is no number, or too large"),
             ("colour=red", "unknown key `colour` in the query"),

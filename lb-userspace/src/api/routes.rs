@@ -19,8 +19,8 @@ use super::{
     wire::{self, Backend, Drain, Service},
 };
 use crate::state::{
-    BackendAddress, BackendSpec, Change, Control, DrainSpec, Explanation, FlowList, Reason, Refusal,
-    ServiceSpec, Status, rules,
+    BackendAddress, BackendSpec, Change, Control, DrainSpec, Explanation, FlowList, Reason,
+    Refusal, ServiceSpec, Status, rules,
 };
 
 /// Most bytes of a request's body: a service with all the backends that there is

@@ -3,7 +3,11 @@
 use std::{
     env,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{
     CommandFactory, Parser, Subcommand,
@@ -19,9 +23,9 @@ use crate::{
     decap::Prefix,
     state::{
         BackendAddress, BackendSpec, FlowFilter, FlowState, Hash, Mode, OnDeadline, OnEmpty,
-        OtherPorts, Piece, Protocol, Question, Quorum, RateLimit, Reason, Scheduler, ServerId, ServiceAddress,
-        SlowStartCurve, TcpFlags, Track, Word, parse_port, parse_port_range, parse_source, parse_sources,
-        rules,
+        OtherPorts, Piece, Protocol, Question, Quorum, RateLimit, Reason, Scheduler, ServerId,
+        ServiceAddress, SlowStartCurve, TcpFlags, Track, Word, parse_port, parse_port_range,
+        parse_source, parse_sources, rules,
     },
 };
 

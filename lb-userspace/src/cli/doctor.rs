@@ -40,7 +40,9 @@ pub(super) fn doctor(
     let status = status(&socket);
     let facts = Facts::gather(config.as_ref(), status);
     findings.extend(doctor::examine(&facts, config.as_ref()));
-    let is_ill = findings.iter().any(|finding| finding.severity == Severity::Error);
+    let is_ill = findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Error);
     if args.json {
         output::print_json(&Report {
             daemon: facts.status.is_some(),
@@ -103,7 +105,10 @@ fn show(findings: &[Finding]) -> String {
     }
     let mut text = String::new();
     for finding in findings {
-        text.push_str(&format!("{}: {} [{}]\n", finding.severity, finding.message, finding.id));
+        text.push_str(&format!(
+            "{}: {} [{}]\n",
+            finding.severity, finding.message, finding.id
+        ));
         text.push_str(&format!("  hint: {}\n", finding.hint));
     }
     text

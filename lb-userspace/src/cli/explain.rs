@@ -77,7 +77,10 @@ fn show(told: &Explanation) -> String {
         };
         line(
             "slot",
-            &format!("{} of {}, {}: owner {owner}{origin}", slot.index, slot.of, slot.state),
+            &format!(
+                "{} of {}, {}: owner {owner}{origin}",
+                slot.index, slot.of, slot.state
+            ),
         );
     }
     match &told.flow {
@@ -97,14 +100,25 @@ fn show(told: &Explanation) -> String {
     }
     if let Some(sent) = &told.sent {
         for (index, header) in sent.headers.iter().enumerate() {
-            line(if index == 0 { "sent" } else { "" }, &header_in_words(header));
+            line(
+                if index == 0 { "sent" } else { "" },
+                &header_in_words(header),
+            );
         }
     }
     let reason = || {
         let (name, words) = (told.reason.as_deref(), told.description.as_deref());
-        format!("{}: {}", name.unwrap_or("unknown"), words.unwrap_or("no reason was counted"))
+        format!(
+            "{}: {}",
+            name.unwrap_or("unknown"),
+            words.unwrap_or("no reason was counted")
+        )
     };
-    let by = || told.sent.as_ref().map_or("", |sent| sent.interface.as_str());
+    let by = || {
+        told.sent
+            .as_ref()
+            .map_or("", |sent| sent.interface.as_str())
+    };
     let verdict = match told.fate {
         Fate::ToBackend => format!("goes to the backend, by {}", by()),
         Fate::ToClient => format!("goes to the client, by {}", by()),

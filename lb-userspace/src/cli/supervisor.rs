@@ -43,7 +43,10 @@ impl daemon::Supervisor for Supervisor {
     }
 
     fn alive(&mut self) {
-        if self.interval.is_some_and(|interval| self.told.elapsed() >= interval) {
+        if self
+            .interval
+            .is_some_and(|interval| self.told.elapsed() >= interval)
+        {
             self.told = Instant::now();
             Self::tell(&[NotifyState::Watchdog]);
         }

@@ -109,9 +109,8 @@ pub async fn run(
 
     let explaining = Explaining::new(datapath.pinned_maps());
     let attached = attach(&mut datapath, &config, &indices).map_err(explained)?;
-    let (plane, found) =
-        with_lookups(|| Wired::new(datapath, Box::new(move || start.elapsed())))
-            .map_err(explained)?;
+    let (plane, found) = with_lookups(|| Wired::new(datapath, Box::new(move || start.elapsed())))
+        .map_err(explained)?;
     let mut balancer = Balancer::new(plane, attached, config.desired(), found, start.elapsed());
     for interface in interfaces {
         balancer.neighbour(neighbour::Event::Interface(interface));

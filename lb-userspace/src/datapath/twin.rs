@@ -129,7 +129,8 @@ impl Written {
         let [flows_v4, flows_v6, replies_v4, replies_v6, pins_v4, pins_v6] = FLOW_TABLES;
         let [clients_v4, newcomers_v4, clients_v6, newcomers_v6] = CLIENT_TABLES;
         let live = data(map_name::LIVE)?;
-        let live = LiveFlows::new(live.fd().as_fd()).map_err(map_error("mapping", map_name::LIVE))?;
+        let live =
+            LiveFlows::new(live.fd().as_fd()).map_err(map_error("mapping", map_name::LIVE))?;
         let tables = FlowTables::new(
             [
                 &data(flows_v4)?,
@@ -442,7 +443,11 @@ impl Twin {
                     let key = Key::new(32, Plain(key.dst));
                     found(self.prefixes_v4.get(&key, 0), map_name::PREFIXES_V4)
                 };
-                (exact.map_or_else(prefix, |vip| Ok(Some(vip)))?, key.protocol, key.dst_port)
+                (
+                    exact.map_or_else(prefix, |vip| Ok(Some(vip)))?,
+                    key.protocol,
+                    key.dst_port,
+                )
             }
             Tuple::V6(key) => {
                 let exact = found(self.vips_v6.get(&Plain(key.dst), 0), map_name::VIPS_V6)?;
@@ -450,7 +455,11 @@ impl Twin {
                     let key = Key::new(128, Plain(key.dst));
                     found(self.prefixes_v6.get(&key, 0), map_name::PREFIXES_V6)
                 };
-                (exact.map_or_else(prefix, |vip| Ok(Some(vip)))?, key.protocol, key.dst_port)
+                (
+                    exact.map_or_else(prefix, |vip| Ok(Some(vip)))?,
+                    key.protocol,
+                    key.dst_port,
+                )
             }
         };
         let Some(vip) = vip.filter(|vip| vip.id != 0) else {
@@ -526,7 +535,12 @@ impl Twin {
         clear_pair(&mut self.own.tables.v6)?;
         clear(&mut self.fragments_v4, map_name::FRAGMENTS_V4)?;
         clear(&mut self.fragments_v6, map_name::FRAGMENTS_V6)?;
-        let buckets: Vec<_> = self.own.source_buckets.keys().filter_map(|key| key.ok()).collect();
+        let buckets: Vec<_> = self
+            .own
+            .source_buckets
+            .keys()
+            .filter_map(|key| key.ok())
+            .collect();
         for key in buckets {
             gone(self.own.source_buckets.remove(&key))
                 .map_err(map_error("removing", map_name::SOURCE_BUCKETS))?;
@@ -674,8 +688,8 @@ impl Twin {
         };
         let from = mapped(&live)?;
         if !self.pools.contains_key(&id) {
-            let own = Inner::new(1)
-                .map_err(map_error("making a port pool", map_name::PORT_POOLS))?;
+            let own =
+                Inner::new(1).map_err(map_error("making a port pool", map_name::PORT_POOLS))?;
             self.pools.insert(id, mapped(&own)?);
             self.own
                 .pools
@@ -690,12 +704,7 @@ impl Twin {
     }
 
     /// Whether a packet has met something that was not copied. It will be.
-    fn lacks(
-        &mut self,
-        tuple: Tuple,
-        dropped: &[DropKey],
-        copied: &mut Copied,
-    ) -> Result<bool> {
+    fn lacks(&mut self, tuple: Tuple, dropped: &[DropKey], copied: &mut Copied) -> Result<bool> {
         let mut lacks = false;
         // What a pool holds that has not been copied is what a packet before this one left.
         let mut pools = pools(&mut self.own.tables.v4)?;
@@ -717,14 +726,16 @@ impl Twin {
         }
         for key in keys(&mut self.own.tables.v4.replies)? {
             let tuple = Tuple::V4(key);
-            if !copied.replies.contains(&tuple) && self.live.tables.v4.replies.get(&key)?.is_some() {
+            if !copied.replies.contains(&tuple) && self.live.tables.v4.replies.get(&key)?.is_some()
+            {
                 copied.replies.push(tuple);
                 lacks = true;
             }
         }
         for key in keys(&mut self.own.tables.v6.replies)? {
             let tuple = Tuple::V6(key);
-            if !copied.replies.contains(&tuple) && self.live.tables.v6.replies.get(&key)?.is_some() {
+            if !copied.replies.contains(&tuple) && self.live.tables.v6.replies.get(&key)?.is_some()
+            {
                 copied.replies.push(tuple);
                 lacks = true;
             }
@@ -747,10 +758,16 @@ impl Twin {
         const { assert!(std::mem::offset_of!(PortPool, cursor) == PORT_WORDS * 8) };
         let memory = Mapping::<AtomicU64>::new(pool.fd(), PORT_WORDS + 1)
             .map_err(map_error("mapping a port pool of", map_name::PORT_POOLS))?;
-        let [a, b, c, d, ..] = memory.get()[PORT_WORDS].load(Ordering::Relaxed).to_ne_bytes();
+        let [a, b, c, d, ..] = memory.get()[PORT_WORDS]
+            .load(Ordering::Relaxed)
+            .to_ne_bytes();
         let (first, last) = (backend.first_port, backend.last_port);
         let next = u32::from_ne_bytes([a, b, c, d]) as u16;
-        let next = if (first..=last).contains(&next) { next } else { first };
+        let next = if (first..=last).contains(&next) {
+            next
+        } else {
+            first
+        };
         let of = |own: u16| if backend.port == 0 { own } else { backend.port };
         let mut tuples = Vec::new();
         for port in (next..=last).chain(first..next) {
@@ -832,7 +849,10 @@ fn missing(map: &'static str) -> Error {
 }
 
 /// What a look into a map found.
-fn found<V>(look: std::result::Result<impl Into<Found<V>>, MapError>, map: &'static str) -> Result<Option<V>> {
+fn found<V>(
+    look: std::result::Result<impl Into<Found<V>>, MapError>,
+    map: &'static str,
+) -> Result<Option<V>> {
     match look {
         Ok(value) => Ok(Some(value.into().0)),
         Err(MapError::KeyNotFound | MapError::ElementNotFound | MapError::OutOfBounds { .. }) => {

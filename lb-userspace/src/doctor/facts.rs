@@ -81,7 +81,9 @@ impl Facts {
             has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory: datapath::available_memory(),
-            files: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
+            files: getrlimit(Resource::RLIMIT_NOFILE)
+                .ok()
+                .map(|(_, hard)| hard),
             interfaces: neighbour::interfaces().unwrap_or_default(),
             lower_links: kernel::lower_links().unwrap_or_default(),
             addresses: neighbour::addresses().unwrap_or_default(),
@@ -91,7 +93,11 @@ impl Facts {
             status,
             ..Self::default()
         };
-        for name in ["net/core/bpf_jit_enable", "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        for name in [
+            "net/core/bpf_jit_enable",
+            "net/ipv4/ip_forward",
+            "net/ipv6/conf/all/forwarding",
+        ] {
             facts.read(name.to_owned());
         }
         for directory in ["all", "default"] {

@@ -24,42 +24,51 @@ const HEADER: usize = 16;
 /// The interface that each VLAN interface, or the like, stands on.
 pub(super) fn lower_links() -> io::Result<Vec<(u32, u32)>> {
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let links = list(request)?.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) => {
-            let lower = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::Link(lower) => Some(*lower),
-                _ => None,
-            });
-            Some((link.header.index, lower?))
-        }
-        _ => None,
-    });
+    let links = list(request)?
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => {
+                let lower = link
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        LinkAttribute::Link(lower) => Some(*lower),
+                        _ => None,
+                    });
+                Some((link.header.index, lower?))
+            }
+            _ => None,
+        });
     Ok(links.collect())
 }
 
 /// Neighbours that have an Ethernet address, with the index of their interface.
 pub(super) fn neighbours() -> io::Result<Vec<(u32, IpAddr)>> {
     let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-    let neighbours = list(request)?.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewNeighbour(neighbour) => {
-            let attributes = &neighbour.attributes;
-            let address = attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                    Some(IpAddr::V4(*address))
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                    Some(IpAddr::V6(*address))
-                }
-                _ => None,
-            });
-            let has_mac = attributes.iter().any(|attribute| {
-                matches!(attribute, NeighbourAttribute::LinkLayerAddress(mac)
+    let neighbours = list(request)?
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(neighbour) => {
+                let attributes = &neighbour.attributes;
+                let address = attributes.iter().find_map(|attribute| match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                        Some(IpAddr::V4(*address))
+                    }
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                        Some(IpAddr::V6(*address))
+                    }
+                    _ => None,
+                });
+                let has_mac = attributes.iter().any(|attribute| {
+                    matches!(attribute, NeighbourAttribute::LinkLayerAddress(mac)
                     if mac.iter().any(|byte| *byte != 0))
-            });
-            address.filter(|_| has_mac).map(|address| (neighbour.header.ifindex, address))
-        }
-        _ => None,
-    });
+                });
+                address
+                    .filter(|_| has_mac)
+                    .map(|address| (neighbour.header.ifindex, address))
+            }
+            _ => None,
+        });
     Ok(neighbours.collect())
 }
 
@@ -115,7 +124,9 @@ fn dump(protocol: isize, request: &[u8], mut visit: impl FnMut(&[u8])) -> io::Re
             match u16::from_ne_bytes([kind[0], kind[1]]) {
                 DONE => return Ok(()),
                 ERROR => {
-                    let code = message.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
+                    let code = message
+                        .get(HEADER..HEADER + 4)
+                        .and_then(|code| code.try_into().ok());
                     return match code.map_or(0, i32::from_ne_bytes) {
                         0 => Ok(()),
                         code => Err(io::Error::from_raw_os_error(-code)),

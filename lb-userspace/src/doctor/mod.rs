@@ -199,10 +199,15 @@ impl Patient<'_> {
             let is_usual = config.pin_directory.starts_with("/sys/fs/bpf");
             self.find(
                 BPFFS,
-                if is_usual { Severity::Note } else { Severity::Error },
+                if is_usual {
+                    Severity::Note
+                } else {
+                    Severity::Error
+                },
                 format!("`pin-directory` {directory} is on no BPF file system"),
                 if is_usual {
-                    "`lb run` mounts one; to have it before: `mount -t bpf bpf /sys/fs/bpf`".to_owned()
+                    "`lb run` mounts one; to have it before: `mount -t bpf bpf /sys/fs/bpf`"
+                        .to_owned()
                 } else {
                     "mount one there, or use the default, /sys/fs/bpf/lb".to_owned()
                 },
@@ -223,7 +228,10 @@ impl Patient<'_> {
                 "lower `flows` in `[limits]`",
             );
         }
-        let checked = config.services.iter().filter(|service| service.health.is_some());
+        let checked = config
+            .services
+            .iter()
+            .filter(|service| service.health.is_some());
         let checks: usize = checked.map(|service| service.backends.len()).sum();
         if let Some(files) = facts.files
             && checks as u64 + OTHER_FILES > files
@@ -239,7 +247,10 @@ impl Patient<'_> {
 
     fn interface(&mut self, config: &Config, name: &str) {
         let facts = self.facts;
-        let found = facts.interfaces.iter().find(|interface| interface.name == name);
+        let found = facts
+            .interfaces
+            .iter()
+            .find(|interface| interface.name == name);
         let Some(interface) = found else {
             self.find(
                 INTERFACE,
@@ -297,7 +308,10 @@ impl Patient<'_> {
                 format!("`ethtool -K {name} lro off`"),
             );
         }
-        let has_vlans = facts.lower_links.iter().any(|(_, lower)| *lower == interface.ifindex);
+        let has_vlans = facts
+            .lower_links
+            .iter()
+            .any(|(_, lower)| *lower == interface.ifindex);
         if driver.rx_vlan == Some(true) && has_vlans {
             self.find(
                 RX_VLAN,
@@ -319,14 +333,20 @@ impl Patient<'_> {
                     "`{name}` has {queues} receive queues for {} CPUs: the others balance nothing",
                     facts.cpus
                 ),
-                format!("`ethtool -L {name} combined {}`, where the driver can", facts.cpus),
+                format!(
+                    "`ethtool -L {name} combined {}`, where the driver can",
+                    facts.cpus
+                ),
             );
         }
         self.rp_filter(name);
     }
 
     fn rp_filter(&mut self, name: &str) {
-        let of = |name: &str| self.facts.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"));
+        let of = |name: &str| {
+            self.facts
+                .sysctl(&format!("net/ipv4/conf/{name}/rp_filter"))
+        };
         // The larger of both holds (ip-sysctl.rst); 1 is strict, 2 is loose.
         let value = of("all").unwrap_or(0).max(of(name).unwrap_or(0));
         if value == 1 {
@@ -345,7 +365,11 @@ impl Patient<'_> {
     /// What the modes of the services need.
     fn modes(&mut self, config: &Config) {
         let facts = self.facts;
-        let tunnels: Vec<_> = config.services.iter().filter(|s| s.mode.tunnels()).collect();
+        let tunnels: Vec<_> = config
+            .services
+            .iter()
+            .filter(|s| s.mode.tunnels())
+            .collect();
         if !tunnels.is_empty() {
             for interface in &facts.interfaces {
                 if config.interfaces.contains(&interface.name) && interface.mtu <= CLIENT_MTU {
@@ -364,10 +388,18 @@ impl Patient<'_> {
                 }
             }
         }
-        let nat: Vec<_> = config.services.iter().filter(|s| s.mode == Mode::Nat).collect();
+        let nat: Vec<_> = config
+            .services
+            .iter()
+            .filter(|s| s.mode == Mode::Nat)
+            .collect();
         for (is_v4, key, command) in [
             (true, "net/ipv4/ip_forward", "net.ipv4.ip_forward"),
-            (false, "net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"),
+            (
+                false,
+                "net/ipv6/conf/all/forwarding",
+                "net.ipv6.conf.all.forwarding",
+            ),
         ] {
             let of_family = |address: std::net::IpAddr| address.is_ipv4() == is_v4;
             let service = nat.iter().find(|s| of_family(s.address.prefix.address()));
@@ -477,14 +509,20 @@ impl Patient<'_> {
                     self.find(
                         LOCAL_BACKEND,
                         Severity::Error,
-                        format!("backend {} of service `{}` is this host", backend.address, service.name),
+                        format!(
+                            "backend {} of service `{}` is this host",
+                            backend.address, service.name
+                        ),
                         "run the backend on another host: XDP sends nothing to its own",
                     );
                 } else if facts.unreachable.contains(&ip) {
                     self.find(
                         ROUTE,
                         Severity::Error,
-                        format!("there is no route to backend {} of service `{}`", backend.address, service.name),
+                        format!(
+                            "there is no route to backend {} of service `{}`",
+                            backend.address, service.name
+                        ),
                         format!("`ip route get {ip}` says more; add a route"),
                     );
                 }
@@ -523,7 +561,10 @@ impl Patient<'_> {
                 self.find(
                     DETACHED,
                     Severity::Error,
-                    format!("the balancer is not attached to `{}`: {why}", interface.name),
+                    format!(
+                        "the balancer is not attached to `{}`: {why}",
+                        interface.name
+                    ),
                     "`lb status` shows when it is",
                 );
             }
@@ -537,7 +578,10 @@ impl Patient<'_> {
                     self.find(
                         NEXT_HOP,
                         Severity::Error,
-                        format!("service `{}` does not reach backend {}: {why}", service.name, backend.address),
+                        format!(
+                            "service `{}` does not reach backend {}: {why}",
+                            service.name, backend.address
+                        ),
                         "`ip route get` and `ip neigh` say more of the way there",
                     );
                 }

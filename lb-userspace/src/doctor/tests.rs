@@ -14,7 +14,9 @@ fn config(more: &str) -> Config {
         "interfaces = [\"eth0\"]\n{more}\n[[service]]\nname = \"web\"\naddress = \
          \"192.0.2.10:443\"\nmode = \"full-nat\"\n[[service.backend]]\naddress = \"10.0.0.11:8443\"\n"
     );
-    config::read(&Source::new("lb.toml", text.as_bytes())).config.unwrap()
+    config::read(&Source::new("lb.toml", text.as_bytes()))
+        .config
+        .unwrap()
 }
 
 /// A host on which nothing hurts.
@@ -41,7 +43,10 @@ fn well() -> Facts {
 }
 
 fn ids(facts: &Facts, config: &Config) -> Vec<&'static str> {
-    examine(facts, Some(config)).iter().map(|finding| finding.id).collect()
+    examine(facts, Some(config))
+        .iter()
+        .map(|finding| finding.id)
+        .collect()
 }
 
 #[test]
@@ -58,12 +63,19 @@ fn what_no_lab_has_is_found() {
     type Plant<'a> = (&'a str, &'a dyn Fn(&mut Facts));
     let cases: &[Plant<'_>] = &[
         ("kernel-version", &|facts| facts.kernel = Some((5, 15))),
-        ("bpf-jit", &|facts| sysctl(facts, "net/core/bpf_jit_enable", "0")),
+        ("bpf-jit", &|facts| {
+            sysctl(facts, "net/core/bpf_jit_enable", "0")
+        }),
         ("btf", &|facts| facts.has_btf = false),
-        ("bpf-file-system", &|facts| facts.has_bpf_file_system = false),
+        ("bpf-file-system", &|facts| {
+            facts.has_bpf_file_system = false
+        }),
         ("memory", &|facts| facts.flow_tables = 100_000),
         ("large-receive-offload", &|facts| {
-            let driver = Driver { lro: Some(true), ..Driver::default() };
+            let driver = Driver {
+                lro: Some(true),
+                ..Driver::default()
+            };
             facts.drivers.insert("eth0".into(), driver);
         }),
         ("rights", &|facts| facts.is_root = false),
@@ -82,8 +94,15 @@ fn the_worst_comes_first_and_every_finding_is_listed() {
     (facts.is_root, facts.kernel, facts.has_btf) = (false, Some((6, 0)), false);
     let found = examine(&facts, None);
     let severities: Vec<_> = found.iter().map(|finding| finding.severity).collect();
-    assert_eq!(severities, [Severity::Error, Severity::Warning, Severity::Note]);
-    assert!(found.iter().all(|finding| CHECKS.iter().any(|check| check.id == finding.id)));
+    assert_eq!(
+        severities,
+        [Severity::Error, Severity::Warning, Severity::Note]
+    );
+    assert!(
+        found
+            .iter()
+            .all(|finding| CHECKS.iter().any(|check| check.id == finding.id))
+    );
 }
 
 #[test]
@@ -95,5 +114,8 @@ fn checks_have_words_of_their_own_and_stand_in_the_documentation() {
         .map(|check| format!("| `{}` | {} |\n", check.id, check.what))
         .collect();
     let page = include_str!("../../../docs/operations.md");
-    assert!(page.contains(&rows), "docs/operations.md should have these rows:\n{rows}");
+    assert!(
+        page.contains(&rows),
+        "docs/operations.md should have these rows:\n{rows}"
+    );
 }

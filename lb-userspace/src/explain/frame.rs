@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::state::{Piece, Question, Protocol};
+use crate::state::{Piece, Protocol, Question};
 
 /// Who the frames say to come from: a local address that no vendor has given.
 const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -52,7 +52,11 @@ fn segment(question: &Question) -> Vec<u8> {
     let mut segment = [source.to_be_bytes(), destination.to_be_bytes()].concat();
     let checksum_at = match question.protocol {
         Protocol::Tcp => {
-            let acknowledged: u32 = if question.tcp_flags.0 & 1 << 4 == 0 { 0 } else { 1 };
+            let acknowledged: u32 = if question.tcp_flags.0 & 1 << 4 == 0 {
+                0
+            } else {
+                1
+            };
             segment.extend(1_u32.to_be_bytes());
             segment.extend(acknowledged.to_be_bytes());
             segment.extend([5 << 4, question.tcp_flags.0, 0xff, 0xff, 0, 0, 0, 0]);
@@ -162,8 +166,15 @@ mod tests {
             ("[2001:db8::7]:40000", "[2001:db8::10]:443"),
         ] {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let question = Question::new(protocol, source.parse().unwrap(), destination.parse().unwrap());
-                questions.push(Question { length: 33, ..question.clone() });
+                let question = Question::new(
+                    protocol,
+                    source.parse().unwrap(),
+                    destination.parse().unwrap(),
+                );
+                questions.push(Question {
+                    length: 33,
+                    ..question.clone()
+                });
                 questions.push(question);
             }
         }
@@ -187,10 +198,15 @@ mod tests {
                     assert!(tcp.syn() && !tcp.ack());
                     let expected = match &net {
                         NetSlice::Ipv4(ip) => {
-                            assert_eq!(ip.header().header_checksum(), ip.header().to_header().calc_header_checksum());
+                            assert_eq!(
+                                ip.header().header_checksum(),
+                                ip.header().to_header().calc_header_checksum()
+                            );
                             tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination())
                         }
-                        NetSlice::Ipv6(ip) => tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()),
+                        NetSlice::Ipv6(ip) => {
+                            tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination())
+                        }
                         NetSlice::Arp(_) => panic!("ARP"),
                     };
                     assert_eq!(tcp.checksum(), expected.unwrap());
@@ -200,8 +216,12 @@ mod tests {
                     let header = udp.to_header();
                     assert_eq!(header.destination_port, question.destination.port());
                     let expected = match &net {
-                        NetSlice::Ipv4(ip) => header.calc_checksum_ipv4(&ip.header().to_header(), udp.payload()),
-                        NetSlice::Ipv6(ip) => header.calc_checksum_ipv6(&ip.header().to_header(), udp.payload()),
+                        NetSlice::Ipv4(ip) => {
+                            header.calc_checksum_ipv4(&ip.header().to_header(), udp.payload())
+                        }
+                        NetSlice::Ipv6(ip) => {
+                            header.calc_checksum_ipv6(&ip.header().to_header(), udp.payload())
+                        }
                         NetSlice::Arp(_) => panic!("ARP"),
                     };
                     assert_eq!(header.checksum, expected.unwrap());
@@ -216,7 +236,11 @@ mod tests {
     #[test]
     fn later_fragments_come_behind_the_first() {
         for question in questions() {
-            let question = Question { fragment: Some(Piece::Later), tcp_flags: TcpFlags(0), ..question };
+            let question = Question {
+                fragment: Some(Piece::Later),
+                tcp_flags: TcpFlags(0),
+                ..question
+            };
             let [first, later] = &frames(&question, [2, 3, 4, 5, 6, 7])[..] else {
                 panic!("two frames");
             };

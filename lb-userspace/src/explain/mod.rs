@@ -16,8 +16,8 @@ use lb_common::{
 use crate::{
     datapath::{self, Entry, Kind, Trace, Tuple, Twin, Verdict},
     state::{
-        Explanation, Fate, FlowState, MetBackend, MetFlow, MetService, MetSlot, Mode, Question,
-        QuestionStatus, Protocol, Reason, Refusal, Scheduler, Sent, SlotState,
+        Explanation, Fate, FlowState, MetBackend, MetFlow, MetService, MetSlot, Mode, Protocol,
+        Question, QuestionStatus, Reason, Refusal, Scheduler, Sent, SlotState,
     },
 };
 
@@ -83,8 +83,12 @@ pub fn explain(twin: &mut Twin, names: &Names, question: &Question) -> Result<Ex
         Refusal::Failed(format!("{error}{}", cause.unwrap_or_default()))
     };
     // The families are the same.
-    let tuple = Tuple::new(question.source, question.destination, question.protocol.number())
-        .ok_or(Refusal::ShuttingDown)?;
+    let tuple = Tuple::new(
+        question.source,
+        question.destination,
+        question.protocol.number(),
+    )
+    .ok_or(Refusal::ShuttingDown)?;
     let ifindex = interface(names, question)?;
     let port = names.interfaces.get(&ifindex);
     let frames = frame::frames(question, port.map_or([2, 0, 0, 0, 0, 2], |port| port.mac));
@@ -169,7 +173,10 @@ impl Teller<'_> {
             self.twin.service(self.tuple)?
         };
         let slot = match service {
-            Some((service, _)) => self.twin.slot(service, self.tuple)?.map(|found| (service, found)),
+            Some((service, _)) => self
+                .twin
+                .slot(service, self.tuple)?
+                .map(|found| (service, found)),
             None => None,
         };
         let of_backend = match backend {
@@ -212,13 +219,20 @@ impl Teller<'_> {
             }),
             flow: met.map(|entry| self.flow(&entry)),
             begins_flow: left.is_some_and(|entry| {
-                met.is_none_or(|met| met.backend != entry.backend || state::is_closing(met.state) && !state::is_closing(entry.state))
+                met.is_none_or(|met| {
+                    met.backend != entry.backend
+                        || state::is_closing(met.state) && !state::is_closing(entry.state)
+                })
             }),
             backend: match backend {
                 Some(id) => Some(self.backend(id)?),
                 None => None,
             },
-            sent: if leaves { Some(self.sent(fate, backend)?) } else { None },
+            sent: if leaves {
+                Some(self.sent(fate, backend)?)
+            } else {
+                None
+            },
         })
     }
 
@@ -295,12 +309,18 @@ impl Teller<'_> {
             Verdict::Redirect => path.map_or(0, |path| path.ifindex),
             _ => self.ifindex,
         };
-        let outlet = self.names.interfaces.get(&ifindex).map_or(ifindex, |port| port.outlet);
+        let outlet = self
+            .names
+            .interfaces
+            .get(&ifindex)
+            .map_or(ifindex, |port| port.outlet);
         let is_gue = entry.is_some_and(|entry| {
             let service = self.names.services.get(&entry.service);
             service.is_some_and(|service| service.mode == Mode::Gue)
         });
-        let gue_port = entry.filter(|_| is_gue).map(|entry| u16::from_be(entry.port));
+        let gue_port = entry
+            .filter(|_| is_gue)
+            .map(|entry| u16::from_be(entry.port));
         Ok(Sent {
             interface: self.interface(outlet),
             bytes: run.frame.len() as u64,

@@ -134,7 +134,8 @@ impl Control {
     ///
     /// The [`Refusal`] says what of the question makes no sense, or why there is no answer.
     pub async fn explain(&self, question: Question) -> Result<Explanation, Refusal> {
-        self.ask(|answer| Request::Explain(question, answer)).await?
+        self.ask(|answer| Request::Explain(question, answer))
+            .await?
     }
 
     /// Makes a change and waits until the datapath has it.

@@ -65,7 +65,10 @@ impl FromStr for TcpFlags {
             let bit = bit.ok_or_else(|| {
                 Reason::new(
                     format!("there is no TCP flag `{name}`"),
-                    format!("use some of `{}`, with commas, or `none`", Self::NAMES.join(",")),
+                    format!(
+                        "use some of `{}`, with commas, or `none`",
+                        Self::NAMES.join(",")
+                    ),
                 )
             })?;
             flags |= 1 << bit;

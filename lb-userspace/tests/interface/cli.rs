@@ -140,7 +140,11 @@ async fn colours_are_for_those_who_ask() {
     ] {
         let shown = on_a_terminal(&balancer, "status no-such-service", variables);
         assert!(shown.contains("no-such-service"), "{shown}");
-        assert_eq!(shown.contains('\x1b'), is_coloured, "{variables:?}: {shown:?}");
+        assert_eq!(
+            shown.contains('\x1b'),
+            is_coloured,
+            "{variables:?}: {shown:?}"
+        );
     }
     balancer.stop().await;
 }
@@ -196,9 +200,14 @@ async fn manual_pages_and_completions_are_those_of_the_commands() {
     let page = fs::read(path.join("lb.1")).unwrap();
     assert_eq!(printed.stdout, page);
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let script = lb(&balancer, &format!("completions {shell}")).output().unwrap();
+        let script = lb(&balancer, &format!("completions {shell}"))
+            .output()
+            .unwrap();
         let script = String::from_utf8(script.stdout).unwrap();
-        assert!(script.contains("explain") && script.contains("undrain"), "{shell}");
+        assert!(
+            script.contains("explain") && script.contains("undrain"),
+            "{shell}"
+        );
     }
     let unwritable = lb(&balancer, "man /proc/no").output().unwrap();
     assert_eq!(unwritable.status.code(), Some(1));

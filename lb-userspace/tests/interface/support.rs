@@ -9,8 +9,8 @@ use std::{
 use lb_userspace::{
     api::{self, Client, Socket},
     state::{
-        Control, Desired, Explanation, FlowFilter, FlowList, FlowStatus, Question, Refusal, Request,
-        Status, rules,
+        Control, Desired, Explanation, FlowFilter, FlowList, FlowStatus, Question, Refusal,
+        Request, Status, rules,
     },
 };
 use tempfile::TempDir;

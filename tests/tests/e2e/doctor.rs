@@ -75,10 +75,14 @@ impl<'a> Site<'a> {
         let report: Value = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("no JSON; it says: {stderr}"))?;
         let findings = report["findings"].as_array().context("findings")?;
-        let is_ill = findings.iter().any(|finding| finding["severity"] == "error");
+        let is_ill = findings
+            .iter()
+            .any(|finding| finding["severity"] == "error");
         ensure!(output.status.code() == Some(i32::from(is_ill)), "{report}");
         let word = |finding: &Value| {
-            let has_hint = finding["hint"].as_str().is_some_and(|hint| !hint.is_empty());
+            let has_hint = finding["hint"]
+                .as_str()
+                .is_some_and(|hint| !hint.is_empty());
             ensure!(has_hint && finding["message"].is_string(), "{finding}");
             Ok(finding["id"].as_str().context("an id")?.to_owned())
         };
@@ -88,17 +92,28 @@ impl<'a> Site<'a> {
     fn found(&self, config: &Config) -> Result<BTreeSet<String>> {
         self.write(config)?;
         let mut command = self.topology.lb.command(&programs::paths().lb);
-        command.args(["doctor", "--json", "--config"]).arg(&self.file);
+        command
+            .args(["doctor", "--json", "--config"])
+            .arg(&self.file);
         self.found_by(&mut command)
     }
 
     /// Plants a problem in the configuration, on the host, or in both. It must be found where it
     /// was not before, and not after `mend`.
-    fn plant(&self, id: &str, change: impl Fn(&mut Config), plant: &Step, mend: &Step) -> Result<()> {
+    fn plant(
+        &self,
+        id: &str,
+        change: impl Fn(&mut Config),
+        plant: &Step,
+        mend: &Step,
+    ) -> Result<()> {
         let mut config = self.usual.clone();
         let host = &self.topology.lb;
         let before = self.found(&config)?;
-        ensure!(!before.contains(id), "`{id}` is found before it is there: {before:?}");
+        ensure!(
+            !before.contains(id),
+            "`{id}` is found before it is there: {before:?}"
+        );
         change(&mut config);
         plant(host).with_context(|| format!("planting `{id}`"))?;
         let found = self.found(&config)?;
@@ -129,7 +144,11 @@ fn run(words: &'static str) -> impl Fn(&Host) -> Result<()> {
         let mut words = words.split_whitespace();
         let mut command = host.command(words.next().context("a command")?);
         let output = command.args(words).output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(())
     }
 }
@@ -149,17 +168,42 @@ fn planted_problems_are_found() -> Result<()> {
         &nothing,
         &nothing,
     )?;
-    site.plant("bpf-file-system", |c| c.pins = "/run/lb-doctor".into(), &nothing, &nothing)?;
-    site.plant("interface-missing", |c| c.interfaces = "\"eth0\", \"eth7\"", &nothing, &nothing)?;
-    site.plant("tunnel-mtu", |c| (c.mode, c.backend) = ("ipip", "10.0.0.11"), &nothing, &nothing)?;
+    site.plant(
+        "bpf-file-system",
+        |c| c.pins = "/run/lb-doctor".into(),
+        &nothing,
+        &nothing,
+    )?;
+    site.plant(
+        "interface-missing",
+        |c| c.interfaces = "\"eth0\", \"eth7\"",
+        &nothing,
+        &nothing,
+    )?;
+    site.plant(
+        "tunnel-mtu",
+        |c| (c.mode, c.backend) = ("ipip", "10.0.0.11"),
+        &nothing,
+        &nothing,
+    )?;
     site.plant(
         "source-ports",
         |c| c.service = "source-ports = \"1024-40000\"",
         &nothing,
         &nothing,
     )?;
-    site.plant("no-route", |c| c.backend = "203.0.113.77:80", &nothing, &nothing)?;
-    site.plant("backend-local", |c| c.backend = "10.0.0.1:80", &nothing, &nothing)?;
+    site.plant(
+        "no-route",
+        |c| c.backend = "203.0.113.77:80",
+        &nothing,
+        &nothing,
+    )?;
+    site.plant(
+        "backend-local",
+        |c| c.backend = "10.0.0.1:80",
+        &nothing,
+        &nothing,
+    )?;
 
     // Of interfaces.
     site.plant(
@@ -173,12 +217,23 @@ fn planted_problems_are_found() -> Result<()> {
         "xdp-occupied",
         |c| c.interfaces = "\"eth0\", \"taken\"",
         &move |host| {
-            Link::between(End::of(host, "taken").takes_xdp_frames(), End::of(&other, "eth0")).up()
+            Link::between(
+                End::of(host, "taken").takes_xdp_frames(),
+                End::of(&other, "eth0"),
+            )
+            .up()
         },
         &ip("link del taken"),
     )?;
-    let driver = host.command("ethtool").args(["-K", "eth0", "rxvlan", "on"]).output()?;
-    ensure!(driver.status.success(), "{}", String::from_utf8_lossy(&driver.stderr));
+    let driver = host
+        .command("ethtool")
+        .args(["-K", "eth0", "rxvlan", "on"])
+        .output()?;
+    ensure!(
+        driver.status.success(),
+        "{}",
+        String::from_utf8_lossy(&driver.stderr)
+    );
     site.plant(
         "vlan-offload",
         same,
@@ -219,7 +274,9 @@ fn planted_problems_are_found() -> Result<()> {
         &ip("address del 192.0.2.10/32 dev lo"),
     )?;
     // Another host answers where the balancer's network looks for a service address.
-    topology.client.ip("address add 198.51.100.77/32 dev eth0")?;
+    topology
+        .client
+        .ip("address add 198.51.100.77/32 dev eth0")?;
     site.plant(
         "duplicate-address",
         |c| c.vip = "198.51.100.77:80",
@@ -290,11 +347,17 @@ fn the_slow_mode_is_found() -> Result<()> {
     site.usual.more = "limits.flows = 65536".into();
     site.write(&site.usual)?;
     let mut command = topology.lb.command(&programs::paths().lb);
-    command.args(["run", "--xdp-mode", "generic", "--config"]).arg(&site.file);
+    command
+        .args(["run", "--xdp-mode", "generic", "--config"])
+        .arg(&site.file);
     let mut process = topology.lb.spawn("lb", command)?;
     process.wait_for_log("listening")?;
     process.wait_for_log("attached interface=eth1")?;
     let found = site.found(&site.usual)?;
-    ensure!(found.contains("xdp-generic"), "{found:?}; {}", process.log());
+    ensure!(
+        found.contains("xdp-generic"),
+        "{found:?}; {}",
+        process.log()
+    );
     process.kill()
 }

@@ -21,20 +21,31 @@ fn what_is_told_is_what_happens() -> Result<()> {
     let services = http_of_each_kind(&topology);
     let balancer = Balancer::start(&topology, &programs::paths().lb, &services)?;
     let explain = |words: &str| -> Result<Value> {
-        Ok(serde_json::from_str(&balancer.lb(&format!("explain {words} --json"))?)?)
+        Ok(serde_json::from_str(
+            &balancer.lb(&format!("explain {words} --json"))?,
+        )?)
     };
     let before = balancer.lb("flows --json")?;
     for service in &services {
         let client = client_address(service.address.ip());
         let told = explain(&format!("tcp {client} {}", service.address))?;
-        ensure!(told["fate"] == "to-backend" && told["begins_flow"] == true, "{told}");
+        ensure!(
+            told["fate"] == "to-backend" && told["begins_flow"] == true,
+            "{told}"
+        );
         ensure!(told["service"]["name"] == service.name.as_str(), "{told}");
-        ensure!(told["backend"]["address"] == told["slot"]["owner"], "{told}");
+        ensure!(
+            told["backend"]["address"] == told["slot"]["owner"],
+            "{told}"
+        );
         ensure!(told["sent"]["interface"] == "eth1", "{told}");
         let told = explain(&format!("tcp {client} {} --ttl 1", service.address))?;
         ensure!(told["reason"] == "ttl-expired", "{told}");
     }
-    ensure!(balancer.lb("flows --json")? == before, "a question has left a flow");
+    ensure!(
+        balancer.lb("flows --json")? == before,
+        "a question has left a flow"
+    );
 
     // A connection that is open is where it is said to be.
     for service in &services {
@@ -46,7 +57,10 @@ fn what_is_told_is_what_happens() -> Result<()> {
         let (head, _) = topology.client.enter(|| connection.get("/", false))?;
         let told = explain(&format!("tcp {local} {} --tcp-flags ack", service.address))?;
         ensure!(told["flow"]["state"] == "established", "{told}");
-        ensure!(told["begins_flow"] == false && told["fate"] == "to-backend", "{told}");
+        ensure!(
+            told["begins_flow"] == false && told["fate"] == "to-backend",
+            "{told}"
+        );
         let backend = topology.backend(&head.backend)?;
         let expected = backend.ip(service.address.is_ipv4()).to_string();
         let address = told["backend"]["address"].as_str().context("an address")?;
@@ -55,7 +69,10 @@ fn what_is_told_is_what_happens() -> Result<()> {
     load(&topology, &services, 3)?;
 
     let told = explain("udp 198.51.100.2:40000 203.0.113.1:9")?;
-    ensure!(told["fate"] == "passed" && told["service"].is_null(), "{told}");
+    ensure!(
+        told["fate"] == "passed" && told["service"].is_null(),
+        "{told}"
+    );
 
     // Whoever may connect to the socket may ask.
     let socket = topology.lab.directory().join("lb.sock");
@@ -73,7 +90,11 @@ fn what_is_told_is_what_happens() -> Result<()> {
     ensure!(!ask()?.status.success(), "nobody may ask");
     chown(&socket, None, Some(NOBODY))?;
     let told = ask()?;
-    ensure!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    ensure!(
+        told.status.success(),
+        "{}",
+        String::from_utf8_lossy(&told.stderr)
+    );
     balancer.stop()
 }
 

@@ -48,7 +48,9 @@ const MAX_FLOWS: u32 = 16_384;
 fn explanations_are_what_the_program_does() {
     let questions = number("LB_MODEL_QUESTIONS").unwrap_or(QUESTIONS);
     let seed = seed("LB_MODEL_SEED");
-    say(format_args!("explain: {questions} questions from seed {seed}"));
+    say(format_args!(
+        "explain: {questions} questions from seed {seed}"
+    ));
     in_network_namespace(|| {
         with_bpf_file_system(|directory| {
             stay_on_this_cpu();
@@ -119,14 +121,24 @@ impl Asking {
             }
             for _ in 0..PACKETS {
                 let incoming = traffic.next(&mut rng, &model);
-                self.receive(&mut rng, &mut model, &mut traffic, incoming.ifindex, &incoming.frame)?;
+                self.receive(
+                    &mut rng,
+                    &mut model,
+                    &mut traffic,
+                    incoming.ifindex,
+                    &incoming.frame,
+                )?;
             }
             let Some(question) = question(&mut rng, &traffic, &model) else {
                 continue;
             };
             // All fragments that are asked about have one identification: the program still
             // remembers those of before, which the question knows nothing of.
-            let ends = (question.source.ip(), question.destination.ip(), question.protocol);
+            let ends = (
+                question.source.ip(),
+                question.destination.ip(),
+                question.protocol,
+            );
             if question.fragment.is_some() && !in_fragments.insert(ends) {
                 continue;
             }
@@ -134,7 +146,10 @@ impl Asking {
             let before = (asked % LOOK == 0).then(|| self.all(&world)).transpose()?;
             let explained = explain(&mut self.twin, &names(&world), &question)?;
             if let Some(before) = before {
-                ensure!(before == self.all(&world)?, "{question:?} has left something");
+                ensure!(
+                    before == self.all(&world)?,
+                    "{question:?} has left something"
+                );
             }
             self.compare(&mut rng, &mut model, &mut traffic, &explained)
                 .map_err(|error| error.context(format!("question {asked}: {question:?}")))?;
@@ -193,14 +208,24 @@ impl Asking {
         for (id, after) in &after.0 {
             let told = counters.remove(id).unwrap_or_default();
             let expected = before.0[id].plus(told);
-            ensure!(*after == expected, "backend {id}: told {told:?}, did {after:?}");
+            ensure!(
+                *after == expected,
+                "backend {id}: told {told:?}, did {after:?}"
+            );
         }
         for (key, after) in &after.1 {
             let told = drops.remove(key).unwrap_or_default();
             let before = before.1.get(key).copied().unwrap_or_default();
-            ensure!(*after == before + told, "{key:?}: told {told}, did {}", after - before);
+            ensure!(
+                *after == before + told,
+                "{key:?}: told {told}, did {}",
+                after - before
+            );
         }
-        ensure!(counters.is_empty() && drops.is_empty(), "told {counters:?} {drops:?}");
+        ensure!(
+            counters.is_empty() && drops.is_empty(),
+            "told {counters:?} {drops:?}"
+        );
         Ok(())
     }
 
@@ -215,7 +240,9 @@ impl Asking {
     ) -> Result<lb_userspace::datapath::TestRun> {
         let run = self.bench.send(ifindex, frame)?;
         let newest = model.flows.newest();
-        model.receive(ifindex, frame, &|client| state::source_port(&self.tables, client));
+        model.receive(ifindex, frame, &|client| {
+            state::source_port(&self.tables, client)
+        });
         if newest != model.flows.newest()
             && let Some(flow) = model.flows.newest()
         {
@@ -234,7 +261,11 @@ impl Asking {
             .collect::<Result<_, _>>()?;
         let fragments = format!(
             "{:?}",
-            (datapath.fragments_v4()?, datapath.fragments_v6()?, datapath.icmp_budgets()?)
+            (
+                datapath.fragments_v4()?,
+                datapath.fragments_v6()?,
+                datapath.icmp_budgets()?
+            )
         );
         let (counters, drops) = counted(datapath)?;
         let source_buckets = datapath.source_buckets()?;
@@ -295,7 +326,8 @@ fn question(rng: &mut Rng, traffic: &Traffic, model: &Model) -> Option<Question>
         (1, 0),
         (2, rng.clone().byte()),
     ]));
-    question.fragment = rng.weighted(&[(85, None), (7, Some(Piece::First)), (8, Some(Piece::Later))]);
+    question.fragment =
+        rng.weighted(&[(85, None), (7, Some(Piece::First)), (8, Some(Piece::Later))]);
     question.interface = Some(rng.pick(&INTERFACES).to_string());
     question.length = rng.weighted(&[(60, 0), (20, 100), (10, 1_400), (10, 1_600)]);
     question.ttl = rng.weighted(&[(95, 64), (3, 1), (2, 2)]);
@@ -323,7 +355,11 @@ fn names(world: &World) -> Names {
     };
     Names {
         services: world.services.iter().map(service).collect(),
-        backends: world.backends.keys().map(|id| (*id, id.to_string())).collect(),
+        backends: world
+            .backends
+            .keys()
+            .map(|id| (*id, id.to_string()))
+            .collect(),
         interfaces: INTERFACES.map(port).into(),
         attached: INTERFACES.to_vec(),
     }
@@ -346,19 +382,35 @@ fn tell(world: &World, explained: &Explained) -> Result<()> {
         Fate::Passed => counted == Counters::default() && trace.drops.is_empty(),
     };
     ensure!(is_right, "{explanation:?} of {trace:?}");
-    let backend = explanation.backend.as_ref().and_then(|backend| backend.address.clone());
-    let service = explanation.service.as_ref().and_then(|service| service.name.clone());
+    let backend = explanation
+        .backend
+        .as_ref()
+        .and_then(|backend| backend.address.clone());
+    let service = explanation
+        .service
+        .as_ref()
+        .and_then(|service| service.name.clone());
     if let Some(id) = id {
-        ensure!(backend == world.backends.get(&id).map(|_| id.to_string()), "{explanation:?}");
+        ensure!(
+            backend == world.backends.get(&id).map(|_| id.to_string()),
+            "{explanation:?}"
+        );
         if let Some(backend) = world.backends.get(&id) {
-            ensure!(service == Some(backend.service.to_string()), "{explanation:?}, not {}", backend.service);
+            ensure!(
+                service == Some(backend.service.to_string()),
+                "{explanation:?}, not {}",
+                backend.service
+            );
         }
     }
     if let Some((key, _)) = trace.drops.iter().next() {
         let reason = DropReason::from_number(key.reason).map(|reason| reason.name().to_owned());
         ensure!(explanation.reason == reason, "{explanation:?}");
         if key.service != 0 && key.backend == 0 {
-            ensure!(service == Some(key.service.to_string()), "{explanation:?}, not {key:?}");
+            ensure!(
+                service == Some(key.service.to_string()),
+                "{explanation:?}, not {key:?}"
+            );
         }
     }
     Ok(())
