@@ -1,5 +1,6 @@
 //! Tasks of the project: set-up, builds, tests, the lab and the demonstration.
 
+mod compare;
 mod lab;
 mod package;
 mod project;
@@ -53,7 +54,8 @@ enum Task {
     },
     /// Build the Debian package; with --try, install and remove it in a fresh Debian.
     Package(package::Package),
-    /// Measure nanoseconds per packet, or memory per flow.
+    /// Measure nanoseconds per packet, time and memory of flows and of many services;
+    /// `packet --compare REVISION`: beside those of another revision.
     Bench {
         /// Arguments for the benchmark; --help lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
