@@ -78,6 +78,21 @@ fn what_no_lab_has_is_found() {
             };
             facts.drivers.insert("eth0".into(), driver);
         }),
+        ("vlan-offload", &|facts| {
+            let driver = Driver {
+                rx_vlan: Some(true),
+                ..Driver::default()
+            };
+            facts.drivers.insert("eth0".into(), driver);
+            facts.vlans = vec![(7, 2)];
+        }),
+        ("receive-queues", &|facts| {
+            let driver = Driver {
+                rx_queues: Some(1),
+                ..Driver::default()
+            };
+            facts.drivers.insert("eth0".into(), driver);
+        }),
         ("rights", &|facts| facts.is_root = false),
         ("interface-missing", &|facts| facts.interfaces.clear()),
     ];

@@ -225,22 +225,6 @@ fn planted_problems_are_found() -> Result<()> {
         },
         &ip("link del taken"),
     )?;
-    let driver = host
-        .command("ethtool")
-        .args(["-K", "eth0", "rxvlan", "on"])
-        .output()?;
-    ensure!(
-        driver.status.success(),
-        "{}",
-        String::from_utf8_lossy(&driver.stderr)
-    );
-    site.plant(
-        "vlan-offload",
-        same,
-        &ip("link add link eth0 name eth0.7 type vlan id 7"),
-        &ip("link del eth0.7"),
-    )?;
-
     // Of the network stack.
     site.plant(
         "rp-filter",
