@@ -64,11 +64,11 @@ fn what_no_lab_has_is_found() {
     let cases: &[Plant<'_>] = &[
         ("kernel-version", &|facts| facts.kernel = Some((5, 15))),
         ("bpf-jit", &|facts| {
-            sysctl(facts, "net/core/bpf_jit_enable", "0")
+            sysctl(facts, "net/core/bpf_jit_enable", "0");
         }),
         ("btf", &|facts| facts.has_btf = false),
         ("bpf-file-system", &|facts| {
-            facts.has_bpf_file_system = false
+            facts.has_bpf_file_system = false;
         }),
         ("memory", &|facts| facts.flow_tables = 100_000),
         ("large-receive-offload", &|facts| {
