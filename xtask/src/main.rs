@@ -2,6 +2,7 @@
 
 mod compare;
 mod lab;
+mod package;
 mod project;
 mod setup;
 mod tasks;
@@ -51,6 +52,8 @@ enum Task {
         #[arg(last = true)]
         command: Vec<OsString>,
     },
+    /// Build the Debian package; with --try, install and remove it in a fresh Debian.
+    Package(package::Package),
     /// Measure nanoseconds per packet, time and memory of flows and of many services;
     /// `packet --compare REVISION`: beside those of another revision.
     Bench {
@@ -95,6 +98,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             tasks::test(&[])
         }
         Task::Soak(soak) => tasks::soak(&soak),
+        Task::Package(options) => package::package(&options),
         Task::Vm { command } => vm::run(&command),
         Task::Demo => lab::demo(),
         Task::Lab(Lab::Up) => lab::up(),

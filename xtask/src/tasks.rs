@@ -55,6 +55,9 @@ pub(crate) struct Soak {
     /// Connections that are held while backends change and the daemon is killed.
     #[arg(long, default_value_t = 2_000)]
     connections: u64,
+    /// Times that the daemon is killed or ended, and started again, meanwhile.
+    #[arg(long, default_value_t = 150)]
+    starts: u64,
     /// Flows at a time through the program while backends change.
     #[arg(long, default_value_t = 100_000)]
     program_flows: u64,
@@ -118,7 +121,10 @@ pub(crate) fn soak(soak: &Soak) -> Result<()> {
     let restarts = test(
         "e2e",
         "restarts",
-        &[("LB_CONNECTIONS", Some(soak.connections))],
+        &[
+            ("LB_CONNECTIONS", Some(soak.connections)),
+            ("LB_STARTS", Some(soak.starts)),
+        ],
     );
     model.and(simulation).and(claims).and(restarts)
 }

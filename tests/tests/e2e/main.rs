@@ -4,7 +4,9 @@
 mod backends;
 mod counters;
 mod decap;
+mod doctor;
 mod drained;
+mod explain;
 mod flood;
 mod guards;
 mod health;
@@ -12,6 +14,7 @@ mod lifecycle;
 mod modes;
 mod next_hops;
 mod path_mtu;
+mod privileges;
 mod programs;
 mod quic;
 mod restarts;
