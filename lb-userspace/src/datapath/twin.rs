@@ -8,7 +8,7 @@
 //! and it is run again from the start.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map},
     net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
     path::PathBuf,
@@ -124,7 +124,7 @@ impl Written {
     fn open(mut map: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
         let mut data = |name| match map(name)? {
             Map::HashMap(map) | Map::LruHashMap(map) | Map::Array(map) => Ok(map),
-            other => Err(unfit(name, format!("{other:?}"))),
+            other => Err(unfit(name, &format!("{other:?}"))),
         };
         let [flows_v4, flows_v6, replies_v4, replies_v6, pins_v4, pins_v6] = FLOW_TABLES;
         let [clients_v4, newcomers_v4, clients_v6, newcomers_v6] = CLIENT_TABLES;
@@ -169,10 +169,10 @@ impl Written {
 /// A map with the types of its keys and values checked.
 fn typed<M: TryFrom<Map, Error = MapError>>((name, map): (&'static str, Map)) -> Result<M> {
     map.try_into()
-        .map_err(|error: MapError| unfit(name, error.to_string()))
+        .map_err(|error: MapError| unfit(name, &error.to_string()))
 }
 
-fn unfit(name: &'static str, what: String) -> Error {
+fn unfit(name: &'static str, what: &str) -> Error {
     Error::WrongObject {
         what: format!("map {name}: {what}"),
     }
@@ -539,7 +539,7 @@ impl Twin {
             .own
             .source_buckets
             .keys()
-            .filter_map(|key| key.ok())
+            .filter_map(std::result::Result::ok)
             .collect();
         for key in buckets {
             gone(self.own.source_buckets.remove(&key))
@@ -550,7 +550,11 @@ impl Twin {
 
     /// Forgets what packets before have counted.
     fn forget_counts(&mut self) -> Result<()> {
-        let drops: Vec<_> = self.drops.keys().filter_map(|key| key.ok()).collect();
+        let drops: Vec<_> = self
+            .drops
+            .keys()
+            .filter_map(std::result::Result::ok)
+            .collect();
         for key in drops {
             gone(self.drops.remove(&key)).map_err(map_error("removing", map_name::DROPS))?;
         }
@@ -687,17 +691,20 @@ impl Twin {
                 .map_err(map_error("mapping a port pool of", map_name::PORT_POOLS))
         };
         let from = mapped(&live)?;
-        if !self.pools.contains_key(&id) {
-            let own =
-                Inner::new(1).map_err(map_error("making a port pool", map_name::PORT_POOLS))?;
-            self.pools.insert(id, mapped(&own)?);
-            self.own
-                .pools
-                .set(&[(id, own)])
-                .map_err(map_error("writing", map_name::PORT_POOLS))?;
-        }
-        let to = self.pools.get(&id).into_iter().flat_map(Mapping::get);
-        for (from, to) in from.get().iter().zip(to) {
+        let to = match self.pools.entry(id) {
+            btree_map::Entry::Occupied(pool) => pool.into_mut(),
+            btree_map::Entry::Vacant(place) => {
+                let own =
+                    Inner::new(1).map_err(map_error("making a port pool", map_name::PORT_POOLS))?;
+                let memory = place.insert(mapped(&own)?);
+                self.own
+                    .pools
+                    .set(&[(id, own)])
+                    .map_err(map_error("writing", map_name::PORT_POOLS))?;
+                memory
+            }
+        };
+        for (from, to) in from.get().iter().zip(to.get()) {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         Ok(())
@@ -886,7 +893,7 @@ fn pools<F: Family>(pair: &mut FlowPair<F>) -> Result<Vec<u32>> {
 }
 
 fn clear<K: Stored, V: Stored>(table: &mut Table<K, V>, name: &'static str) -> Result<()> {
-    let keys: Vec<_> = table.keys().filter_map(|key| key.ok()).collect();
+    let keys: Vec<_> = table.keys().filter_map(std::result::Result::ok).collect();
     for key in keys {
         gone(table.remove(&key)).map_err(map_error("removing", name))?;
     }

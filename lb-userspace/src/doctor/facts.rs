@@ -51,8 +51,8 @@ pub struct Facts {
     pub programs: BTreeMap<String, AttachedMode>,
     /// The interfaces of the links that are kept of a datapath, by index.
     pub links: Vec<u32>,
-    /// Interfaces that stand on others, with these.
-    pub lower_links: Vec<(u32, u32)>,
+    /// VLAN interfaces, with those that they stand on, by index.
+    pub vlans: Vec<(u32, u32)>,
     /// The addresses of the host.
     pub addresses: Vec<HostAddress>,
     /// Neighbours, with the index of their interface.
@@ -85,7 +85,7 @@ impl Facts {
                 .ok()
                 .map(|(_, hard)| hard),
             interfaces: neighbour::interfaces().unwrap_or_default(),
-            lower_links: kernel::lower_links().unwrap_or_default(),
+            vlans: kernel::vlans().unwrap_or_default(),
             addresses: neighbour::addresses().unwrap_or_default(),
             neighbours: kernel::neighbours().unwrap_or_default(),
             filter_tables: kernel::filter_tables().unwrap_or(0),

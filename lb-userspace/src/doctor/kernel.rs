@@ -5,7 +5,7 @@ use std::{io, net::IpAddr};
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
 };
 use netlink_sys::{
@@ -21,25 +21,35 @@ const DONE: u16 = 3;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
-/// The interface that each VLAN interface, or the like, stands on.
-pub(super) fn lower_links() -> io::Result<Vec<(u32, u32)>> {
+/// VLAN interfaces, with the interface that each stands on.
+pub(super) fn vlans() -> io::Result<Vec<(u32, u32)>> {
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let links = list(request)?
         .into_iter()
         .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => {
-                let lower = link
-                    .attributes
-                    .iter()
-                    .find_map(|attribute| match attribute {
-                        LinkAttribute::Link(lower) => Some(*lower),
-                        _ => None,
-                    });
-                Some((link.header.index, lower?))
-            }
+            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, below(&link)?)),
             _ => None,
         });
     Ok(links.collect())
+}
+
+/// The interface that a VLAN interface stands on. Others have something else there: a veth, its
+/// peer, which may be in another namespace.
+fn below(link: &LinkMessage) -> Option<u32> {
+    let is_vlan = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos
+            .iter()
+            .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Vlan))),
+        _ => false,
+    });
+    let lower = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Link(lower) => Some(*lower),
+            _ => None,
+        });
+    lower.filter(|_| is_vlan)
 }
 
 /// Neighbours that have an Ethernet address, with the index of their interface.

@@ -309,7 +309,7 @@ impl Patient<'_> {
             );
         }
         let has_vlans = facts
-            .lower_links
+            .vlans
             .iter()
             .any(|(_, lower)| *lower == interface.ifindex);
         if driver.rx_vlan == Some(true) && has_vlans {

@@ -64,16 +64,31 @@ fn what_no_lab_has_is_found() {
     let cases: &[Plant<'_>] = &[
         ("kernel-version", &|facts| facts.kernel = Some((5, 15))),
         ("bpf-jit", &|facts| {
-            sysctl(facts, "net/core/bpf_jit_enable", "0")
+            sysctl(facts, "net/core/bpf_jit_enable", "0");
         }),
         ("btf", &|facts| facts.has_btf = false),
         ("bpf-file-system", &|facts| {
-            facts.has_bpf_file_system = false
+            facts.has_bpf_file_system = false;
         }),
         ("memory", &|facts| facts.flow_tables = 100_000),
         ("large-receive-offload", &|facts| {
             let driver = Driver {
                 lro: Some(true),
+                ..Driver::default()
+            };
+            facts.drivers.insert("eth0".into(), driver);
+        }),
+        ("vlan-offload", &|facts| {
+            let driver = Driver {
+                rx_vlan: Some(true),
+                ..Driver::default()
+            };
+            facts.drivers.insert("eth0".into(), driver);
+            facts.vlans = vec![(7, 2)];
+        }),
+        ("receive-queues", &|facts| {
+            let driver = Driver {
+                rx_queues: Some(1),
                 ..Driver::default()
             };
             facts.drivers.insert("eth0".into(), driver);

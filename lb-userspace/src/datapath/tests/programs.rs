@@ -70,6 +70,7 @@ fn kernel() -> Kernel {
 /// What this kernel makes of the programs.
 fn loaded() -> Programs {
     let mut datapath = load();
+    // This one is loaded when the first check needs it.
     datapath.load_probe().unwrap();
     let extent = |(name, program): (&str, &aya::programs::Program)| {
         let info = program.info().unwrap();
