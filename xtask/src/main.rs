@@ -1,5 +1,6 @@
 //! Tasks of the project: set-up, builds, tests, the lab and the demonstration.
 
+mod compare;
 mod lab;
 mod project;
 mod setup;
@@ -50,7 +51,8 @@ enum Task {
         #[arg(last = true)]
         command: Vec<OsString>,
     },
-    /// Measure nanoseconds per packet, or memory per flow.
+    /// Measure nanoseconds per packet, time and memory of flows and of many services;
+    /// `packet --compare REVISION`: beside those of another revision.
     Bench {
         /// Arguments for the benchmark; --help lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

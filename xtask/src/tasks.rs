@@ -12,7 +12,11 @@ use std::{
 use anyhow::{Context, Result};
 use ebpf_build::{Builder, Program, Target};
 
-use crate::project::{cargo, execute, require_root, root, step, target_dir};
+use crate::{
+    compare,
+    project::{cargo, execute, require_root, root, step, target_dir},
+    setup::packages,
+};
 
 /// Compiles the eBPF programs of `lb` and prints where the objects are.
 pub(crate) fn build_ebpf() -> Result<()> {
@@ -165,11 +169,19 @@ fn ebpf_builder() -> Result<Builder> {
     Ok(Builder::new(&root(), Target::host(), &target_dir)?)
 }
 
-/// Runs the benchmark; `arguments` are its own.
+/// Runs the benchmark; `arguments` are its own, but for the revision that it is to be compared
+/// with.
 pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
-    execute(
-        cargo()
-            .args(["run", "--release", "--package", "lb-bench", "--"])
-            .args(arguments),
-    )
+    let (revision, arguments) = compare::take_revision(arguments)?;
+    if arguments.first().is_some_and(|subject| subject == "wire") {
+        packages::install_peers()?;
+    }
+    let mut bench = cargo();
+    bench
+        .args(["run", "--release", "--package", "lb-bench", "--"])
+        .args(arguments);
+    if let Some(revision) = revision {
+        bench.arg("--beside").arg(compare::benchmark(&revision)?);
+    }
+    execute(&mut bench)
 }
