@@ -112,7 +112,7 @@ fn prepare(args: Run, socket: Option<PathBuf>) -> anyhow::Result<Prepared> {
         ..content
     };
     let applied = applied.map(|(applied, content)| (applied, with_settings(content)));
-    let begun = Intent::begin(with_settings(own), applied, kept.services, &fixed);
+    let begun = Intent::begin(with_settings(own), applied, &kept.services, &fixed);
     let (intent, desired) = begun.map_err(|refusal| {
         Reason::new(
             refusal.to_string(),

@@ -144,7 +144,7 @@ impl Intent {
     pub fn begin(
         file: FileContent,
         applied: Option<(Applied, FileContent)>,
-        overrides: Overrides,
+        overrides: &Overrides,
         fixed: &[&'static str],
     ) -> Result<(Self, Desired), Refusal> {
         let (path, text) = (file.name.clone(), file.text.clone());

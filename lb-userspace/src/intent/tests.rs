@@ -50,7 +50,7 @@ impl Daemon {
                 let content = config::read(&source).config.unwrap().content(&source);
                 (applied, content)
             });
-        let (intent, desired) = Intent::begin(own, applied, kept.services, &[]).unwrap();
+        let (intent, desired) = Intent::begin(own, applied, &kept.services, &[]).unwrap();
         Self { intent, desired }
     }
 
@@ -303,7 +303,7 @@ fn what_does_not_go_together_changes_nothing() {
     assert!(matches!(refusal, Refusal::Conflict(_)), "{refusal:?}");
     assert!(refusal.to_string().contains("192.0.2.20:80"), "{refusal}");
     let kept = daemon.intent.kept().services;
-    assert!(Intent::begin(file(FILE, &clash), None, kept, &[]).is_err());
+    assert!(Intent::begin(file(FILE, &clash), None, &kept, &[]).is_err());
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Balancer {
 async fn answer(mut requests: mpsc::Receiver<Request>, status: Status) {
     let source = Source::new("/etc/lb/lb.toml", b"interfaces = [\"eth0\"]\n");
     let content = config::read(&source).config.unwrap().content(&source);
-    let begun = Intent::begin(content, None, Overrides::default(), &[]);
+    let begun = Intent::begin(content, None, &Overrides::default(), &[]);
     let (mut intent, mut desired) = begun.unwrap();
     while let Some(request) = requests.recv().await {
         let revision = intent.revision();
