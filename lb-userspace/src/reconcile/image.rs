@@ -7,7 +7,7 @@ use lb_common::{
     guard::Guard,
     quic::{ConnectionIds, ServerIdKey},
     ring::RING_SIZE,
-    service::{Service, Vip},
+    service::{self, Service, Vip},
 };
 
 use crate::{
@@ -244,15 +244,11 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
         changed(&old.backends, &new.backends).partition(|(_, backend)| is_reset(backend));
     let set_backend = |(id, backend): (&u32, &Backend)| Op::SetBackend(*id, *backend);
     ops.extend(serving.into_iter().map(set_backend));
-    // A packet must not look for a slot beyond the end of a ring. So a service knows of a
-    // smaller one before it takes the place of a larger one, and of a larger one after.
     for (packets, service) in &old.services {
-        if let Some(ring) = new.rings.get(&service.id())
-            && ring.size.get() < service.ring_size()
-            && is_usual(ring.size.get()) == is_usual(service.ring_size())
-        {
-            let service = service.with_ring_size(ring.size.get());
-            ops.push(Op::SetService(*packets, service));
+        let ring = new.rings.get(&service.id());
+        let between = ring.map_or(*service, |ring| between_rings(service, ring));
+        if between != *service {
+            ops.push(Op::SetService(*packets, between));
         }
     }
     // Each ring costs a wait for the packets that are on their way. A new service begins
@@ -314,6 +310,34 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     ops.extend(some(pools).map(Op::RemovePools));
     ops.extend(gone(&old.interfaces, &new.interfaces).map(|k| Op::RemoveInterface(*k)));
     ops
+}
+
+/// What a service is while the ring that it has is replaced by this one.
+///
+/// A packet must not look for a slot beyond the end of a ring. So a service knows of a smaller
+/// one before it takes the place of a larger one, and of a larger one after. Nor must turns go
+/// over slots of one ring that were counted for another: that may have fewer, or no turns at
+/// all, so that new flows would take the same slot, or none. Until the service knows of the new
+/// ring they take any slot.
+fn between_rings(service: &Service, ring: &Ring) -> Service {
+    let size = ring.size.get();
+    let mut between = *service;
+    if size < service.ring_size() && is_usual(size) == is_usual(service.ring_size()) {
+        between = between.with_ring_size(size);
+    }
+    let keeps_turns = matches!(
+        ring.scheduler,
+        Scheduler::RoundRobin | Scheduler::LeastConnections
+    );
+    let has_turns = [
+        service::Scheduler::RoundRobin as u8,
+        service::Scheduler::LeastConnections as u8,
+    ]
+    .contains(&service.scheduler);
+    if has_turns && !(keeps_turns && size == service.ring_size()) {
+        between.scheduler = service::Scheduler::Random as u8;
+    }
+    between
 }
 
 /// Whether rings with so many slots are in the one table of rings or in the other, where those

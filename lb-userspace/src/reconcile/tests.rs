@@ -141,6 +141,18 @@ fn assert_sound(image: &Image) {
         // One that has or gets the usual size finds its old ring in another table.
         let usual = [size, service.ring_size()].contains(&RING_SIZE);
         assert!(usual || service.ring_size() <= size, "{packets:?}");
+        // Turns were counted for this ring.
+        if takes_turns(service)
+            && let Some(ring) = ring
+        {
+            let scheduler = service::Scheduler::from(ring.scheduler) as u8;
+            let counts = Service {
+                scheduler,
+                ..*service
+            };
+            assert!(takes_turns(&counts), "{packets:?}");
+            assert_eq!(service.ring_size(), size, "{packets:?}");
+        }
         if service.flags & Service::GUARDED != 0 {
             let guard = image.guards[&service.id()];
             // What no prefix has is there as long as anything is looked for.
@@ -189,6 +201,14 @@ fn assert_sound(image: &Image) {
         let prefix = !address.is_address();
         assert!(!prefix || image.flags & Runtime::PREFIXES != 0, "{address}");
     }
+}
+
+/// Whether new flows take slots that are counted.
+fn takes_turns(service: &Service) -> bool {
+    use service::Scheduler::{LeastConnections, RoundRobin};
+    [RoundRobin, LeastConnections]
+        .map(|s| s as u8)
+        .contains(&service.scheduler)
 }
 
 /// The last source port of services of UDP, one less than that of TCP: an entry does not say
@@ -493,6 +513,49 @@ fn a_ring_has_the_size_that_its_service_says() {
         assert_eq!(image.services.values().next().unwrap().ring_size(), size);
         assert_eq!(image.rings[&1].fill().owners.len(), size as usize);
     }
+}
+
+/// While one ring takes the place of another, new flows take no turns that were counted for
+/// the other: that has fewer slots, or the turns are over one alone.
+#[test]
+fn no_turn_of_one_ring_is_taken_in_another() {
+    use service::Scheduler::{Hash, Random, RoundRobin};
+    let (mut reconciler, mut tables) = (Reconciler::default(), Checked::default());
+    let mut bring = |now, scheduler, size| {
+        let mut spec = web(&[1, 1]).desired.services().next().unwrap().clone();
+        spec.scheduler = scheduler;
+        spec.ring_size = size;
+        let mut steps = Steps(Vec::new());
+        let wanted = inputs([spec]);
+        wanted
+            .reconcile(&mut reconciler.clone(), &mut steps, at(now))
+            .unwrap();
+        wanted
+            .reconcile(&mut reconciler, &mut tables, at(now))
+            .unwrap();
+        let seen = steps.0.into_iter().filter_map(|op| match op {
+            Op::SetService(_, service) => Some((service.scheduler, service.ring_size())),
+            Op::SetRings(_) => Some((u8::MAX, 0)),
+            _ => None,
+        });
+        seen.collect::<Vec<_>>()
+    };
+    let ring = (u8::MAX, 0);
+    let is = |scheduler, size| (scheduler as u8, size);
+    assert_eq!(
+        bring(0, Scheduler::RoundRobin, 65_537),
+        [ring, is(RoundRobin, 65_537)]
+    );
+    let to_less = [is(Random, 65_537), ring, is(RoundRobin, 251)];
+    assert_eq!(bring(1, Scheduler::RoundRobin, 251), to_less);
+    let to_more = [is(Random, 251), ring, is(RoundRobin, 1_009)];
+    assert_eq!(bring(2, Scheduler::RoundRobin, 1_009), to_more);
+    let to_hash = [is(Random, 1_009), ring, is(Hash, 1_009)];
+    assert_eq!(bring(3, Scheduler::Maglev, 1_009), to_hash);
+    assert_eq!(
+        bring(4, Scheduler::RoundRobin, 1_009),
+        [ring, is(RoundRobin, 1_009)]
+    );
 }
 
 #[test]
@@ -1025,6 +1088,14 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
                     if swap {
                         spec.ring_size = if drops { 251 } else { 1_009 };
                     }
+                    // All there are, also with a ring of another size.
+                    let all = [
+                        Scheduler::Maglev,
+                        Scheduler::RoundRobin,
+                        Scheduler::LeastConnections,
+                        Scheduler::Random,
+                    ];
+                    spec.scheduler = all[ports];
                     if drops {
                         spec.other_ports = OtherPorts::Drop;
                         spec.icmp_echo = false;
