@@ -9,7 +9,7 @@ use lb_common::{
     quic::{ConnectionIds, MAX_SERVER_ID, ServerIdKey},
     service::{Mode, Service},
 };
-use lb_tests::{Case, Flow, IcmpError, Kind, Packet, World};
+use lb_tests::{Case, Flow, IcmpError, Kind, Packet, World, at_once};
 
 use crate::{errors, fragments, run};
 
@@ -35,6 +35,7 @@ pub(crate) fn cases() -> Vec<Case> {
             truncated(sort),
             state(sort, BackendState::Down),
             state(sort, BackendState::Absent),
+            state(sort, BackendState::Resetting),
             unresolved(sort),
             in_fragments(sort),
             at_most(sort),
@@ -49,6 +50,9 @@ pub(crate) fn cases() -> Vec<Case> {
         }
         if sort.has_entries && !sort.kind.translates() {
             cases.push(spoken_twice(sort));
+        }
+        if sort.has_entries {
+            cases.push(limited(sort));
         }
         // The same in all modes that do not translate, and with many packets.
         if sort.has_entries && sort.kind.mode == Mode::Dsr {
@@ -186,12 +190,16 @@ impl Sort {
 
     /// A packet that ends the flow of its tuple and begins another.
     fn switch(self, case: Case, label: &str, old: &Flow, new: &Flow, payload: Vec<u8>) -> Case {
-        let case = self.begin(case, label, new, payload);
+        self.ending(self.begin(case, label, new, payload), old)
+    }
+
+    /// The last step's packet ends a flow, where there is one.
+    fn ending(self, case: Case, flow: &Flow) -> Case {
         if self.kind.translates() {
-            case.removing(old).ending(old)
+            case.removing(flow).ending(flow)
         } else if self.has_entries {
             case.pinning(-1)
-                .counting(|counters| counters.ended_flows = 1, old.backend)
+                .counting(|counters| counters.ended_flows = 1, flow.backend)
         } else {
             case
         }
@@ -430,7 +438,8 @@ fn short_datagram(sort: Sort) -> Case {
         .with_frames(frame, delivered)
 }
 
-/// The backend is down or gone: its IDs say nothing, as with entries of datagrams.
+/// The backend is down or gone, or resets what it has: its IDs say nothing, as with entries of
+/// datagrams.
 fn state(sort: Sort, state: BackendState) -> Case {
     let (ring, spare) = (sort.ring(), sort.spare());
     let id = id_of(spare.backend);
@@ -447,6 +456,33 @@ fn state(sort: Sort, state: BackendState) -> Case {
     });
     let spare = nth(sort.spare(), 1);
     sort.switch(case, "to the named one", &ring, &spare, short(&id))
+}
+
+/// What an ID begins takes a token, also where the flow of its tuple ends for it. That has ended
+/// where there is none, too.
+fn limited(sort: Sort) -> Case {
+    const LIMITED: DropReason = DropReason::RateLimitedSource;
+    let (ring, spare) = (sort.ring(), sort.spare());
+    let id = id_of(spare.backend);
+    let case = sort.quic("IDs and a limit of new flows").given(|world| {
+        world.guard(sort.kind).per_source = at_once(2);
+    });
+    let case = sort.begin(case, "an ID", &spare, short(&id)).taking(1, 0);
+    let case = sort.next(case, "again", &spare, long(&id));
+    let named = id_of(ring.backend);
+    let case = sort.switch(case, "an ID of the other", &spare, &ring, short(&named));
+    let case = case.taking(1, 0);
+    let refused = ring.request().with_payload(short(&id));
+    let case = case.refuse("one more change", &ring, &refused, LIMITED);
+    let case = sort.ending(case, &ring);
+    let refused = ring.request().with_payload(short(&named));
+    let case = case.refuse("one that goes back", &ring, &refused, LIMITED);
+    let late = nth(sort.spare().from_port(41_000), 1);
+    let refused = late.request().with_payload(short(&id));
+    let case = case.refuse("a tuple more", &late, &refused, LIMITED);
+    let case = case.fill(1);
+    sort.begin(case, "a token later", &late, short(&id))
+        .taking(1, 0)
 }
 
 /// There is no way to the backend: its connections can go nowhere else.
