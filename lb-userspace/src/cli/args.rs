@@ -299,7 +299,7 @@ pub(super) struct Flows {
     #[arg(value_name = "SERVICE")]
     pub(super) service: Option<String>,
 
-    /// Only of this backend: 10.0.0.11:8443
+    /// Only of this backend: 10.0.0.11:8443; without a port, of those on any
     #[arg(long, value_name = "ADDRESS", value_parser = typed(BackendAddress::from_str))]
     pub(super) backend: Option<BackendAddress>,
 
@@ -434,12 +434,12 @@ pub(super) struct ServiceChanges {
 #[derive(Debug, clap::Args)]
 pub(super) struct ServiceOptions {
     /// What clients speak [default: tcp]
-    #[arg(long, value_parser = word::<Protocol>())]
-    pub(super) protocol: Option<Protocol>,
+    #[arg(long, value_parser = setting_word::<Protocol>())]
+    pub(super) protocol: Option<Setting<Protocol>>,
 
     /// How new flows find a backend [default: maglev]
-    #[arg(long, value_parser = word::<Scheduler>())]
-    pub(super) scheduler: Option<Scheduler>,
+    #[arg(long, value_parser = setting_word::<Scheduler>())]
+    pub(super) scheduler: Option<Setting<Scheduler>>,
 
     /// What of a packet chooses its backend with `maglev` [default: 5-tuple]
     #[arg(long, value_parser = setting_word::<Hash>(), help_heading = SELECTION)]
@@ -576,12 +576,12 @@ pub(super) struct ServiceOptions {
     pub(super) max_segment_size: Option<Setting<u16>>,
 
     /// What becomes of packets to ports of the address that no service has [default: pass]
-    #[arg(long, value_parser = word::<OtherPorts>())]
-    pub(super) other_ports: Option<OtherPorts>,
+    #[arg(long, value_parser = setting_word::<OtherPorts>())]
+    pub(super) other_ports: Option<Setting<OtherPorts>>,
 
     /// Whether ICMP echo requests to the address are answered [default: true]
-    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
-    pub(super) icmp_echo: Option<bool>,
+    #[arg(long, value_name = "BOOL", value_parser = setting_bool())]
+    pub(super) icmp_echo: Option<Setting<bool>>,
 
     /// Health check of the backends: none, tcp, http or http:/PATH [default: none]
     #[arg(
@@ -771,17 +771,17 @@ pub(super) struct BackendName {
 #[derive(Debug, clap::Args)]
 pub(super) struct BackendOptions {
     /// Share of new flows, from 0 to 65535; 0 for none [default: 100]
-    #[arg(long, allow_negative_numbers = true, value_parser = weight())]
-    pub(super) weight: Option<u32>,
+    #[arg(long, allow_negative_numbers = true, value_parser = setting(parse_weight))]
+    pub(super) weight: Option<Setting<u32>>,
 
     /// Tier: the lowest serves first, the others where it has too few [default: 0]
     #[arg(
         long,
         value_name = "0-255",
         allow_negative_numbers = true,
-        value_parser = value_parser!(u32).range(..=i64::from(BackendSpec::MAX_PRIORITY))
+        value_parser = setting(parse_priority)
     )]
-    pub(super) priority: Option<u32>,
+    pub(super) priority: Option<Setting<u32>>,
 
     /// Live flows from which on it gets no new ones [default: any number]
     #[arg(long, value_name = "COUNT", value_parser = setting(parse_number))]
@@ -876,8 +876,21 @@ fn parse_backend(text: &str) -> Result<BackendSpec, Reason> {
     })
 }
 
-fn weight() -> impl TypedValueParser<Value = u32> {
-    value_parser!(u32).range(..=i64::from(BackendSpec::MAX_WEIGHT))
+fn parse_weight(text: &str) -> Result<u32, Reason> {
+    parse_up_to(BackendSpec::MAX_WEIGHT, text)
+}
+
+fn parse_priority(text: &str) -> Result<u32, Reason> {
+    parse_up_to(BackendSpec::MAX_PRIORITY, text)
+}
+
+/// Reads a whole number from 0 to `most`.
+fn parse_up_to(most: u32, text: &str) -> Result<u32, Reason> {
+    let number = text.parse().ok().filter(|number| *number <= most);
+    number.ok_or_else(|| Reason {
+        message: format!("{} is not in 0..={most}", text.escape_debug()),
+        hint: None,
+    })
 }
 
 /// Reads a value, with the hint in the error.
@@ -917,6 +930,15 @@ fn setting_word<T: Word + Clone + Send + Sync>() -> impl TypedValueParser<Value 
             word.parse()
                 .unwrap_or_else(|_| unreachable!("one of the possible values")),
         ),
+    })
+}
+
+/// Reads `true` or `false`, or the word `default`.
+fn setting_bool() -> impl TypedValueParser<Value = Setting<bool>> {
+    let words = ["true", "false", "default"].map(PossibleValue::new);
+    PossibleValuesParser::new(words).map(|word| match word.as_str() {
+        "default" => Setting::Default,
+        word => Setting::Value(word == "true"),
     })
 }
 

@@ -78,8 +78,8 @@ pub(super) async fn backend(client: &Client, command: args::Backend) -> anyhow::
 /// The options that are given, as a merge patch.
 fn document(options: &BackendOptions) -> Map<String, Value> {
     collect([
-        ("weight", options.weight.map(Value::from)),
-        ("priority", options.priority.map(Value::from)),
+        ("weight", value(options.weight.as_ref())),
+        ("priority", value(options.priority.as_ref())),
         ("max_connections", value(options.max_connections.as_ref())),
         ("server_ids", list(&options.server_ids, ToString::to_string)),
     ])

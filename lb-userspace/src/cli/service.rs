@@ -120,11 +120,11 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
     };
     put(
         "protocol",
-        options.protocol.map(|word| word.as_str().into()),
+        text(options.protocol.as_ref(), ToString::to_string),
     );
     put(
         "scheduler",
-        options.scheduler.map(|word| word.as_str().into()),
+        text(options.scheduler.as_ref(), ToString::to_string),
     );
     put("hash", text(options.hash.as_ref(), ToString::to_string));
     let time = |time: &Duration| duration::format(*time);
@@ -156,9 +156,9 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
     put("max_segment_size", value(options.max_segment_size.as_ref()));
     put(
         "other_ports",
-        options.other_ports.map(|word| word.as_str().into()),
+        text(options.other_ports.as_ref(), ToString::to_string),
     );
-    put("icmp_echo", options.icmp_echo.map(Value::from));
+    put("icmp_echo", value(options.icmp_echo.as_ref()));
     put("timeouts", table(timeouts(options)));
     put("health", health(options));
     document

@@ -116,7 +116,8 @@ fn show_service(service: &ServiceStatus, text: &mut String) {
             let _ = writeln!(text, "  {} is not used: {error}", backend.address);
         }
         if let Some(drain) = &backend.drain {
-            let _ = writeln!(text, "  {} {}", backend.address, drain_in_words(drain));
+            let words = drain_in_words(drain, service.active_is_exact);
+            let _ = writeln!(text, "  {} {words}", backend.address);
         }
         if let Some(error) = &backend.health.error {
             let _ = writeln!(
@@ -141,9 +142,10 @@ fn show_service(service: &ServiceStatus, text: &mut String) {
     }
 }
 
-fn drain_in_words(drain: &DrainStatus) -> String {
+fn drain_in_words(drain: &DrainStatus, is_exact: bool) -> String {
+    let about = if is_exact { "" } else { ", by estimate" };
     if drain.phase == DrainPhase::Drained {
-        return "is drained: no flow is left".to_owned();
+        return format!("is drained: no flow is left{about}");
     }
     let left = count(drain.flows_left);
     let begin = count(drain.flows_at_start.max(drain.flows_left));
@@ -162,7 +164,7 @@ fn drain_in_words(drain: &DrainStatus) -> String {
             format!("{time} to the deadline, then they are {fate}")
         }
     };
-    format!("drains: {left} of {begin} flows left, {end}")
+    format!("drains: {left} of {begin} flows left{about}, {end}")
 }
 
 fn row(backend: &BackendStatus) -> Vec<String> {

@@ -357,7 +357,13 @@ impl<P: Plane> Balancer<P> {
             let flows = self.live_flows(spec, *backend);
             match drain.step(now, flows) {
                 Some(DrainPhase::Drained) => {
-                    tracing::info!(%service, %backend, "the backend is drained: no flow is left");
+                    let is_exact = spec.has_entries();
+                    tracing::info!(
+                        %service,
+                        %backend,
+                        is_exact,
+                        "the backend is drained: no flow is left"
+                    );
                 }
                 Some(DrainPhase::Over) => {
                     tracing::warn!(%service, %backend, flows, "the deadline of the drain has passed");
@@ -640,7 +646,7 @@ impl<P: Plane> Balancer<P> {
             let service = self.desired.service(name).ok_or_else(no_service)?;
             let mut addresses = service.backends.iter().map(|backend| backend.address);
             if let Some(address) = filter.backend
-                && !addresses.any(|known| known == address)
+                && !addresses.any(|known| address.names(known))
             {
                 return Err(Refusal::NotFound(rules::no_such_backend(name, address)));
             }
@@ -659,7 +665,7 @@ impl<P: Plane> Balancer<P> {
             for backend in &spec.backends {
                 if filter
                     .backend
-                    .is_some_and(|address| address != backend.address)
+                    .is_some_and(|address| !address.names(backend.address))
                 {
                     continue;
                 }

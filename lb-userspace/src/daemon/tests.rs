@@ -808,6 +808,11 @@ fn flows_are_looked_for_by_the_ids_of_their_backends() {
     assert_eq!(ids(of(None, None)), Ok([1, 2].into()));
     assert_eq!(ids(of(Some("web"), Some(12))), Ok([2].into()));
     assert_eq!(ids(of(None, Some(13))), Ok([].into()));
+    // Without a port, of whichever.
+    let mut unnamed = of(Some("web"), Some(12));
+    let port = unnamed.backend.iter_mut().map(|address| &mut address.port);
+    port.for_each(|port| *port = BackendPort::Unnamed);
+    assert_eq!(ids(unnamed), Ok([2].into()));
     for missing in [of(Some("mail"), None), of(Some("web"), Some(13))] {
         assert!(matches!(ids(missing), Err(Refusal::NotFound(_))));
     }

@@ -59,6 +59,15 @@ pub struct BackendAddress {
     pub port: BackendPort,
 }
 
+impl BackendAddress {
+    /// Whether this stands for `backend` where backends are looked for: without a port, for
+    /// those on every port of the address.
+    #[must_use]
+    pub fn names(self, backend: Self) -> bool {
+        self == backend || (self.port == BackendPort::Unnamed && self.ip == backend.ip)
+    }
+}
+
 /// The port that packets to a backend have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BackendPort {

@@ -62,13 +62,17 @@ impl Desired {
             }
             Change::AddBackend { service, backend } => {
                 let mut changed = self.get(&service)?.clone();
-                if position(&changed, backend.address).is_some() {
+                if let Some(index) = position(&changed, backend.address) {
                     return Err(Refusal::Conflict(Reason::new(
                         format!(
                             "service `{service}` has backend `{}` already",
                             backend.address
                         ),
-                        "its weight can be changed by `lb backend set`",
+                        if changed.backends[index].drain.is_some() {
+                            "it is drained: `lb backend undrain` lets new flows go to it again"
+                        } else {
+                            "its weight can be changed by `lb backend set`"
+                        },
                     )));
                 }
                 changed.backends.push(backend);

@@ -22,7 +22,7 @@ words! {
 pub struct FlowFilter {
     /// Of the service of this name.
     pub service: Option<String>,
-    /// Of the backends at this address.
+    /// Of the backends at this address; without a port, on any.
     pub backend: Option<BackendAddress>,
     /// Of these clients.
     pub client: Option<AddressPrefix>,
