@@ -254,13 +254,13 @@ struct Candidates<F: Family> {
     draft: *mut Draft<F::Flow, F::FragmentKey>,
     range: ports::Range,
     /// The port that was taken over, 0 before.
-    taken: u32,
+    taken: u16,
     /// The port whose flow is looked at next.
-    port: u32,
+    port: u16,
     /// Ports between that and the last one that was looked at, which was of no use.
-    stride: u32,
+    stride: u16,
     /// A port further on whose flow would give it up, 0 before there is one.
-    found: u32,
+    found: u16,
 }
 
 /// Takes a source port over from a flow to the same backend that is not confirmed, for the
@@ -275,7 +275,7 @@ fn take_over<F: Family>(backend: u32) -> u32 {
     };
     let mut candidates = Candidates::<F> {
         draft,
-        port: range.oldest(),
+        port: range.oldest() as u16,
         range,
         stride: 0,
         found: 0,
@@ -294,12 +294,12 @@ fn take_over<F: Family>(backend: u32) -> u32 {
     let next = if candidates.taken == 0 {
         candidates.port
     } else {
-        candidates.taken + 1
+        candidates.taken.wrapping_add(1)
     };
     candidates.range.set_oldest(next);
     // SAFETY: as in `write_entries`.
-    unsafe { (*draft).taken_over = candidates.taken as u16 };
-    candidates.taken
+    unsafe { (*draft).taken_over = candidates.taken };
+    candidates.taken.into()
 }
 
 /// Looks at one flow. Returns 1 to end the loop, 0 to go on.
@@ -315,8 +315,8 @@ unsafe extern "C" fn look_at<F: Family>(index: u32, candidates: *mut Candidates<
     } = unsafe { &mut *candidates.draft };
     let port = candidates.port;
     let (_, to) = flow.parts_mut();
-    F::set_src_port(to, (port as u16).to_be());
-    F::set_dst_port(reply_key, (port as u16).to_be());
+    F::set_src_port(to, port.to_be());
+    F::set_dst_port(reply_key, port.to_be());
     let mut is_candidate = false;
     if let Some(reply) = flow::of_reply::<F>(reply_key)
         && reply.port_pool() == candidates.range.pool
@@ -342,9 +342,10 @@ unsafe extern "C" fn look_at<F: Family>(index: u32, candidates: *mut Candidates<
     }
     candidates.found = 0;
     let ahead = index.saturating_sub(NEIGHBOURS).min(FARTHEST);
-    candidates.port = candidates.range.behind(port, 1 << ahead);
+    let next = candidates.range.behind(port.into(), 1 << ahead);
+    candidates.port = next as u16;
     // Behind the last port comes the first, and nothing between them.
-    candidates.stride = candidates.port.saturating_sub(port + 1);
+    candidates.stride = next.saturating_sub(u32::from(port) + 1) as u16;
     0
 }
 

@@ -128,10 +128,10 @@ impl Range {
 
     /// The next port to be taken over, see [`Self::oldest`].
     #[inline(always)]
-    pub fn set_oldest(&self, port: u32) {
+    pub fn set_oldest(&self, port: u16) {
         // SAFETY: as in `oldest`.
         unsafe {
-            (&raw mut (*self.words).oldest).write_volatile(port as u16);
+            (&raw mut (*self.words).oldest).write_volatile(port);
             (&raw mut (*self.words).taken_over).write_volatile(clock() as u16);
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write as _,
+    path::Path,
     sync::Arc,
 };
 
@@ -16,7 +17,7 @@ use lb_common::{
 };
 use lb_userspace::datapath::{
     Datapath, Family, FlowPair, FlowTable, FlowTables, LiveFlows, LogLevel, Options, Outlet,
-    Stored, TestRun, Verdict,
+    Pinned, Stored, TestRun, Verdict,
 };
 
 use crate::{
@@ -76,8 +77,28 @@ impl Bench {
             max_embryonic,
             log: LogLevel::Off,
         };
-        let datapath = Datapath::load(&options)
-            .expect("these tests load the XDP program and must run as root");
+        let datapath = Datapath::load(&options);
+        Self::of(datapath.expect("these tests load the XDP program and must run as root"))
+    }
+
+    /// The same with the maps pinned in this directory, on a BPF file system.
+    ///
+    /// # Panics
+    ///
+    /// Like [`Self::new`].
+    #[must_use]
+    pub fn pinned(max_flows: u32, max_embryonic: u32, directory: &Path) -> Self {
+        let options = Options {
+            max_flows,
+            max_embryonic,
+            log: LogLevel::Off,
+        };
+        let datapath =
+            Pinned::open(directory).and_then(|pinned| Datapath::load_pinned(&options, pinned));
+        Self::of(datapath.expect("these tests load the XDP program and must run as root"))
+    }
+
+    fn of(datapath: Datapath) -> Self {
         let tables = datapath.flow_tables().expect("handles to the flow tables");
         Self {
             datapath,

@@ -1,6 +1,8 @@
 //! Tasks of the project: set-up, builds, tests, the lab and the demonstration.
 
+mod compare;
 mod lab;
+mod package;
 mod project;
 mod setup;
 mod tasks;
@@ -50,7 +52,10 @@ enum Task {
         #[arg(last = true)]
         command: Vec<OsString>,
     },
-    /// Measure nanoseconds per packet, or memory per flow.
+    /// Build the Debian package; with --try, install and remove it in a fresh Debian.
+    Package(package::Package),
+    /// Measure nanoseconds per packet, time and memory of flows and of many services;
+    /// `packet --compare REVISION`: beside those of another revision.
     Bench {
         /// Arguments for the benchmark; --help lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -93,6 +98,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             tasks::test(&[])
         }
         Task::Soak(soak) => tasks::soak(&soak),
+        Task::Package(options) => package::package(&options),
         Task::Vm { command } => vm::run(&command),
         Task::Demo => lab::demo(),
         Task::Lab(Lab::Up) => lab::up(),

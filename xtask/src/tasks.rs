@@ -12,7 +12,11 @@ use std::{
 use anyhow::{Context, Result};
 use ebpf_build::{Builder, Program, Target};
 
-use crate::project::{cargo, execute, require_root, root, step, target_dir};
+use crate::{
+    compare,
+    project::{cargo, execute, require_root, root, step, target_dir},
+    setup::packages,
+};
 
 /// Compiles the eBPF programs of `lb` and prints where the objects are.
 pub(crate) fn build_ebpf() -> Result<()> {
@@ -51,6 +55,9 @@ pub(crate) struct Soak {
     /// Connections that are held while backends change and the daemon is killed.
     #[arg(long, default_value_t = 2_000)]
     connections: u64,
+    /// Times that the daemon is killed or ended, and started again, meanwhile.
+    #[arg(long, default_value_t = 150)]
+    starts: u64,
     /// Flows at a time through the program while backends change.
     #[arg(long, default_value_t = 100_000)]
     program_flows: u64,
@@ -114,7 +121,10 @@ pub(crate) fn soak(soak: &Soak) -> Result<()> {
     let restarts = test(
         "e2e",
         "restarts",
-        &[("LB_CONNECTIONS", Some(soak.connections))],
+        &[
+            ("LB_CONNECTIONS", Some(soak.connections)),
+            ("LB_STARTS", Some(soak.starts)),
+        ],
     );
     model.and(simulation).and(claims).and(restarts)
 }
@@ -165,11 +175,19 @@ fn ebpf_builder() -> Result<Builder> {
     Ok(Builder::new(&root(), Target::host(), &target_dir)?)
 }
 
-/// Runs the benchmark; `arguments` are its own.
+/// Runs the benchmark; `arguments` are its own, but for the revision that it is to be compared
+/// with.
 pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
-    execute(
-        cargo()
-            .args(["run", "--release", "--package", "lb-bench", "--"])
-            .args(arguments),
-    )
+    let (revision, arguments) = compare::take_revision(arguments)?;
+    if arguments.first().is_some_and(|subject| subject == "wire") {
+        packages::install_peers()?;
+    }
+    let mut bench = cargo();
+    bench
+        .args(["run", "--release", "--package", "lb-bench", "--"])
+        .args(arguments);
+    if let Some(revision) = revision {
+        bench.arg("--beside").arg(compare::benchmark(&revision)?);
+    }
+    execute(&mut bench)
 }

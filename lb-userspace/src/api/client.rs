@@ -14,10 +14,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+use super::explain;
 use super::wire::{self, Backend, Drain, Failure, Service};
 use crate::{
     decap,
-    state::{FlowFilter, FlowList, Reason, Status},
+    state::{Explanation, FlowFilter, FlowList, Question, Reason, Status},
 };
 
 /// How long an answer may take: longer than the server gives itself, so that its
@@ -82,6 +83,12 @@ impl Client {
     /// Flows that there are.
     pub async fn flows(&self, filter: &FlowFilter) -> Result<FlowList, Reason> {
         let path = format!("/v1/flows?{}", wire::flow_query(filter));
+        self.ask(Method::GET, path, None).await
+    }
+
+    /// What becomes of a packet.
+    pub async fn explain(&self, question: &Question) -> Result<Explanation, Reason> {
+        let path = format!("/v1/explain?{}", explain::query(question));
         self.ask(Method::GET, path, None).await
     }
 
@@ -177,7 +184,7 @@ impl Client {
                     format!("the log of the {} may say why", self.server.name),
                 )
             })?
-            .map_err(|error| self.explain(&error))?;
+            .map_err(|error| self.unreachable(&error))?;
         let foreign = |error: serde_json::Error| {
             Reason::new(
                 format!("the answer is not one that this version knows: {error}"),
@@ -224,7 +231,7 @@ impl Client {
         Ok((success, answer.map_err(io::Error::other)?.to_bytes()))
     }
 
-    fn explain(&self, error: &io::Error) -> Reason {
+    fn unreachable(&self, error: &io::Error) -> Reason {
         let socket = self.socket.display();
         let Server { name, command } = self.server;
         match error.kind() {

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`](crate::state::Status) |
 //! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | | [`FlowList`](crate::state::FlowList) |
+//! | `GET /v1/explain?protocol=&source=&destination=` | | [`Explanation`](crate::state::Explanation) |
 //! | `GET /v1/services` | | array of [`Service`](wire::Service) |
 //! | `GET /v1/services/{name}` | | [`Service`](wire::Service) |
 //! | `POST /v1/services/{name}` | a new [`Service`](wire::Service) | 201, the service |
@@ -28,6 +29,7 @@
 mod client;
 mod decap;
 mod error;
+mod explain;
 mod places;
 mod routes;
 mod server;

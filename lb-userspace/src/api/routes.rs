@@ -14,12 +14,13 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     error::ApiError,
+    explain as questions,
     unique::Unique,
     wire::{self, Backend, Drain, Service},
 };
 use crate::state::{
-    BackendAddress, BackendSpec, Change, Control, DrainSpec, FlowList, Reason, Refusal,
-    ServiceSpec, Status, rules,
+    BackendAddress, BackendSpec, Change, Control, DrainSpec, Explanation, FlowList, Reason,
+    Refusal, ServiceSpec, Status, rules,
 };
 
 /// Most bytes of a request's body: a service with all the backends that there is
@@ -45,6 +46,7 @@ pub(super) fn router(control: Control) -> Router {
     let routes = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
+        .route("/v1/explain", get(explain))
         .route("/v1/services", get(services))
         .route(
             "/v1/services/{name}",
@@ -96,6 +98,11 @@ async fn status(State(api): State<Api>) -> Answer<Status> {
 async fn flows(State(api): State<Api>, uri: Uri) -> Answer<FlowList> {
     let filter = wire::flow_filter(uri.query().unwrap_or_default())?;
     Ok(Json(api.control.flows(filter).await?))
+}
+
+async fn explain(State(api): State<Api>, uri: Uri) -> Answer<Explanation> {
+    let question = questions::question(uri.query().unwrap_or_default())?;
+    Ok(Json(api.control.explain(question).await?))
 }
 
 async fn services(State(api): State<Api>) -> Answer<Vec<Service>> {

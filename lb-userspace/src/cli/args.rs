@@ -1,6 +1,13 @@
 //! What can be typed.
 
-use std::{env, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    env,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{
     CommandFactory, Parser, Subcommand,
@@ -16,9 +23,9 @@ use crate::{
     decap::Prefix,
     state::{
         BackendAddress, BackendSpec, FlowFilter, FlowState, Hash, Mode, OnDeadline, OnEmpty,
-        OtherPorts, Protocol, Quorum, RateLimit, Reason, Scheduler, ServerId, ServiceAddress,
-        SlowStartCurve, Track, Word, parse_port, parse_port_range, parse_source, parse_sources,
-        rules,
+        OtherPorts, Piece, Protocol, Question, Quorum, RateLimit, Reason, Scheduler, ServerId,
+        ServiceAddress, SlowStartCurve, TcpFlags, Track, Word, parse_port, parse_port_range,
+        parse_source, parse_sources, rules,
     },
 };
 
@@ -55,6 +62,11 @@ const QUIC: &str = "QUIC";
 const ADD_EXAMPLE: &str = "Example:
   lb service add web --address 192.0.2.10:443 --mode full-nat \\
       --health http:/healthz --backend 10.0.0.11:8443 --backend 10.0.0.12:8443@50";
+
+/// The whole command, for what is made of it.
+pub(super) fn command() -> clap::Command {
+    Args::command()
+}
 
 /// The socket that the environment names. Ends the process with the exit status for
 /// wrong usage where that can be none.
@@ -95,12 +107,16 @@ pub(super) enum Command {
     Check(Check),
     Status(Status),
     Flows(Flows),
+    Explain(Explain),
     #[command(subcommand)]
     Service(Service),
     #[command(subcommand)]
     Backend(Backend),
+    Doctor(Doctor),
     Detach(Detach),
     Decap(Box<Decap>),
+    Completions(Completions),
+    Man(Man),
 }
 
 /// Run the balancer in the foreground
@@ -276,12 +292,57 @@ pub(super) struct Check {
     pub(super) json: bool,
 }
 
+/// Find what on this host will hurt, and say how to mend it
+///
+/// Looks at the kernel, the interfaces, the routes and the running balancer. Changes nothing.
+/// Each finding has a word that stays the same, in brackets. The exit status is 1 if there is
+/// an error among them, and 0 if there are none, or warnings and notes alone.
+#[derive(Debug, clap::Args)]
+pub(super) struct Doctor {
+    /// Configuration file, in TOML [default: /etc/lb/lb.toml, if it is there]
+    #[arg(long, short, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Print what a shell needs to complete commands
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lb completions bash > /etc/bash_completion.d/lb")]
+pub(super) struct Completions {
+    /// The shell
+    pub(super) shell: clap_complete::Shell,
+}
+
+/// Print the manual page, or write that of every command
+#[derive(Debug, clap::Args)]
+pub(super) struct Man {
+    /// Write the pages of all commands to this directory: lb.1, lb-run.1, ...
+    pub(super) directory: Option<PathBuf>,
+}
+
 /// Show services, backends, their health and counters
 #[derive(Debug, clap::Args)]
 pub(super) struct Status {
     /// Only this service
     #[arg(value_name = "SERVICE")]
     pub(super) service: Option<String>,
+
+    /// Show it again every so many seconds, 1 if none are said, until interrupted
+    ///
+    /// With --json, one object on a line each time.
+    #[arg(
+        long,
+        short,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = value_parser!(u64).range(1..=3_600)
+    )]
+    pub(super) watch: Option<u64>,
 
     /// Print JSON
     #[arg(long)]
@@ -324,6 +385,61 @@ pub(super) struct Flows {
     #[arg(long)]
     pub(super) json: bool,
 }
+
+/// Say what becomes of a packet
+///
+/// Sends it through the program that is attached, in an instance of its own that sees the same
+/// services, rings, backends and flows: nothing leaves, is written or counted. Tells which
+/// service, slot, flow and backend it meets, and what leaves, or why it is dropped. The exit
+/// status is 0 in any case that could be told.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXPLAIN_EXAMPLE)]
+pub(super) struct Explain {
+    /// Transport protocol
+    #[arg(value_name = "PROTOCOL", value_parser = word::<Protocol>())]
+    pub(super) protocol: Protocol,
+
+    /// Who sends it: 198.51.100.7:40000, [2001:db8::7]:40000
+    #[arg(value_name = "SOURCE")]
+    pub(super) source: SocketAddr,
+
+    /// Where to
+    #[arg(value_name = "DESTINATION")]
+    pub(super) destination: SocketAddr,
+
+    /// Flags of TCP, with commas between, or `none`
+    #[arg(long, value_name = "FLAGS", default_value = "syn", value_parser = typed(TcpFlags::from_str))]
+    pub(super) tcp_flags: TcpFlags,
+
+    /// It is a fragment: the first one, or a later one that comes behind it
+    #[arg(long, value_name = "WHICH", value_parser = word::<Piece>())]
+    pub(super) fragment: Option<Piece>,
+
+    /// Interface that it comes in by [default: the first one of the configuration]
+    #[arg(long, short, value_name = "IF", value_parser = typed(config::parse_interface))]
+    pub(super) interface: Option<String>,
+
+    /// Bytes behind the transport header
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = 0,
+        value_parser = value_parser!(u16).range(..=i64::from(Question::MAX_LENGTH))
+    )]
+    pub(super) length: u16,
+
+    /// TTL or hop limit
+    #[arg(long, default_value_t = Question::TTL, value_parser = value_parser!(u8).range(1..))]
+    pub(super) ttl: u8,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+const EXPLAIN_EXAMPLE: &str = "Examples:
+  lb explain tcp 198.51.100.7:40000 192.0.2.10:443
+  lb explain udp [2001:db8::7]:40000 [2001:db8::10]:53 --length 1400";
 
 /// Add, change, remove and show services
 #[derive(Debug, Subcommand)]

@@ -6,12 +6,16 @@ mod backend;
 mod check;
 mod decap;
 mod detach;
+mod doctor;
+mod explain;
 mod flows;
 mod human;
+mod manual;
 mod output;
 mod run;
 mod service;
 mod status;
+mod supervisor;
 
 use std::process::ExitCode;
 
@@ -40,10 +44,14 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(run) => run::run(*run, socket)?,
         Command::Check(check) => return check::check(&check),
+        Command::Doctor(args) => return doctor::doctor(&args, socket),
+        Command::Completions(args) => manual::completions(&args)?,
+        Command::Man(args) => manual::man(&args)?,
         Command::Detach(command) => detach::detach(&command)?,
         Command::Decap(decap) => decap::decap(*decap, socket)?,
         Command::Status(status) => ask(status::status(&client(), &status))?,
         Command::Flows(flows) => ask(flows::flows(&client(), flows))?,
+        Command::Explain(explain) => ask(explain::explain(&client(), explain))?,
         Command::Service(command) => ask(service::service(&client(), command))?,
         Command::Backend(command) => ask(backend::backend(&client(), command))?,
     }

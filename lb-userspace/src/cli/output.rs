@@ -12,13 +12,29 @@ use crate::state::Reason;
 
 /// Writes data. A reader that has gone away (`lb status | head`) is no failure.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    print_if_read(text)?;
+    Ok(())
+}
+
+/// Writes data, and says whether there is still somebody who reads it.
+pub(super) fn print_if_read(text: &str) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
     {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What clears the screen before data is shown anew; nothing where stdout is no terminal.
+pub(super) fn clear() -> &'static str {
+    if io::stdout().is_terminal() && env::var_os("TERM").is_none_or(|term| term != "dumb") {
+        "\x1b[H\x1b[2J"
+    } else {
+        ""
     }
 }
 

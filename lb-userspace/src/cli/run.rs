@@ -10,14 +10,14 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 
-use super::{args::Run, check, output};
+use super::{args::Run, check, output, supervisor::Supervisor};
 use crate::{
     api::{self, Socket},
     config::{
         self, Config, Severity, Source,
         host::{self, LocalPorts},
     },
-    daemon,
+    daemon, privileges,
     state::{Control, Mode, Reason},
 };
 
@@ -32,6 +32,11 @@ pub(super) fn run(mut args: Run, socket: Option<PathBuf>) -> anyhow::Result<()> 
     warn_of_shared_ports(&config);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_start(|| {
+            if let Err(error) = privileges::reduce() {
+                tracing::error!(%error, "a thread keeps rights that it does not need");
+            }
+        })
         .build()
         .context("cannot start the threads of the balancer")?
         .block_on(serve(config))
@@ -116,7 +121,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let server = tokio::spawn(api::serve(socket, control, async {
         let _ = stopped.await;
     }));
-    let result = daemon::run(config, requests, shutdown).await;
+    let result = daemon::run(config, requests, &mut Supervisor::new(), shutdown).await;
     drop(stop);
     server.await.context("the API ended badly")?;
     result

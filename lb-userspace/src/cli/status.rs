@@ -17,6 +17,34 @@ use crate::{
 };
 
 pub(super) async fn status(client: &Client, args: &args::Status) -> anyhow::Result<()> {
+    let Some(seconds) = args.watch else {
+        let status = look(client, args).await?;
+        return if args.json {
+            output::print_json(&status)
+        } else {
+            output::print(&show(&status))
+        };
+    };
+    let mut ticks = tokio::time::interval(Duration::from_secs(seconds));
+    loop {
+        ticks.tick().await;
+        // A balancer that is being started again will be back.
+        let text = match look(client, args).await {
+            Ok(status) if args.json => format!("{}\n", serde_json::to_string(&status)?),
+            Ok(status) => format!("{}{}", output::clear(), show(&status)),
+            Err(error) => {
+                output::error(&error);
+                continue;
+            }
+        };
+        if !output::print_if_read(&text)? {
+            return Ok(());
+        }
+    }
+}
+
+/// The status, of the service that was asked for.
+async fn look(client: &Client, args: &args::Status) -> anyhow::Result<Status> {
     let mut status = client.status().await?;
     if let Some(name) = &args.service {
         status.services.retain(|service| service.name == *name);
@@ -24,10 +52,7 @@ pub(super) async fn status(client: &Client, args: &args::Status) -> anyhow::Resu
             return Err(rules::no_such_service(name).into());
         }
     }
-    if args.json {
-        return output::print_json(&status);
-    }
-    output::print(&show(&status))
+    Ok(status)
 }
 
 fn show(status: &Status) -> String {

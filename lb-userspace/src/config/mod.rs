@@ -23,6 +23,8 @@ use crate::state::{Desired, ServiceSpec, words};
 /// Where the API listens unless the configuration or the command line says
 /// otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
+/// Where packages and systemd have the configuration.
+pub const DEFAULT_CONFIG: &str = "/etc/lb/lb.toml";
 /// Where the datapath is kept unless the file says otherwise.
 pub const DEFAULT_PIN_DIRECTORY: &str = "/sys/fs/bpf/lb";
 

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     datapath::{self, AttachedMode, Outlet, XdpMode},
     drain::Drain,
+    explain::{Names, ServiceName},
     flows::{Lifetimes, Query},
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
@@ -681,6 +682,33 @@ impl<P: Plane> Balancer<P> {
             state: filter.state,
             limit: filter.limit as usize,
         })
+    }
+
+    /// What the numbers of the datapath are called, and one more than the highest id of a
+    /// backend. The interfaces of the host are not among it.
+    pub(super) fn names(&self) -> (Names, u32) {
+        let ids = self.reconciler.ids();
+        let mut names = Names {
+            attached: self.attached.iter().filter_map(Attached::ifindex).collect(),
+            ..Names::default()
+        };
+        for spec in self.desired.services() {
+            let name: Arc<str> = spec.name.as_str().into();
+            let service = ServiceName {
+                name: spec.name.clone(),
+                address: spec.address.to_string(),
+                mode: spec.mode,
+                scheduler: spec.scheduler,
+            };
+            let id = ids.services.get(&name);
+            names.services.extend(id.map(|id| (id, service)));
+            for backend in &spec.backends {
+                let id = ids.backends.get(&(Arc::clone(&name), backend.address));
+                let address = backend.address.to_string();
+                names.backends.extend(id.map(|id| (id, address)));
+            }
+        }
+        (names, ids.backends.end())
     }
 
     /// Addresses that are still not resolved though they have had the time for it, each

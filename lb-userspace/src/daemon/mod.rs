@@ -13,6 +13,7 @@
 //! ```
 
 mod balancer;
+mod explaining;
 mod ledger;
 mod plane;
 mod status;
@@ -36,6 +37,7 @@ use tokio::{
 pub use self::stepped::Stepped;
 use self::{
     balancer::{Attached, Attachment, Balancer},
+    explaining::Explaining,
     plane::Wired,
     sweeping::Sweeping,
 };
@@ -44,11 +46,29 @@ use crate::{
     datapath::{self, Datapath, LogLevel, Options, Pinned, ProgramLog},
     health::Checks,
     neighbour::{self, Interface, Neighbours},
+    privileges::with_lookups,
     state::{Reason, Request},
 };
 
 /// Events of one source that may wait; their senders wait when there are more.
 const EVENTS: usize = 1_024;
+
+/// Who started the daemon, and hears of what it comes to.
+pub trait Supervisor {
+    /// The datapath is loaded: from here on the rights that are left are those that running
+    /// needs. Comes before other threads are started.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the daemon from going on.
+    fn loaded(&mut self) -> anyhow::Result<()>;
+    /// The datapath is as it is wanted, and requests are answered.
+    fn ready(&mut self);
+    /// It still runs. Comes with each tick of the flow clock.
+    fn alive(&mut self);
+    /// It is about to end.
+    fn stopping(&mut self);
+}
 
 /// Runs the balancer that `config` describes, and answers requests, until `shutdown`
 /// comes. The datapath goes on forwarding then, and the next call goes on with it; what it
@@ -60,6 +80,7 @@ const EVENTS: usize = 1_024;
 pub async fn run(
     config: Config,
     mut requests: mpsc::Receiver<Request>,
+    supervisor: &mut impl Supervisor,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -71,6 +92,7 @@ pub async fn run(
         .collect::<Result<_, _>>()
         .map_err(explained)?;
     let mut datapath = load(&config).map_err(explained)?;
+    supervisor.loaded()?;
     if config.datapath_log != DatapathLog::Off
         && let Some(log) = datapath.take_log()
     {
@@ -85,9 +107,10 @@ pub async fn run(
     let mut checks =
         Checks::new(result_sender).context("starting the thread that checks backends")?;
 
+    let explaining = Explaining::new(datapath.pinned_maps());
     let attached = attach(&mut datapath, &config, &indices).map_err(explained)?;
-    let (plane, found) =
-        Wired::new(datapath, Box::new(move || start.elapsed())).map_err(explained)?;
+    let (plane, found) = with_lookups(|| Wired::new(datapath, Box::new(move || start.elapsed())))
+        .map_err(explained)?;
     let mut balancer = Balancer::new(plane, attached, config.desired(), found, start.elapsed());
     for interface in interfaces {
         balancer.neighbour(neighbour::Event::Interface(interface));
@@ -98,10 +121,13 @@ pub async fn run(
     let mut clock = interval(Duration::from_millis(CLOCK_TICK_MS.into()));
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut shutdown = pin!(shutdown);
+    balancer.reconcile_if_needed(start.elapsed());
+    supervisor.ready();
     loop {
         balancer.reconcile_if_needed(start.elapsed());
         tokio::select! {
             () = &mut shutdown => {
+                supervisor.stopping();
                 tracing::info!("packets are forwarded on; `lb detach` ends that");
                 return Ok(());
             }
@@ -121,6 +147,7 @@ pub async fn run(
             Some(swept) = sweeping.ended() => balancer.swept(swept),
             _ = clock.tick() => {
                 let now = start.elapsed();
+                supervisor.alive();
                 balancer.tick(now);
                 // Before, no port is known to be reserved.
                 if sweeping.is_due(now) && !balancer.is_awaiting(now) {
@@ -135,6 +162,10 @@ pub async fn run(
                         Ok(query) => sweeping.list(query, answer),
                         Err(refusal) => drop(answer.send(Err(refusal))),
                     }
+                }
+                Some(Request::Explain(question, answer)) => {
+                    let (names, ids) = balancer.names();
+                    explaining.answer(names, ids, question, answer);
                 }
                 Some(Request::Change(change, answer)) => {
                     let result = balancer.change(change, start.elapsed());

@@ -170,8 +170,16 @@ impl Stepped {
 
     /// Takes the way to an address.
     pub fn next_hop(&mut self, address: IpAddr, hop: NextHop) {
-        let event = neighbour::Event::NextHop { address, hop };
-        self.balancer.neighbour(event);
+        self.next_hops([(address, hop)]);
+    }
+
+    /// Takes the ways to several addresses together, as the running daemon takes what has come
+    /// meanwhile.
+    pub fn next_hops(&mut self, hops: impl IntoIterator<Item = (IpAddr, NextHop)>) {
+        for (address, hop) in hops {
+            let event = neighbour::Event::NextHop { address, hop };
+            self.balancer.neighbour(event);
+        }
         self.bring_in_line();
     }
 

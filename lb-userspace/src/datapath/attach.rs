@@ -20,6 +20,7 @@ use super::{
     error::{Error, Result, errno},
     pinned::Pinned,
 };
+use crate::privileges::with_lookups;
 
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,14 +211,17 @@ fn attach_as(
 }
 
 fn occupied(interface: &str, program_id: u32) -> Error {
-    let program_name = loaded_programs()
-        .filter_map(Result::ok)
-        .find(|program| program.id() == program_id)
-        .and_then(|program| program.name_as_str().map(str::to_owned))
-        .filter(|name| !name.is_empty());
-    // A program that is attached by a link goes only with the link.
-    let link = loaded_links().filter_map(Result::ok).find(|link| {
-        link.program_id() == program_id && matches!(link.link_type(), Ok(LinkType::Xdp))
+    let (program_name, link) = with_lookups(|| {
+        let program_name = loaded_programs()
+            .filter_map(Result::ok)
+            .find(|program| program.id() == program_id)
+            .and_then(|program| program.name_as_str().map(str::to_owned))
+            .filter(|name| !name.is_empty());
+        // A program that is attached by a link goes only with the link.
+        let link = loaded_links().filter_map(Result::ok).find(|link| {
+            link.program_id() == program_id && matches!(link.link_type(), Ok(LinkType::Xdp))
+        });
+        (program_name, link)
     });
     let remedy = match link {
         Some(link) => format!("bpftool link detach id {}", link.id()),
@@ -272,6 +276,17 @@ fn attached(ifindex: u32) -> io::Result<Option<Attached>> {
             format!("unexpected answer to RTM_GETLINK: {other:?}"),
         )),
     }
+}
+
+/// How an XDP program is attached to the interface of this name, if one is.
+///
+/// # Errors
+///
+/// Where there is no such interface, or the kernel does not tell.
+pub fn attached_mode(interface: &str) -> Result<Option<AttachedMode>> {
+    let ifindex = index_of(interface)?;
+    let attached = attached(ifindex).map_err(query(interface))?;
+    Ok(attached.map(|attached| attached.mode))
 }
 
 /// The id of the program that is attached to an interface.

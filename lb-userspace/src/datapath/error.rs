@@ -337,10 +337,7 @@ fn too_old() -> Option<String> {
 pub(super) fn check_memory(max_flows: u32) -> Result<()> {
     let mebibytes = flow_table_mebibytes(max_flows);
     // Where it cannot be read, the kernel will tell.
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| available_mebibytes(&text));
-    match available {
+    match available_memory() {
         Some(available) if mebibytes > available => Err(Error::Memory {
             max_flows,
             mebibytes,
@@ -348,6 +345,18 @@ pub(super) fn check_memory(max_flows: u32) -> Result<()> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Memory of this host that is free to be used, in MiB; `None` where the kernel does not tell.
+#[must_use]
+pub fn available_memory() -> Option<u64> {
+    available_mebibytes(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// Memory that flow tables of so many entries each take, in MiB.
+#[must_use]
+pub fn flow_table_memory(entries: u32) -> u64 {
+    flow_table_mebibytes(entries)
 }
 
 /// `MemAvailable` of proc_meminfo(5).

@@ -18,6 +18,14 @@ impl LiveFlows {
         Mapping::new(map, MAX_BACKENDS as usize).map(Self)
     }
 
+    /// Becomes what another is, as far as the ids below `ids` go.
+    pub(super) fn copy(&self, from: &Self, ids: u32) {
+        let words = from.0.get().iter().zip(self.0.get());
+        for (from, to) in words.take(ids as usize) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     fn word(&self, backend: u32) -> Option<&AtomicU64> {
         self.0.get().get(backend as usize)
     }

@@ -7,6 +7,7 @@ mod contents;
 mod decap;
 mod direct;
 mod error;
+mod ethtool;
 mod flows;
 mod guards;
 mod key;
@@ -20,6 +21,7 @@ mod ports;
 mod test_run;
 #[cfg(test)]
 mod tests;
+mod twin;
 
 use std::{
     collections::BTreeMap,
@@ -60,18 +62,20 @@ use lb_common::{
 };
 
 pub use self::{
-    attach::{AttachedMode, XdpMode},
+    attach::{AttachedMode, XdpMode, attached_mode},
     decap::Decap,
-    error::{Error, Result},
+    error::{Error, Result, available_memory, flow_table_memory},
+    ethtool::{Driver, driver},
     flows::{Family, FlowPair, FlowTable, FlowTables, Ipv4, Ipv6},
     guards::Source,
     key::{Frontend, Match, PortPrefix, matches, word, words, words6},
     live::LiveFlows,
     log::ProgramLog,
-    pinned::Pinned,
+    pinned::{BPF_FS_MAGIC, Pinned},
     plain::Stored,
     ports::PortPools,
     test_run::{TestRun, Verdict},
+    twin::{Entry, Kind, PinnedMaps, Trace, Tuple, Twin},
 };
 use self::{
     direct::{Direct, ReplySources},
@@ -243,18 +247,7 @@ impl Datapath {
         }
         let mut ebpf = loader.load(OBJECT).map_err(failed)?;
 
-        program(&mut ebpf, map_name::PROGRAM)?
-            .load()
-            .map_err(|error| failed(error.into()))?;
-        let mut stages: ProgramArray<MapData> = take(&mut ebpf, map_name::STAGES)?;
-        for stage in Stage::ALL {
-            let program = program(&mut ebpf, stage.program())?;
-            program.load().map_err(|error| failed(error.into()))?;
-            let fd = program.fd().map_err(|error| failed(error.into()))?;
-            stages
-                .set(stage as u32, fd, 0)
-                .map_err(map_error("writing", map_name::STAGES))?;
-        }
+        let stages = load_programs(&mut ebpf, failed)?;
 
         let services_v4 = take(&mut ebpf, map_name::SERVICES_V4)?;
         let services_v6 = take(&mut ebpf, map_name::SERVICES_V6)?;
@@ -780,6 +773,26 @@ const FLOW_TABLES: [&str; 6] = [
     map_name::PINS_V4,
     map_name::PINS_V6,
 ];
+
+/// Loads the programs of an object, and says which ones the main one calls.
+fn load_programs(
+    ebpf: &mut Ebpf,
+    failed: impl Fn(aya::EbpfError) -> Error,
+) -> Result<ProgramArray<MapData>> {
+    program(ebpf, map_name::PROGRAM)?
+        .load()
+        .map_err(|error| failed(error.into()))?;
+    let mut stages: ProgramArray<MapData> = take(ebpf, map_name::STAGES)?;
+    for stage in Stage::ALL {
+        let program = program(ebpf, stage.program())?;
+        program.load().map_err(|error| failed(error.into()))?;
+        let fd = program.fd().map_err(|error| failed(error.into()))?;
+        stages
+            .set(stage as u32, fd, 0)
+            .map_err(map_error("writing", map_name::STAGES))?;
+    }
+    Ok(stages)
+}
 
 /// The XDP program of this name.
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {

@@ -33,6 +33,11 @@ impl<V: Stored> Inner<V> {
         self.0.len()
     }
 
+    /// The element of this index.
+    pub(super) fn at(&self, index: u32) -> Result<Plain<V>, MapError> {
+        self.0.get(&index, 0)
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.0.map().fd().as_fd()
     }

@@ -33,8 +33,8 @@ use super::{
 
 /// Where Linux has its BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
-/// `BPF_FS_MAGIC` of linux/magic.h.
-const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
+/// Magic number of the BPF file system: `BPF_FS_MAGIC` of linux/magic.h.
+pub const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 
 /// The maps that are kept: all that hold what cannot be made anew, or that programs of
 /// two daemons must share while one replaces those of the other.
@@ -130,6 +130,17 @@ impl Pinned {
             directory: directory.to_owned(),
             _lock: lock,
         })
+    }
+
+    /// The indices of the interfaces that there are links for in a directory, whoever uses it;
+    /// none where it cannot be read.
+    #[must_use]
+    pub fn links_in(directory: &Path) -> Vec<u32> {
+        let Ok(entries) = fs::read_dir(directory.join("links")) else {
+            return Vec::new();
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter_map(|name| name.parse().ok()).collect()
     }
 
     /// Opens the directory if there is one.

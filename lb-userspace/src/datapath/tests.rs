@@ -1,5 +1,7 @@
 //! The real program in the real kernel.
 
+mod programs;
+
 use std::{
     fs,
     net::{IpAddr, Ipv6Addr},

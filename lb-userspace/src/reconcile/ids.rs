@@ -133,6 +133,12 @@ impl<K: Ord + Clone> Numbers<K> {
         }
     }
 
+    /// One more than the highest number that was ever given.
+    #[must_use]
+    pub fn end(&self) -> u32 {
+        self.next
+    }
+
     /// The numbers that a daemon before this one gave, as far as something still uses them:
     /// those of `used`, and others, with names or without, which rest from `now` on.
     pub(super) fn adopt(

@@ -4,7 +4,10 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{BackendAddress, BackendSpec, FlowFilter, FlowList, Reason, ServiceSpec, Status};
+use super::{
+    BackendAddress, BackendSpec, Explanation, FlowFilter, FlowList, Question, Reason, ServiceSpec,
+    Status,
+};
 
 /// A change to the desired state. It is checked whole and done whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +70,8 @@ pub enum Request {
     Services(oneshot::Sender<Vec<ServiceSpec>>),
     /// Flows that there are.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, Refusal>>),
+    /// What becomes of a packet.
+    Explain(Question, oneshot::Sender<Result<Explanation, Refusal>>),
     /// A change to what is wanted. The answer comes when the datapath has it.
     Change(Change, oneshot::Sender<Result<(), Refusal>>),
 }
@@ -121,6 +126,16 @@ impl Control {
     /// read.
     pub async fn flows(&self, filter: FlowFilter) -> Result<FlowList, Refusal> {
         self.ask(|answer| Request::Flows(filter, answer)).await?
+    }
+
+    /// What becomes of a packet. Nothing is sent, written or counted.
+    ///
+    /// # Errors
+    ///
+    /// The [`Refusal`] says what of the question makes no sense, or why there is no answer.
+    pub async fn explain(&self, question: Question) -> Result<Explanation, Refusal> {
+        self.ask(|answer| Request::Explain(question, answer))
+            .await?
     }
 
     /// Makes a change and waits until the datapath has it.

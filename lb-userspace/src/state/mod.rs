@@ -4,6 +4,7 @@
 mod address;
 mod control;
 mod desired;
+mod explain;
 mod flows;
 mod guard;
 mod model;
@@ -16,6 +17,10 @@ mod words;
 pub use address::{BackendAddress, BackendPort, ServiceAddress, parse_port, parse_source};
 pub use control::{Change, Control, Refusal, Request};
 pub use desired::Desired;
+pub use explain::{
+    Explanation, Fate, Header, MetBackend, MetFlow, MetService, MetSlot, Piece, Question,
+    QuestionStatus, Sent, SlotState, TcpFlags,
+};
 pub use flows::{FlowFilter, FlowList, FlowState, FlowStatus};
 pub use guard::{NewFlowLimits, RateLimit, parse_sources};
 pub use model::{

@@ -132,6 +132,85 @@ async fn colours_are_for_those_who_ask() {
     let balancer = balancer().await;
     let output = lb(&balancer, "status no-such-service").output().unwrap();
     assert!(!output.stderr.contains(&0x1b), "stderr is no terminal");
+    for (variables, is_coloured) in [
+        (&[("TERM", "xterm")][..], true),
+        (&[("TERM", "xterm"), ("NO_COLOR", "1")], false),
+        (&[("TERM", "xterm"), ("NO_COLOR", "")], true),
+        (&[("TERM", "dumb")], false),
+    ] {
+        let shown = on_a_terminal(&balancer, "status no-such-service", variables);
+        assert!(shown.contains("no-such-service"), "{shown}");
+        assert_eq!(
+            shown.contains('\x1b'),
+            is_coloured,
+            "{variables:?}: {shown:?}"
+        );
+    }
+    balancer.stop().await;
+}
+
+/// What a command shows on a terminal, which script(1) is for it.
+fn on_a_terminal(balancer: &Balancer, arguments: &str, variables: &[(&str, &str)]) -> String {
+    let program = env!("CARGO_BIN_EXE_lb");
+    let mut script = Command::new("script");
+    script
+        .args(["--quiet", "--command"])
+        .arg(format!("{program} {arguments}"))
+        .arg("/dev/null")
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("LB_SOCKET", balancer.socket())
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null());
+    let output = script.output().expect("this test needs script(1)");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_is_shown_again_and_again() {
+    let balancer = balancer().await;
+    let (reader, writer) = io::pipe().unwrap();
+    let mut watching = lb(&balancer, "status --watch=1 --json")
+        .stdout(writer)
+        .spawn()
+        .unwrap();
+    let mut lines = io::BufRead::lines(io::BufReader::new(reader));
+    for _ in 0..3 {
+        let line = lines.next().unwrap().unwrap();
+        let _status: Status = serde_json::from_str(&line).unwrap();
+    }
+    // Whoever has seen enough goes away, and so does it.
+    drop(lines);
+    assert!(watching.wait().unwrap().success());
+    balancer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn manual_pages_and_completions_are_those_of_the_commands() {
+    let balancer = balancer().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("man1");
+    let written = lb(&balancer, "man").arg(&path).output().unwrap();
+    assert!(written.status.success(), "{written:?}");
+    for page in ["lb.1", "lb-run.1", "lb-explain.1", "lb-backend-drain.1"] {
+        let page = fs::read_to_string(path.join(page)).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{page}");
+    }
+    let printed = lb(&balancer, "man").output().unwrap();
+    let page = fs::read(path.join("lb.1")).unwrap();
+    assert_eq!(printed.stdout, page);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = lb(&balancer, &format!("completions {shell}"))
+            .output()
+            .unwrap();
+        let script = String::from_utf8(script.stdout).unwrap();
+        assert!(
+            script.contains("explain") && script.contains("undrain"),
+            "{shell}"
+        );
+    }
+    let unwritable = lb(&balancer, "man /proc/no").output().unwrap();
+    assert_eq!(unwritable.status.code(), Some(1));
     balancer.stop().await;
 }
 

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How long anything may take that is no promise about time.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Runs `test` in a network namespace with the link `eth0` - `peer0`, and with a BPF file
 /// system of its own at the usual place.

@@ -1,13 +1,17 @@
 //! A balancer without a datapath: the real API in front of the real desired state.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use lb_userspace::{
     api::{self, Client, Socket},
-    state::{Control, Desired, FlowFilter, FlowList, FlowStatus, Refusal, Request, Status, rules},
+    state::{
+        Control, Desired, Explanation, FlowFilter, FlowList, FlowStatus, Question, Refusal,
+        Request, Status, rules,
+    },
 };
 use tempfile::TempDir;
 use tokio::{
@@ -76,9 +80,18 @@ async fn answer(mut requests: mpsc::Receiver<Request>, status: Status) {
                 drop(answer.send(desired.services().cloned().collect()));
             }
             Request::Flows(filter, answer) => drop(answer.send(flows(&filter))),
+            Request::Explain(question, answer) => drop(answer.send(explain(&question))),
             Request::Change(change, answer) => drop(answer.send(desired.apply(change))),
         }
     }
+}
+
+/// What becomes of packets, by the port that they are sent to.
+fn explain(question: &Question) -> Result<Explanation, Refusal> {
+    let all: BTreeMap<String, Explanation> =
+        serde_json::from_str(include_str!("cli/explain.json")).unwrap();
+    let port = question.destination.port().to_string();
+    Ok(all[&port].clone())
 }
 
 /// Two flows, as far as the filter lets them through.

@@ -54,6 +54,9 @@ pub(crate) struct Frame {
     pub(crate) balance: u32,
 }
 
+/// The sequence number of every TCP segment.
+const SEQUENCE: u32 = 1;
+
 /// Hops that a packet has left when it arrives.
 pub(crate) const HOPS: u8 = 64;
 
@@ -65,9 +68,13 @@ impl Frame {
         let (src_port, dst_port) = (self.src.port(), self.dst.port());
         match self.protocol {
             Protocol::Tcp => {
-                let mut tcp = TcpHeader::new(src_port, dst_port, 1, u16::MAX);
+                let mut tcp = TcpHeader::new(src_port, dst_port, SEQUENCE, u16::MAX);
                 tcp.syn = self.flags != Flags::Ack;
                 tcp.ack = self.flags != Flags::Syn;
+                if tcp.ack {
+                    // A SYN counts: what both ends acknowledge.
+                    tcp.acknowledgment_number = SEQUENCE + 1;
+                }
                 let builder = builder.tcp_header(tcp);
                 let payload = self.payload(builder.size(0));
                 builder.write(&mut frame, &payload)?;

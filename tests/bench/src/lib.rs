@@ -3,26 +3,36 @@
 //! Figures are nanoseconds of CPU time per packet above those of an empty XDP program
 //! that is called in the same way, the two measured in turns.
 
+mod compare;
 mod frame;
 mod ip;
 mod measure;
 mod memory;
 mod report;
 mod row;
+mod scale;
 mod setup;
 mod sweep;
+mod wire;
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use lb_common::flow::MAX_FLOWS;
 
+use self::compare::Comparison;
+
 pub use self::{
     measure::{Figures, Size},
     memory::{Memory, memory},
     row::{Feature, IpVersion, Row, Scenario},
+    scale::{Scale, scale},
     sweep::{Sweep, sweeps},
+    wire::{Traffic, Wire, wire},
 };
 
 /// What to measure.
@@ -34,6 +44,10 @@ enum Subject {
     Memory,
     /// CPU time of a sweep of full tables, and of packets meanwhile.
     Sweep,
+    /// Time and memory that many services and backends take.
+    Scale,
+    /// Frames a second through virtual cables, beside nftables and the least program.
+    Wire,
 }
 
 /// Measure what the balancer costs. Needs root.
@@ -54,6 +68,14 @@ pub struct Arguments {
     /// of `tracked/full-nat/ipv4/tcp/1`. May be repeated.
     #[arg(long, value_name = "FILTER", allow_hyphen_values = true)]
     rows: Vec<String>,
+    /// Nanoseconds per packet of this benchmark beside those of another, built of another
+    /// revision: in turns, with the ratio of the least. `cargo xtask bench packet --compare
+    /// REVISION` builds it.
+    #[arg(long, value_name = "PROGRAM")]
+    beside: Option<PathBuf>,
+    /// Turns that both have.
+    #[arg(long, default_value_t = 5, requires = "beside", value_parser = clap::value_parser!(u32).range(1..))]
+    turns: u32,
 }
 
 impl Arguments {
@@ -64,10 +86,67 @@ impl Arguments {
     /// Where BPF refuses, or a packet does not become what it should.
     pub fn run(&self) -> Result<()> {
         match self.subject {
-            Subject::Packet => self.packet(),
+            Subject::Packet => match &self.beside {
+                Some(other) => self.compare(other),
+                None => self.packet(),
+            },
             Subject::Memory => self.memory(),
             Subject::Sweep => self.sweep(),
+            Subject::Scale => self.scale(),
+            Subject::Wire => self.wire(),
         }
+    }
+
+    fn compare(&self, other: &Path) -> Result<()> {
+        let mut arguments = Vec::new();
+        if self.quick {
+            arguments.push("--quick");
+        }
+        for row in &self.rows {
+            arguments.extend(["--rows", row]);
+        }
+        let comparison = Comparison::run(other, &arguments, self.turns)?;
+        if self.json {
+            return comparison.write_json(io::stdout());
+        }
+        writeln!(io::stdout(), "{}", comparison.table())?;
+        Ok(())
+    }
+
+    fn wire(&self) -> Result<()> {
+        let results = wire(if self.quick {
+            &Traffic::QUICK
+        } else {
+            &Traffic::FULL
+        })?;
+        if !self.json {
+            writeln!(io::stdout(), "{}", wire::table(&results))?;
+            return Ok(());
+        }
+        for result in &results {
+            writeln!(io::stdout(), "{}", serde_json::to_string(result)?)?;
+        }
+        Ok(())
+    }
+
+    fn scale(&self) -> Result<()> {
+        let extents = if self.quick {
+            scale::QUICK
+        } else {
+            scale::FULL
+        };
+        let mut results = Vec::new();
+        scale(extents, |scale| {
+            if self.json {
+                writeln!(io::stdout(), "{}", serde_json::to_string(scale)?)?;
+            }
+            results.push(scale.clone());
+            Ok(())
+        })?;
+        if !self.json {
+            writeln!(io::stdout(), "{}", scale::table(&results))?;
+        }
+        Ok(())
     }
 
     fn memory(&self) -> Result<()> {

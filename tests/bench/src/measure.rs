@@ -42,7 +42,7 @@ pub struct Size {
 impl Size {
     /// For figures.
     pub const FULL: Self = Self {
-        flows: &[1, 4_096, 1 << 20],
+        flows: &[1, 4_096, 1 << 16, 1 << 20],
         rounds: 9,
         packets: 1 << 19,
         new_flows: 1 << 14,
@@ -113,7 +113,7 @@ impl<V: Ip> Bench<V> {
     pub(crate) fn new(group: &Group, size: &Size) -> Result<Self> {
         let flows = group.flows;
         let room = size.room.max(2 * flows);
-        let balancer = Balancer::load::<V>(group, room)?;
+        let balancer = Balancer::load::<V>(group, room, IFINDEX)?;
         let tables = balancer.datapath.flow_tables()?;
         let program = balancer.datapath.program_fd()?.try_clone()?;
         let mut bench = Self {
@@ -144,6 +144,9 @@ impl<V: Ip> Bench<V> {
         bench.collect_replies()?;
         let mut plan = bench.plan(Kind::Backend(Flags::SynAck), ascending)?;
         bench.run_under_test(&mut plan, flows, Scenario::Reply)?;
+        // The end of the handshake: until it comes, each answer looks for it.
+        let mut plan = bench.plan(Kind::Client(Flags::Ack), ascending)?;
+        bench.run_under_test(&mut plan, flows, Scenario::Tracked)?;
         Ok(bench)
     }
 

@@ -66,6 +66,26 @@ pub fn memory(flows: u32) -> Result<Vec<Memory>> {
     KINDS.into_iter().map(kind).collect()
 }
 
+/// The tables that have room for flows.
+pub(crate) const FLOW_TABLES: [&str; 8] = [
+    map_name::FLOWS_V4,
+    map_name::FLOWS_V6,
+    map_name::REPLIES_V4,
+    map_name::REPLIES_V6,
+    map_name::PINS_V4,
+    map_name::PINS_V6,
+    map_name::EMBRYONIC_V4,
+    map_name::EMBRYONIC_V6,
+];
+
+/// Bytes of all maps that this process has open, but of these. Those inside of other maps are
+/// not among them.
+pub(crate) fn of_maps_but(names: &[&str]) -> Result<u64> {
+    let maps = own_maps()?.into_iter();
+    let counted = maps.filter(|map| !names.contains(&map.name.as_str()));
+    Ok(counted.map(|map| map.bytes).sum())
+}
+
 /// A map that this process has open.
 struct Map {
     name: String,

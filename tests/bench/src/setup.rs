@@ -15,7 +15,7 @@ use lb_common::{
     guard::{Guard, Rate},
     quic::{ConnectionIds, MAX_SERVER_ID, ServerIdKey},
     ring::{self, NO_BACKEND, RING_SIZE, Slot},
-    service::{self, Service, ServiceOptions, Vip},
+    service::{Mode as Translation, Service, ServiceOptions, Vip},
 };
 use lb_tests::Outer;
 use lb_userspace::{
@@ -46,7 +46,7 @@ const MEASURED: u32 = 1;
 /// source ports.
 const MEASURED_BACKENDS: u32 = BACKENDS - (SERVICES - 1) * IDLE_BACKENDS;
 
-const SERVICE_PORT: u16 = 443;
+pub(crate) const SERVICE_PORT: u16 = 443;
 const BACKEND_PORT: u16 = 8_443;
 /// Source ports of full NAT.
 const FIRST_PORT: u16 = 1_024;
@@ -66,7 +66,7 @@ pub(crate) const QUIC: [u8; 6] = {
     [0x40, 0x07, a, b, c, d]
 };
 
-const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// Ethernet addresses of packets from clients.
@@ -101,8 +101,9 @@ pub(crate) struct Target {
 }
 
 impl Balancer {
-    /// Loads the program and fills its maps; the flow tables hold `max_flows` each.
-    pub(crate) fn load<V: Ip>(group: &Group, max_flows: u32) -> Result<Self> {
+    /// Loads the program and fills its maps; the flow tables hold `max_flows` each. Backends are
+    /// behind the interface `ifindex`.
+    pub(crate) fn load<V: Ip>(group: &Group, max_flows: u32, ifindex: u32) -> Result<Self> {
         let mut datapath = Datapath::load(&Options {
             max_flows,
             // More than are ever not confirmed.
@@ -121,13 +122,7 @@ impl Balancer {
             flags,
             ..Runtime::default()
         })?;
-        datapath.set_interface(
-            IFINDEX,
-            Outlet {
-                ifindex: IFINDEX,
-                mtu: MTU,
-            },
-        )?;
+        datapath.set_interface(ifindex, Outlet { ifindex, mtu: MTU })?;
         let pools: Vec<u32> = (1..=BACKENDS).collect();
         datapath.create_port_pools(&pools)?;
         // In one step: each costs a wait for the programs that run.
@@ -136,7 +131,7 @@ impl Balancer {
             .collect();
         datapath.set_rings(&rings)?;
         for number in 1..=SERVICES {
-            set_service::<V>(&mut datapath, number, group)?;
+            set_service::<V>(&mut datapath, number, group, ifindex)?;
         }
         let named = (group.slots == Slots::Named).then_some(MEASURED_BACKENDS);
         if let Some(backend) = named {
@@ -147,7 +142,7 @@ impl Balancer {
             named,
             mode: group.mode,
             protocol: group.protocol,
-            address: (V::service(MEASURED), SERVICE_PORT).into(),
+            address: service::<V>(),
             ring_size: ring_size(group),
         })
     }
@@ -196,6 +191,11 @@ impl Balancer {
     }
 }
 
+/// What clients send to.
+pub(crate) fn service<V: Ip>() -> SocketAddr {
+    (V::service(MEASURED), SERVICE_PORT).into()
+}
+
 /// Server IDs of all backends of the service that is measured, of which packets have that of
 /// this one.
 fn name_backend(datapath: &mut Datapath, backend: u32) -> Result<()> {
@@ -224,14 +224,19 @@ fn name_backend(datapath: &mut Datapath, backend: u32) -> Result<()> {
     Ok(())
 }
 
-fn set_service<V: Ip>(datapath: &mut Datapath, number: u32, group: &Group) -> Result<()> {
+fn set_service<V: Ip>(
+    datapath: &mut Datapath,
+    number: u32,
+    group: &Group,
+    ifindex: u32,
+) -> Result<()> {
     for id in backends_of(number) {
-        datapath.set_backend(id, backend::<V>(id, number, group))?;
+        datapath.set_backend(id, backend::<V>(id, number, group, ifindex))?;
     }
     let is_guarded = guard::<V>(datapath, number, group)?;
     let service = Service {
         id: number as u16,
-        mode: service::Mode::from(group.mode) as u8,
+        mode: Translation::from(group.mode) as u8,
         flags: match group.slots {
             Slots::Tracked => Service::TRACKED,
             Slots::Named if number == MEASURED => Service::QUIC,
@@ -314,10 +319,10 @@ fn frontend<V: Ip>(number: u32, group: &Group) -> Frontend {
     }
 }
 
-fn backend<V: Ip>(id: u32, service: u32, group: &Group) -> Backend {
+fn backend<V: Ip>(id: u32, service: u32, group: &Group, ifindex: u32) -> Backend {
     let macs = backend_macs(id);
     let mut backend = Backend {
-        path: LinkPath::new(IFINDEX, macs.dst, macs.src),
+        path: LinkPath::new(ifindex, macs.dst, macs.src),
         mtu: MTU,
         service,
         state: BackendState::Up as u8,

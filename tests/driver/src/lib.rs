@@ -1,14 +1,14 @@
 //! The driver program in the kernel: makes packets and calls the program under test with each,
 //! as many as it is told, in one system call.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 pub use aya::programs::ProgramFd;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, MapData, ProgramArray},
-    programs::{TestRun as _, TestRunOptions, Xdp},
+    programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
 };
 use lb_bench_driver::name;
 pub use lb_bench_driver::{FRAME, Order, Plan, Reply4, Reply6, Vary};
@@ -52,6 +52,15 @@ pub struct Driver {
     ifindex: u32,
 }
 
+/// What is done to every frame that comes in by an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fixed {
+    /// It is dropped.
+    Swallow,
+    /// It is sent back, with its Ethernet addresses exchanged.
+    Reflect,
+}
+
 /// What runs of the driver came to.
 pub struct Outcome {
     /// CPU time that the thread spent, in user and kernel mode.
@@ -75,7 +84,13 @@ impl Driver {
             .map_max_entries(name::REPLIES_V6, replies)
             .load(OBJECT)
             .context("cannot load the driver program; the benchmark must run as root")?;
-        for program in [name::DRIVER, name::EMPTY] {
+        for program in [
+            name::DRIVER,
+            name::EMPTY,
+            name::TRANSMIT,
+            name::SWALLOW,
+            name::REFLECT,
+        ] {
             xdp(&mut ebpf, program)?.load()?;
         }
         let mut take = |name| {
@@ -142,6 +157,59 @@ impl Driver {
         let time = thread_time()? - start;
 
         frame.truncate(result.data_size_out as usize);
+        self.take_plan(plan, runs)?;
+        Ok(Outcome {
+            time,
+            verdict: result.return_value,
+            frame,
+        })
+    }
+
+    /// Sends so many frames out of the interface that was given to [`Self::load`], in the
+    /// network namespace of the calling thread. The plan goes on in `plan`. Returns how long it
+    /// took, by the clock.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel does not send them.
+    pub fn transmit(&mut self, plan: &mut Plan, frames: u32) -> Result<Duration> {
+        let transmit = xdp(&mut self.ebpf, name::TRANSMIT)?.fd()?;
+        self.callee.set(0, transmit, 0)?;
+        self.plan.set(0, bytes(plan), 0)?;
+        let context = context(self.ifindex);
+        let driver = xdp(&mut self.ebpf, name::DRIVER)?;
+        let start = Instant::now();
+        driver.test_run(TestRunOptions {
+            data_in: Some(&plan.frame),
+            ctx_in: Some(&context),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        })?;
+        let time = start.elapsed();
+        self.take_plan(plan, frames)?;
+        Ok(time)
+    }
+
+    /// Does this to every frame that comes in by an interface of the network namespace of the
+    /// calling thread, until this value is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such interface, or it has a program.
+    pub fn attach(&mut self, fixed: Fixed, interface: &str) -> Result<()> {
+        let name = match fixed {
+            Fixed::Swallow => name::SWALLOW,
+            Fixed::Reflect => name::REFLECT,
+        };
+        xdp(&mut self.ebpf, name)?
+            .attach(interface, XdpMode::Driver)
+            .with_context(|| format!("cannot attach to {interface}"))?;
+        Ok(())
+    }
+
+    /// Reads how far the driver has come, which is to be by so many runs.
+    fn take_plan(&self, plan: &mut Plan, runs: u32) -> Result<()> {
         let next = plan.next.wrapping_add(runs);
         *plan = Plan::read_from_bytes(&self.plan.get(&0, 0)?)
             .ok()
@@ -149,13 +217,12 @@ impl Driver {
         if plan.next != next {
             bail!("the driver counted to {} in place of {next}", plan.next);
         }
-        Ok(Outcome {
-            time,
-            verdict: result.return_value,
-            frame,
-        })
+        Ok(())
     }
 }
+
+/// Frames that are sent at a time, as a network card's driver does it.
+const BATCH: u32 = 64;
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(ebpf

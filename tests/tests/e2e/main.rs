@@ -4,13 +4,16 @@
 mod backends;
 mod counters;
 mod decap;
+mod doctor;
 mod drained;
+mod explain;
 mod flood;
 mod guards;
 mod lifecycle;
 mod modes;
 mod next_hops;
 mod path_mtu;
+mod privileges;
 mod programs;
 mod quic;
 mod restarts;

@@ -18,11 +18,25 @@ const CONNECTIONS: usize = 400;
 /// Of those who speak, so that there is time for others on a small machine.
 const PAUSE: Duration = Duration::from_millis(2);
 
-fn connections() -> usize {
-    let number = env::var("LB_CONNECTIONS").ok();
-    number.map_or(CONNECTIONS, |number| {
-        number.parse().expect("LB_CONNECTIONS is a number")
+/// Times that the daemon is ended, or killed, and started again, unless `LB_STARTS` says
+/// another number. Each start brings a program of its own and replaces the one that is attached.
+const STARTS: usize = 9;
+
+fn number(variable: &str, usual: usize) -> usize {
+    let number = env::var(variable).ok();
+    number.map_or(usual, |number| {
+        number
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number"))
     })
+}
+
+fn connections() -> usize {
+    number("LB_CONNECTIONS", CONNECTIONS)
+}
+
+fn starts() -> usize {
+    number("LB_STARTS", STARTS)
 }
 
 /// Opens connections, evenly to all `addresses`, and speaks on each in turn until the end is
@@ -161,7 +175,8 @@ fn nothing_is_lost_while_the_daemon_is_killed_and_started_again() -> Result<()> 
     let connected = connect(&topology.client, https[0].address);
 
     let mut before = balancer.status()?;
-    for start in 1..=9 {
+    for start in 1..=starts() {
+        // In order, or not.
         if start % 3 == 0 {
             balancer.end()?;
         } else {

@@ -7,6 +7,7 @@
 //! world and the command that repeats it.
 
 mod configuration;
+mod explain;
 mod maps;
 mod mutation;
 mod state;

@@ -128,6 +128,21 @@ impl Traffic {
         Some(from_anywhere(rng, "of a backend", &packet))
     }
 
+    /// Source, destination and protocol of a packet of TCP or UDP: of any client, of a flow that
+    /// is known, in either direction, or of nobody.
+    pub(crate) fn tuple(&self, rng: &mut Rng, model: &Model) -> Option<Tuple> {
+        match rng.below(10) {
+            0..4 => random_tuple(rng, model),
+            4..7 => Some(self.known(rng, model)?.client),
+            7..9 => Some(self.known(rng, model)?.server.reversed()),
+            _ => {
+                let tuple = random_tuple(rng, model)?;
+                let dst = (tuple.dst.ip(), rng.word() as u16).into();
+                Some(Tuple { dst, ..tuple })
+            }
+        }
+    }
+
     /// A packet to an address or a port of no service.
     fn of_nobody(&mut self, rng: &mut Rng, model: &Model) -> Option<Incoming> {
         let ipv6 = rng.percent(50);

@@ -28,14 +28,29 @@ const TOOLS: [(&str, &str); 7] = [
     ("curl", "curl"),
 ];
 
+/// The programs that `lb` is measured beside, in the same way. Nothing else needs them.
+const PEERS: [(&str, &str); 1] = [("nft", "nftables")];
+
 /// The packages of the programs that are not there.
 pub(crate) fn missing_tools() -> Vec<&'static str> {
     let path = env::var_os("PATH").unwrap_or_default();
-    packages_without(|program| is_on(&path, program))
+    packages_without(&TOOLS, |program| is_on(&path, program))
 }
 
-fn packages_without(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    let mut packages: Vec<_> = TOOLS
+/// Installs what `lb` is measured beside.
+///
+/// # Errors
+/// As with [`install`].
+pub(crate) fn install_peers() -> Result<()> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    install(&packages_without(&PEERS, |program| is_on(&path, program)))
+}
+
+fn packages_without(
+    programs: &[(&str, &'static str)],
+    is_there: impl Fn(&str) -> bool,
+) -> Vec<&'static str> {
+    let mut packages: Vec<_> = programs
         .iter()
         .filter(|(program, _)| !is_there(program))
         .map(|(_, package)| *package)
@@ -152,9 +167,9 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_installed() {
-        assert_eq!(packages_without(|_| true), [""; 0]);
+        assert_eq!(packages_without(&TOOLS, |_| true), [""; 0]);
         assert_eq!(
-            packages_without(|program| program != "ethtool"),
+            packages_without(&TOOLS, |program| program != "ethtool"),
             ["ethtool"]
         );
     }
@@ -162,11 +177,11 @@ mod tests {
     #[test]
     fn a_package_with_two_of_the_programs_is_named_once() {
         assert_eq!(
-            packages_without(|_| false),
+            packages_without(&TOOLS, |_| false),
             ["iproute2", "ethtool", "tcpdump", "tshark", "procps", "curl"]
         );
         assert_eq!(
-            packages_without(|program| program != "bridge"),
+            packages_without(&TOOLS, |program| program != "bridge"),
             ["iproute2"]
         );
     }

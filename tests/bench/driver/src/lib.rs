@@ -32,6 +32,12 @@ pub mod name {
     pub const DRIVER: &str = "driver";
     /// The program that does nothing.
     pub const EMPTY: &str = "empty";
+    /// The program that sends every frame out.
+    pub const TRANSMIT: &str = "transmit";
+    /// The program that drops every frame.
+    pub const SWALLOW: &str = "swallow";
+    /// The program that sends every frame back.
+    pub const REFLECT: &str = "reflect";
 }
 
 /// What the driver is to do. Element 0 of `PLAN`.

@@ -13,7 +13,7 @@ compile_error!("the driver puts fields of headers together for little-endian mac
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::xdp_action::{XDP_ABORTED, XDP_PASS},
+    bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
     btf_maps::{Array, ProgramArray},
     helpers::bpf_xdp_adjust_head,
     macros::{btf_map, xdp},
@@ -51,6 +51,37 @@ pub fn driver(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn empty(_ctx: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Sends the frame out of the interface that it is said to have come in by.
+#[xdp(frags)]
+pub fn transmit(_ctx: XdpContext) -> u32 {
+    XDP_TX
+}
+
+/// Drops the frame.
+#[xdp(frags)]
+pub fn swallow(_ctx: XdpContext) -> u32 {
+    XDP_DROP
+}
+
+/// Sends the frame back to who has sent it, Ethernet addresses exchanged: the least that any
+/// balancer does.
+#[xdp(frags)]
+pub fn reflect(ctx: XdpContext) -> u32 {
+    let start = ctx.data() as *mut u8;
+    if start.wrapping_add(14) as usize > ctx.data_end() {
+        return XDP_DROP;
+    }
+    let words = start.cast::<u32>();
+    // SAFETY: the bounds were checked; three words are both addresses.
+    let [a, b, c] = [0, 1, 2].map(|index| unsafe { words.add(index).read_unaligned() });
+    let reversed = [b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16];
+    for (index, word) in reversed.into_iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { words.add(index).write_unaligned(word) };
+    }
+    XDP_TX
 }
 
 #[inline(always)]
