@@ -190,12 +190,16 @@ impl Sort {
 
     /// A packet that ends the flow of its tuple and begins another.
     fn switch(self, case: Case, label: &str, old: &Flow, new: &Flow, payload: Vec<u8>) -> Case {
-        let case = self.begin(case, label, new, payload);
+        self.ending(self.begin(case, label, new, payload), old)
+    }
+
+    /// The last step's packet ends a flow, where there is one.
+    fn ending(self, case: Case, flow: &Flow) -> Case {
         if self.kind.translates() {
-            case.removing(old).ending(old)
+            case.removing(flow).ending(flow)
         } else if self.has_entries {
             case.pinning(-1)
-                .counting(|counters| counters.ended_flows = 1, old.backend)
+                .counting(|counters| counters.ended_flows = 1, flow.backend)
         } else {
             case
         }
@@ -454,8 +458,8 @@ fn state(sort: Sort, state: BackendState) -> Case {
     sort.switch(case, "to the named one", &ring, &spare, short(&id))
 }
 
-/// What an ID begins takes a token, also where the flow of its tuple ends for it; what is
-/// refused changes nothing.
+/// What an ID begins takes a token, also where the flow of its tuple ends for it. That has ended
+/// where there is none, too.
 fn limited(sort: Sort) -> Case {
     const LIMITED: DropReason = DropReason::RateLimitedSource;
     let (ring, spare) = (sort.ring(), sort.spare());
@@ -470,7 +474,9 @@ fn limited(sort: Sort) -> Case {
     let case = case.taking(1, 0);
     let refused = ring.request().with_payload(short(&id));
     let case = case.refuse("one more change", &ring, &refused, LIMITED);
-    let case = sort.next(case, "where it was", &ring, short(&named));
+    let case = sort.ending(case, &ring);
+    let refused = ring.request().with_payload(short(&named));
+    let case = case.refuse("one that goes back", &ring, &refused, LIMITED);
     let late = nth(sort.spare().from_port(41_000), 1);
     let refused = late.request().with_payload(short(&id));
     let case = case.refuse("a tuple more", &late, &refused, LIMITED);
