@@ -330,6 +330,7 @@ impl<P: Plane> Balancer<P> {
         }
         let addresses = self.addresses();
         self.hops.retain(|address, _| addresses.contains(address));
+        self.checks_changed = true;
         Ok(before)
     }
 
@@ -338,6 +339,7 @@ impl<P: Plane> Balancer<P> {
         let after = std::mem::replace(&mut self.desired, before.desired);
         self.health = self.expected_health(&after);
         self.drains = before.drains;
+        self.checks_changed = true;
         self.await_news(&after, now);
         self.overdue = Some(now);
         self.reconcile_if_needed(now);
