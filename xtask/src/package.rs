@@ -210,12 +210,12 @@ mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t bpf bpf "$root/sys/fs/bpf"
 mount -t tmpfs tmpfs "$root/run"
-cp "$package" "$next" "$root/root/"
+cp "$package" "$next" "$root/opt/"
 in() { chroot "$root" "$@"; }
 running=
 trap 'if [ -n "$running" ]; then kill -9 $running; fi' EXIT
 
-in dpkg --install "/root/$(basename "$package")"
+in dpkg --install "/opt/$(basename "$package")"
 in getent group lb
 in test -s /usr/share/man/man1/lb-explain.1.gz
 in bash -n /usr/share/bash-completion/completions/lb
@@ -240,11 +240,11 @@ address = "192.0.2.2"
 END
 in lb check /etc/lb/lb.toml
 start() {
-    chroot "$root" lb run --config /etc/lb/lb.toml 2>> "$root/root/log" &
+    chroot "$root" lb run --config /etc/lb/lb.toml 2>> "$root/opt/log" &
     running=$!
     for _ in $(seq 300); do
         if in lb status > /dev/null 2>&1; then return; fi
-        kill -0 $running || { cat "$root/root/log"; return 1; }
+        kill -0 $running || { cat "$root/opt/log"; return 1; }
         sleep 0.2
     done
     return 1
@@ -256,9 +256,9 @@ before=$(attached)
 
 # What is attached goes on without a gap: at no moment is there no program.
 touch "$root/run/watch"
-( while [ -e "$root/run/watch" ]; do attached > /dev/null || echo gap >> "$root/root/gaps"; done ) &
+( while [ -e "$root/run/watch" ]; do attached > /dev/null || echo gap >> "$root/opt/gaps"; done ) &
 watch=$!
-in dpkg --install --force-confold "/root/$(basename "$next")"
+in dpkg --install --force-confold "/opt/$(basename "$next")"
 kill $running
 wait $running
 running=
@@ -266,7 +266,7 @@ start
 after=$(attached)
 rm "$root/run/watch"
 wait $watch
-test ! -e "$root/root/gaps"
+test ! -e "$root/opt/gaps"
 test "$before" != "$after"
 in lb status
 in sh -c 'grep -q 198.51.100.10 /etc/lb/lb.toml'
@@ -282,7 +282,7 @@ in test ! -e /sys/fs/bpf/lb
 in dpkg --purge lb
 in test ! -e /etc/lb
 ! in getent group lb
-test -z "$(in find / -xdev -path /root -prune -o -path /proc -prune -o -name '*lb.service*' -print)"
+test -z "$(in find / -xdev -path /opt -prune -o -path /proc -prune -o -name '*lb.service*' -print)"
 "#;
 
 /// Installs, starts, upgrades, removes and purges the package in a Debian of its own.

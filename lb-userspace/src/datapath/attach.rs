@@ -249,16 +249,16 @@ fn query(interface: &str) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
-/// The XDP program that is attached to an interface.
-fn attached(ifindex: u32) -> io::Result<Option<Attached>> {
-    let mut request = LinkMessage::default();
-    request.header.index = ifindex;
-    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetLink(request));
-    message.header.flags = NLM_F_REQUEST;
+/// Sends a request by rtnetlink(7) and returns what the kernel answers.
+pub(super) fn exchange(
+    request: RouteNetlinkMessage,
+    flags: u16,
+) -> io::Result<NetlinkPayload<RouteNetlinkMessage>> {
+    let mut message = NetlinkMessage::from(request);
+    message.header.flags = flags;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
-
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -266,7 +266,15 @@ fn attached(ifindex: u32) -> io::Result<Option<Attached>> {
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    match answer.payload {
+    Ok(answer.payload)
+}
+
+/// The XDP program that is attached to an interface.
+fn attached(ifindex: u32) -> io::Result<Option<Attached>> {
+    let mut request = LinkMessage::default();
+    request.header.index = ifindex;
+    let request = RouteNetlinkMessage::GetLink(request);
+    match exchange(request, NLM_F_REQUEST)? {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
             Ok(link.attributes.iter().find_map(attached_program))
         }

@@ -273,13 +273,7 @@ impl Intent {
             .overrides
             .merge(&content.services)
             .map_err(Self::contradiction)?;
-        for spec in desired.services() {
-            if let Some(before) = now.service(&spec.name)
-                && let Some(reason) = rules::other_slots(before, spec)
-            {
-                return Err(Refusal::Conflict(reason));
-            }
-        }
+        must_keep_slots(now, &desired)?;
         let differences = difference::between(now, &desired);
         after.overrides = Overrides::between(&content.services, &desired);
         after.file = Arc::new(content.services);
@@ -305,13 +299,7 @@ impl Intent {
     pub fn reset(&self, now: &Desired, condition: Option<&Condition>) -> Result<Proposal, Refusal> {
         self.require(condition)?;
         let desired = Desired::clone(&self.file);
-        for spec in desired.services() {
-            if let Some(before) = now.service(&spec.name)
-                && let Some(reason) = rules::other_slots(before, spec)
-            {
-                return Err(Refusal::Conflict(reason));
-            }
-        }
+        must_keep_slots(now, &desired)?;
         let differences = difference::between(now, &desired);
         let mut after = self.next();
         after.overrides = Overrides::default();
@@ -397,6 +385,18 @@ impl Intent {
             now: now.clone(),
         }
     }
+}
+
+/// Refuses what would give flows of a service that stays to other slots.
+fn must_keep_slots(now: &Desired, wanted: &Desired) -> Result<(), Refusal> {
+    for spec in wanted.services() {
+        if let Some(before) = now.service(&spec.name)
+            && let Some(reason) = rules::other_slots(before, spec)
+        {
+            return Err(Refusal::Conflict(reason));
+        }
+    }
+    Ok(())
 }
 
 /// A service in its JSON form, without a key that has no value.
