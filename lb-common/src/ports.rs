@@ -6,6 +6,7 @@
 //! on from where the last ended, so that a port rests as long as it can before it
 //! is used again (the backend may still hold the old connection in TIME-WAIT).
 
+use crate::CLOCK_TICK_MS;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Words of 64 ports that cover all 65,536.
@@ -13,6 +14,10 @@ pub const PORT_WORDS: usize = 1_024;
 
 /// Number of port pools unless the daemon sets another. Pool 0 is not used.
 pub const MAX_PORT_POOLS: u32 = 65_536;
+
+/// Ticks of the clock, a second of them, after [`PortPool::taken_over`] in which
+/// [`PortPool::oldest`] says which port has been in use for the longest.
+pub const TAKEN_OVER_LASTS: u16 = (1_000 / CLOCK_TICK_MS) as u16;
 
 /// Value of the array of one that a port pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

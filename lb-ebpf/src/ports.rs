@@ -4,9 +4,8 @@ use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::helpers::bpf_loop;
 use lb_common::{
-    CLOCK_TICK_MS,
     backend::Backend,
-    ports::{PORT_WORDS, PortPool},
+    ports::{PORT_WORDS, PortPool, TAKEN_OVER_LASTS},
 };
 
 use crate::{
@@ -83,10 +82,6 @@ pub fn take(backend: &Backend) -> Option<u16> {
     Some(search.taken as u16)
 }
 
-/// Ticks of the clock, a second of them, after which [`PortPool::oldest`] says no more which
-/// port has been in use for the longest.
-const STALE: u16 = (1_000 / CLOCK_TICK_MS) as u16;
-
 /// The range of a backend's source ports, and where in it to look for the flow that gives up
 /// its own.
 pub struct Range {
@@ -117,7 +112,7 @@ impl Range {
         // CPUs can do is to take over the next port both.
         let port = unsafe {
             let since = (clock() as u16).wrapping_sub((*self.words).taken_over);
-            if since > STALE {
+            if since > TAKEN_OVER_LASTS {
                 (&raw const (*self.words).cursor).read_volatile()
             } else {
                 u32::from((&raw const (*self.words).oldest).read_volatile())

@@ -22,6 +22,9 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
+/// `BPF_NOEXIST` of linux/bpf.h: make an element, and replace none.
+pub(super) const NO_EXIST: u64 = 1;
+
 /// `ENOTSUPP` of linux/errno.h, which libc does not know: the kernel has no batches for
 /// this kind of map.
 pub(super) const ENOTSUPP: i32 = 524;

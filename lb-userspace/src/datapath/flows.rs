@@ -22,7 +22,7 @@ use super::{
 /// Key and value of a flow table.
 pub trait Family: 'static {
     /// Key of the tables.
-    type Key: FromBytes + IntoBytes + Immutable + Copy + Send + 'static;
+    type Key: FromBytes + IntoBytes + Immutable + Copy + PartialEq + Send + 'static;
     /// Key of the tables of clients.
     type ClientKey: FromBytes + IntoBytes + Immutable + Copy + Send + 'static;
     /// Value of the tables.
@@ -162,6 +162,39 @@ impl<K: Stored, V: Stored> FlowTable<K, V> {
     /// Where the kernel refuses.
     pub fn take(&mut self, key: &K) -> Result<Option<V>> {
         bpf::take(self.map.map().fd().as_fd(), key).map_err(map_error("removing", self.name))
+    }
+
+    /// Removes the entry under `key` if it `is_over`, and returns it, like [`Self::take`].
+    ///
+    /// The kernel cannot compare and remove in one: what took the entry's place in between (a
+    /// client that uses its port again) is put back, unless packets were quicker to begin yet
+    /// another.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses, or `is_over` fails.
+    pub fn take_if(&mut self, key: &K, is_over: impl Fn(&V) -> Result<bool>) -> Result<Option<V>> {
+        let Some(seen) = self.get(key)? else {
+            return Ok(None);
+        };
+        if !is_over(&seen)? {
+            return Ok(None);
+        }
+        let Some(taken) = self.take(key)? else {
+            return Ok(None);
+        };
+        if is_over(&taken)? {
+            return Ok(Some(taken));
+        }
+        match self.map.insert(Plain(*key), Plain(taken), bpf::NO_EXIST) {
+            Ok(()) => Ok(None),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(map_error("writing", self.name)(error)),
+        }
     }
 
     /// Walks over the table in batches and shows each to `visit`. An entry that is

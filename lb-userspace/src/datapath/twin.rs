@@ -31,12 +31,11 @@ use lb_common::{
     backend::{Backend, MAX_BACKENDS},
     client::{ClientKey4, ClientKey6},
     counters::{Counters, DropKey},
-    drop_reason::DropReason,
     flow::{FlowKey4, FlowKey6, FlowValue as _, Tuple as _, state},
     fragment::{Fragment, FragmentKey4, FragmentKey6},
     guard::{ALLOW, ANY_SOURCE, BucketKey, Guard, SourceKey4, SourceKey6},
     map_name,
-    ports::{PORT_WORDS, PortPool},
+    ports::{PORT_WORDS, PortPool, TAKEN_OVER_LASTS},
     ring::{self, NO_BACKEND, RING_SIZE, Slot},
     service::{PortKey, Service, ServiceKey4, ServiceKey6, Turns, Vip},
     stage::IcmpBudget,
@@ -98,7 +97,7 @@ const SHARED: [&str; 20] = [
 /// [`CANDIDATES`].
 const ENTRIES: u32 = 4_096;
 /// Flows that are copied, at most, where source ports are used up and one of them gives its port
-/// up: more than the program looks at, which begins with the first.
+/// up. The first of them does, unless another CPU is quicker.
 const CANDIDATES: usize = 2_000;
 /// The same of tables with LRU, which the kernel hands out to CPUs in batches.
 const LRU_ENTRIES: u32 = 4_096;
@@ -716,12 +715,14 @@ impl Twin {
         // What a pool holds that has not been copied is what a packet before this one left.
         let mut pools = pools(&mut self.own.tables.v4)?;
         pools.extend(self::pools(&mut self.own.tables.v6)?);
-        for key in dropped.iter().filter(|key| key.backend != NO_BACKEND) {
-            let backend = self.backend(key.backend)?;
+        let refused = dropped.iter().map(|key| key.backend);
+        let begun = self.entry(tuple)?.map(|entry| entry.backend);
+        for id in refused.filter(|id| *id != NO_BACKEND).chain(begun) {
+            let backend = self.backend(id)?;
             pools.push(backend.port_pool);
-            let is_exhausted = key.reason == DropReason::SourcePortsExhausted as u16;
-            if is_exhausted
-                && copied.pools.contains(&backend.port_pool)
+            // It may have taken the port of a flow, and not of the one whose turn it is.
+            if copied.pools.contains(&backend.port_pool)
+                && self.is_used_up(&backend)
                 && copied.candidates.insert(backend.port_pool)
             {
                 copied.replies.extend(self.candidates(&backend, tuple)?);
@@ -750,6 +751,17 @@ impl Twin {
         Ok(lacks)
     }
 
+    /// Whether each source port of a backend is taken.
+    fn is_used_up(&self, backend: &Backend) -> bool {
+        self.pools.get(&backend.port_pool).is_some_and(|pool| {
+            let words = pool.get();
+            (backend.first_port..=backend.last_port).all(|port| {
+                let word = words[usize::from(port / 64)].load(Ordering::Relaxed);
+                word & 1 << (port % 64) != 0
+            })
+        })
+    }
+
     /// The tuples of replies of the flows that may give up their source port, where a flow of
     /// `tuple` to a backend finds none: those that are not confirmed, from the port on that
     /// stands next.
@@ -763,13 +775,21 @@ impl Twin {
             return Ok(Vec::new());
         };
         const { assert!(std::mem::offset_of!(PortPool, cursor) == PORT_WORDS * 8) };
-        let memory = Mapping::<AtomicU64>::new(pool.fd(), PORT_WORDS + 1)
+        const { assert!(std::mem::offset_of!(PortPool, oldest) == PORT_WORDS * 8 + 12) };
+        let memory = Mapping::<AtomicU64>::new(pool.fd(), PORT_WORDS + 2)
             .map_err(map_error("mapping a port pool of", map_name::PORT_POOLS))?;
-        let [a, b, c, d, ..] = memory.get()[PORT_WORDS]
-            .load(Ordering::Relaxed)
-            .to_ne_bytes();
+        let hints = |word: usize| memory.get()[PORT_WORDS + word].load(Ordering::Relaxed);
+        let [cursor, _exhausted]: [u32; 2] = zerocopy::transmute!(hints(0));
+        let [_range, last_taken]: [u32; 2] = zerocopy::transmute!(hints(1));
+        let [oldest, taken_over]: [u16; 2] = zerocopy::transmute!(last_taken);
+        let Plain(Runtime { clock, .. }) = self
+            .own
+            .runtime
+            .get(&0, 0)
+            .map_err(map_error("reading", map_name::RUNTIME))?;
+        let is_known = (clock as u16).wrapping_sub(taken_over) <= TAKEN_OVER_LASTS;
+        let next = if is_known { oldest } else { cursor as u16 };
         let (first, last) = (backend.first_port, backend.last_port);
-        let next = u32::from_ne_bytes([a, b, c, d]) as u16;
         let next = if (first..=last).contains(&next) {
             next
         } else {

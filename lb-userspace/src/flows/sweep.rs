@@ -1,6 +1,7 @@
 //! One walk over the flow tables.
 
 use std::{
+    cell::Cell,
     collections::{HashMap, HashSet},
     sync::Arc,
 };
@@ -139,12 +140,12 @@ impl Sweep<'_> {
                 if self.is_suspect(entry.backend, |lifetimes| {
                     lifetimes.is_silent(entry, self.now)
                 }) {
-                    silent.push((*key, flow.partner()));
+                    silent.push(*key);
                 }
             }
         })?;
-        for (key, partner) in silent {
-            self.end(pair, &key, &partner, live, free)?;
+        for key in silent {
+            self.end(pair, &key, live, free)?;
         }
         Ok(())
     }
@@ -165,17 +166,18 @@ impl Sweep<'_> {
             }
         })?;
         for key in silent {
-            let Some(pin) = table.get(&key)? else {
-                continue;
-            };
-            // It may have spoken meanwhile.
-            if !self.is_suspect(pin.backend, |lifetimes| {
-                lifetimes.has_pin_expired(&pin, self.now)
-            }) {
+            let kept = Cell::new(None);
+            let pin = table.take_if(&key, |pin| {
+                let is_over = self.is_suspect(pin.backend, |lifetimes| {
+                    lifetimes.has_pin_expired(pin, self.now)
+                });
+                kept.set((!is_over).then_some(*pin));
+                Ok(is_over)
+            })?;
+            if let Some(pin) = kept.take() {
                 self.keep(&pin);
-                continue;
             }
-            let Some(pin) = table.take(&key)? else {
+            let Some(pin) = pin else {
                 continue;
             };
             let is_closed = state::is_closed_by_client(pin.state);
@@ -202,8 +204,11 @@ impl Sweep<'_> {
             }
         })?;
         for key in forgotten {
-            // One that came again meanwhile comes as a stranger the next time.
-            let _client = table.take(&key)?;
+            table.take_if(&key, |client| {
+                Ok(self.is_suspect(client.backend, |lifetimes| {
+                    lifetimes.is_forgotten(client, self.now)
+                }))
+            })?;
         }
         Ok(())
     }
@@ -227,22 +232,18 @@ impl Sweep<'_> {
         &mut self,
         pair: &mut FlowPair<F>,
         key: &F::Key,
-        partner: &F::Key,
         live: &LiveFlows,
         free: &impl Fn(u32, u16),
     ) -> Result<()> {
-        let Some(flow) = pair.flows.get(key)? else {
-            return Ok(());
-        };
-        let reply = pair.replies.get(partner)?;
-        let expired = self.is_suspect(flow.entry().backend, |lifetimes| {
+        let FlowPair { flows, replies, .. } = pair;
+        let flow = flows.take_if(key, |flow| {
+            let reply = replies.get(&flow.partner())?;
             let reply = reply.as_ref().map(F::Flow::entry);
-            lifetimes.has_expired(flow.entry(), reply, self.now)
-        });
-        if !expired {
-            return Ok(());
-        }
-        let Some(flow) = pair.flows.take(key)? else {
+            Ok(self.is_suspect(flow.entry().backend, |lifetimes| {
+                lifetimes.has_expired(flow.entry(), reply, self.now)
+            }))
+        })?;
+        let Some(flow) = flow else {
             return Ok(());
         };
         let entry = flow.entry();
@@ -251,7 +252,8 @@ impl Sweep<'_> {
         if !is_closed {
             *self.report.ended.entry(entry.backend).or_default() += 1;
         }
-        pair.replies.take(&flow.partner())?;
+        // Unless it is another flow's by now.
+        replies.take_if(&flow.partner(), |reply| Ok(reply.partner() == *key))?;
         if entry.port_pool != 0 {
             free(entry.port_pool, F::balancer_port(&flow.partner()));
         }
@@ -281,15 +283,20 @@ impl Sweep<'_> {
                 if self.is_suspect(entry.backend, |lifetimes| {
                     lifetimes.is_silent(entry, self.now)
                 }) {
-                    silent.push((*key, reply.partner()));
+                    silent.push(*key);
                 }
             }
         })?;
-        for (key, partner) in silent {
-            if pair.flows.get(&partner)?.is_some() {
-                continue;
-            }
-            if let Some(reply) = pair.replies.take(&key)?
+        let FlowPair { flows, replies, .. } = pair;
+        for key in silent {
+            let reply = replies.take_if(&key, |reply| {
+                let entry = reply.entry();
+                let is_silent = self.is_suspect(entry.backend, |lifetimes| {
+                    lifetimes.is_silent(entry, self.now)
+                });
+                Ok(is_silent && flows.get(&reply.partner())?.is_none())
+            })?;
+            if let Some(reply) = reply
                 && reply.entry().port_pool != 0
             {
                 free(reply.entry().port_pool, F::balancer_port(&key));
@@ -461,6 +468,34 @@ mod tests {
         sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
         let report = sweeper.sweep(100, &lifetimes(), &HashSet::new()).unwrap();
         assert_eq!(report, Report::default(), "nothing is left behind");
+    }
+
+    #[test]
+    fn a_flow_that_takes_the_place_of_a_silent_one_stays() {
+        const NOW: u32 = 1_000;
+        let (datapath, mut sweeper) = sweeper();
+        let mut client = Sweeper::new(datapath.flow_tables().unwrap());
+        for round in 0..300 {
+            let silent: Vec<_> = (1_000..1_064)
+                .map(|port| (port, insert(&mut sweeper, port, 0, 0)))
+                .collect();
+            let swept = std::thread::scope(|scope| {
+                let again = scope.spawn(|| {
+                    for (port, _) in &silent {
+                        insert(&mut client, *port, NOW, NOW);
+                    }
+                });
+                let swept = sweeper.sweep(NOW, &lifetimes(), &HashSet::new());
+                again.join().unwrap();
+                swept
+            });
+            swept.unwrap();
+            for (port, key) in silent {
+                let flow = sweeper.tables.v4.flows.get(&key).unwrap();
+                let flow = flow.unwrap_or_else(|| panic!("round {round}: {port} has no flow"));
+                assert_eq!(flow.entry.last_seen, NOW);
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Links: pairs of veth interfaces between two hosts.
 
-use std::fmt::Write;
+use std::{fmt::Write, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -69,6 +69,7 @@ impl End {
             writeln!(batch, "address add {address} dev {interface} {nodad}")?;
         }
         host.ip_batch(&batch)?;
+        self.keep_flows_together()?;
         if self.takes_xdp_frames {
             host.enter(|| xdp::pass_everything(interface))?;
             // The program switches it on (`veth_enable_xdp` in `drivers/net/veth.c`), but
@@ -77,6 +78,21 @@ impl End {
                 .command("ethtool")
                 .args(["-K", interface, "gro", "off"]))?;
         }
+        Ok(())
+    }
+
+    /// Has the packets of a flow received by one CPU, as a network card with several queues
+    /// does. A veth leaves them to the CPU that sent them, and a kernel that handles the two
+    /// packets with which a client ends its handshake and asks at the same moment may find no
+    /// socket for the second one, and reset the connection: it takes the request out of its
+    /// table a moment before the connection is in it (`inet_ehash_insert` in
+    /// `net/ipv4/inet_hashtables.c`).
+    fn keep_flows_together(&self) -> Result<()> {
+        let file = format!("/sys/class/net/{}/queues/rx-0/rps_cpus", self.interface);
+        // Unlike the host's, the `/sys` of `ip netns exec` shows the interfaces of a namespace.
+        let script = format!("sed -n 's/^Cpus_allowed:[[:blank:]]*//p' /proc/self/status > {file}");
+        let netns = self.host.netns();
+        run(Command::new("ip").args(["netns", "exec", netns, "sh", "-c", &script]))?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{Stop, http::Connection};
 
@@ -118,6 +118,18 @@ impl Load {
 
     fn run_connection(&self, requests: u64, stop: &Stop, report: &mut LoadReport) -> Result<()> {
         let mut connection = Connection::open(self.server, self.timeout)?;
+        let client = connection.local_address()?;
+        self.ask(&mut connection, requests, stop, report)
+            .with_context(|| format!("the connection of {client} failed"))
+    }
+
+    fn ask(
+        &self,
+        connection: &mut Connection,
+        requests: u64,
+        stop: &Stop,
+        report: &mut LoadReport,
+    ) -> Result<()> {
         let mut backend = None;
         for request in 1..=requests {
             let last = request == requests || stop.is_requested();
