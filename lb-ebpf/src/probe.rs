@@ -112,6 +112,8 @@ fn expect_answer<F: Family>(tuple: &F::Tuple, path: &LinkPath, backend: u32) -> 
         reply_key,
         ..
     } = unsafe { &mut *draft };
+    let (entry, from) = reply.parts_mut();
+    from.reverse_of(tuple);
     let (_, to) = flow.parts_mut();
     *to = *tuple;
     let (_, port) = F::ports(tuple);
@@ -119,8 +121,6 @@ fn expect_answer<F: Family>(tuple: &F::Tuple, path: &LinkPath, backend: u32) -> 
     F::set_src(to, &probe.source);
     let (address_delta, tuple_delta) = tuple.deltas(to);
     reply_key.reverse_of(to);
-    let (entry, from) = reply.parts_mut();
-    from.reverse_of(tuple);
     (entry.address_delta, entry.tuple_delta) = reply_key.deltas(from);
     entry.backend = LOCAL;
     entry.last_seen = clock();
