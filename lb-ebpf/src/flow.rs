@@ -18,7 +18,7 @@ use crate::{
     maps::{BACKENDS, INTERFACES, clock, switches},
     open,
     packet::{Packet, Part, Transport, at, tcp},
-    ports,
+    ports, select,
 };
 
 /// `EEXIST`, as `bpf_map_update_elem` returns it.
@@ -264,8 +264,8 @@ pub fn of_client<F: Family>(
     service: &Service,
     named: u32,
 ) -> Result<(Flow<F>, &'static Backend), (DropReason, u32)> {
-    let mut refusal = DropReason::NoFlow;
-    if let Some(flow) = of_tuple::<F>(&packet.tuple) {
+    let old = of_tuple::<F>(&packet.tuple);
+    if let Some(flow) = old {
         if (named == NO_BACKEND || named == flow.backend())
             && let Some(backend) = BACKENDS.get(flow.backend())
             && goes_on(packet, flow, backend)
@@ -283,10 +283,19 @@ pub fn of_client<F: Family>(
         if is_reset(packet, flow.backend()) && !tcp::opens(packet.transport.flags) {
             return Err((DropReason::Drained, flow.backend()));
         }
+    }
+    let begins = may_begin(packet, service);
+    if begins {
+        // Before the old one goes: what is refused, such as a packet with a forged connection
+        // ID, ends nothing.
+        select::admit_flow::<F>(&packet.tuple, service)?;
+    }
+    let mut refusal = DropReason::NoFlow;
+    if let Some(flow) = old {
         close(packet, flow);
         refusal = DropReason::BackendGone;
     }
-    if !may_begin(packet, service) {
+    if !begins {
         return Err((refusal, 0));
     }
     let (flow, backend) = open::flow(packet, service, named)?;

@@ -1,5 +1,7 @@
 //! Flows that are not translated, where the slot does not say which backend they have.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::{
     backend::{Backend, BackendState},
@@ -28,15 +30,19 @@ pub const LATER: u32 = 1 << 9;
 /// that a connection ID names.
 pub const NAMED: u32 = 1 << 10;
 
-/// The entry of a flow.
+/// The entry of a flow. Where there is none, `Option` has a null pointer: the verifier refuses
+/// a register that only some ways have set.
 #[derive(Clone, Copy)]
-pub struct Entry(*mut Pin);
+pub struct Entry(NonNull<Pin>);
 
 impl Entry {
     /// The entry of the flow with this tuple.
     #[inline(always)]
     pub fn of<F: Family>(tuple: &F::Tuple) -> Option<Self> {
-        F::pins().get_ptr_mut(tuple).map(Self)
+        F::pins()
+            .get_ptr_mut(tuple)
+            .and_then(NonNull::new)
+            .map(Self)
     }
 
     /// Id of the backend.
@@ -44,21 +50,21 @@ impl Entry {
     fn backend(self) -> u32 {
         // SAFETY: the pointer is a map value of a preallocated table; should the entry be
         // deleted meanwhile, it still reads as some flow's.
-        unsafe { (*self.0).backend }
+        unsafe { (*self.0.as_ptr()).backend }
     }
 
     /// Bits of [`state`].
     #[inline(always)]
     fn state(self) -> u32 {
         // SAFETY: as in `backend`.
-        unsafe { (&raw const (*self.0).state).read_volatile() }
+        unsafe { (&raw const (*self.0.as_ptr()).state).read_volatile() }
     }
 
     /// Adds bits to the state and returns what it was.
     #[inline(always)]
     fn set(self, bits: u32) -> u32 {
         // SAFETY: as in `backend`.
-        unsafe { fetch_or_u32(&raw mut (*self.0).state, bits) }
+        unsafe { fetch_or_u32(&raw mut (*self.0.as_ptr()).state, bits) }
     }
 
     /// Notes that the flow has spoken.
@@ -67,8 +73,8 @@ impl Entry {
         let now = clock();
         // SAFETY: as in `backend`; every writer stores the same value.
         unsafe {
-            if (*self.0).last_seen != now {
-                (*self.0).last_seen = now;
+            if (*self.0.as_ptr()).last_seen != now {
+                (*self.0.as_ptr()).last_seen = now;
             }
         }
     }
@@ -166,7 +172,12 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
     let has_entries = is_tracked || is_tcp && !slot.is_clean();
     // A later fragment is told of the name, but follows its first one.
     let is_named = signs & (NAMED | LATER) == NAMED;
-    if has_entries && let Some(entry) = Entry::of::<F>(tuple) {
+    let old = if has_entries {
+        Entry::of::<F>(tuple)
+    } else {
+        None
+    };
+    if let Some(entry) = old {
         let id = entry.backend();
         if (!is_named || id == slot.owner)
             && let Some(backend) = BACKENDS.get(id)
@@ -182,16 +193,19 @@ fn backend<F: Family>(tuple: &F::Tuple, service: u64, slot: u64, index: u32, sig
             }
             return id;
         }
-        entry.advance(state::RST);
-        let _taken = F::pins().remove(tuple);
     }
     let begins = select::begins(signs);
     if begins {
         let (client, _) = F::addresses(tuple);
         let limited = guard::begin::<F>(client, &service);
         if limited != guard::FREE {
+            // What is refused, such as a packet with a forged connection ID, ends nothing.
             return select::limited(limited);
         }
+    }
+    if let Some(entry) = old {
+        entry.advance(state::RST);
+        let _taken = F::pins().remove(tuple);
     }
     let id = if begins && !is_named {
         select::for_new_flow::<F>(tuple, &service, index, slot.owner)

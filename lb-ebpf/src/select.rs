@@ -69,6 +69,19 @@ pub fn of_packet<F: Family>(
     reachable(id, packet.transport.flags)
 }
 
+/// Whether the client of `tuple` may begin a flow that is translated; it costs what the limits
+/// of the service say.
+#[inline(always)]
+pub fn admit_flow<F: Family>(tuple: &F::Tuple, service: &Service) -> Result<(), (DropReason, u32)> {
+    admit::<F>(tuple)?;
+    let (client, _) = F::addresses(tuple);
+    let limited = guard::begin::<F>(client, service);
+    if limited != guard::FREE {
+        return Err((guard::reason(limited), 0));
+    }
+    Ok(())
+}
+
 /// The backend for a flow that begins and is translated, like [`of_packet`].
 #[inline(always)]
 pub fn of_new<F: Family>(
@@ -76,12 +89,6 @@ pub fn of_new<F: Family>(
     service: &Service,
     named: u32,
 ) -> Result<Choice, (DropReason, u32)> {
-    admit::<F>(tuple)?;
-    let (client, _) = F::addresses(tuple);
-    let limited = guard::begin::<F>(client, service);
-    if limited != guard::FREE {
-        return Err((guard::reason(limited), 0));
-    }
     let chosen = if named == NO_BACKEND {
         let index = index(tuple, service);
         let slot = slot(service, index);
@@ -90,6 +97,7 @@ pub fn of_new<F: Family>(
         named
     };
     let (id, backend) = reachable(chosen, 0)?;
+    let (client, _) = F::addresses(tuple);
     if service.mode == Mode::Nat as u8 && F::same(client, F::address(&backend.address)) {
         return Err((DropReason::Hairpin, id));
     }

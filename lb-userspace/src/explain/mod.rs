@@ -151,7 +151,8 @@ impl Teller<'_> {
         let Trace { run, met, left, .. } = self.trace;
         let drop = self.trace.drops.keys().next();
         let reason = drop.and_then(|key| DropReason::from_number(key.reason));
-        let counted = self.trace.counters.iter().next();
+        // Another one may have counted the end of the flow from before.
+        let counted = self.trace.sent();
         let is_reply = counted.is_some_and(|(_, counters)| counters.reply_packets > 0);
         let fate = match run.verdict {
             Verdict::Pass => Fate::Passed,

@@ -185,13 +185,22 @@ pub(crate) fn of_client(
             Fate::Drained => {
                 return Err(Drop::forward(Reason::Drained, service.id, known.backend));
             }
-            Fate::BeginsAnew if begins(service.mode, ip, flags) => end(context, &known),
+            Fate::BeginsAnew if begins(service.mode, ip, flags) => {
+                // "What is refused ends nothing."
+                admit(context, service, ip)?;
+                end(context, &known);
+                return begin(context, service, tuple, ip, flags);
+            }
             Fate::BeginsAnew | Fate::Gone => {
                 end(context, &known);
                 return Err(Drop::forward(Reason::BackendGone, service.id, 0));
             }
         }
     }
+    if !begins(service.mode, ip, flags) {
+        return Err(Drop::forward(Reason::NoFlow, service.id, 0));
+    }
+    admit(context, service, ip)?;
     begin(context, service, tuple, ip, flags)
 }
 
@@ -332,6 +341,15 @@ fn begins(mode: Mode, ip: &Ip, flags: Flags) -> bool {
     }
 }
 
+/// Whether a client may begin a flow, which costs what the limits say.
+fn admit(context: &mut Context<'_>, service: &Service, ip: &Ip) -> Result<(), Drop> {
+    let refused = |reason| Drop::forward(reason, service.id, 0);
+    if sources::is_martian(ip.src, ip.dst) {
+        return Err(refused(Reason::MartianSource));
+    }
+    context.buckets.begin(service, ip.src).map_err(refused)
+}
+
 fn begin(
     context: &mut Context<'_>,
     service: &Service,
@@ -340,14 +358,6 @@ fn begin(
     flags: Flags,
 ) -> Result<Flow, Drop> {
     let refused = |reason, backend| Drop::forward(reason, service.id, backend);
-    if !begins(service.mode, ip, flags) {
-        return Err(refused(Reason::NoFlow, 0));
-    }
-    if sources::is_martian(ip.src, ip.dst) {
-        return Err(refused(Reason::MartianSource, 0));
-    }
-    let limited = context.buckets.begin(service, ip.src);
-    limited.map_err(|reason| refused(reason, 0))?;
     let (id, backend) = named_or_of_ring(context.world, service, tuple, context.named)?;
     if reset::refuses(backend, flags) {
         return Err(refused(Reason::Drained, id));

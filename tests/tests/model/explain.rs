@@ -370,7 +370,7 @@ fn tell(world: &World, explained: &Explained) -> Result<()> {
     let Explained {
         explanation, trace, ..
     } = explained;
-    let (id, counted) = match trace.counters.iter().next() {
+    let (id, counted) = match trace.sent() {
         Some((id, counters)) => (Some(*id), *counters),
         None => (None, Counters::default()),
     };

@@ -458,8 +458,8 @@ fn state(sort: Sort, state: BackendState) -> Case {
     sort.switch(case, "to the named one", &ring, &spare, short(&id))
 }
 
-/// What an ID begins takes a token, also where the flow of its tuple ends for it. That has ended
-/// where there is none, too.
+/// What an ID begins takes a token, also where the flow of its tuple ends for it. It goes on
+/// where there is none: forged IDs are no way to end it.
 fn limited(sort: Sort) -> Case {
     const LIMITED: DropReason = DropReason::RateLimitedSource;
     let (ring, spare) = (sort.ring(), sort.spare());
@@ -474,9 +474,7 @@ fn limited(sort: Sort) -> Case {
     let case = case.taking(1, 0);
     let refused = ring.request().with_payload(short(&id));
     let case = case.refuse("one more change", &ring, &refused, LIMITED);
-    let case = sort.ending(case, &ring);
-    let refused = ring.request().with_payload(short(&named));
-    let case = case.refuse("one that goes back", &ring, &refused, LIMITED);
+    let case = sort.next(case, "its flow goes on", &ring, short(&named));
     let late = nth(sort.spare().from_port(41_000), 1);
     let refused = late.request().with_payload(short(&id));
     let case = case.refuse("a tuple more", &late, &refused, LIMITED);
