@@ -28,9 +28,9 @@ use crate::{
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{Found, Image, Op, Tables},
     state::{
-        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
-        DrainSpec, FlowFilter, HealthSpec, HealthStatus, Mode, OnDeadline, OnEmpty, Probe, Refusal,
-        Scheduler, ServiceSpec, Status,
+        After, BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
+        DrainSpec, FlowFilter, Happening, HealthSpec, HealthStatus, Listener, Mode, OnDeadline,
+        OnEmpty, Probe, Refusal, Scheduler, ServiceSpec, Status,
     },
 };
 
@@ -331,6 +331,77 @@ fn a_checked_backend_serves_after_its_first_good_check() {
 
 /// Else slots would have origins that no flow of theirs ever lived at, and a balancer that
 /// takes over from another would send its flows there.
+/// What has been told of since the last call.
+fn told(listener: &mut Listener) -> Vec<Happening> {
+    let news = listener.news();
+    news.iter().map(|event| event.what.clone()).collect()
+}
+
+#[test]
+fn the_health_of_a_backend_is_told_when_it_changes() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11]));
+    let mut listener = balancer.events.listen(After::Start);
+    let health = |up| Happening::Health {
+        service: "web".into(),
+        backend: address(11).to_string(),
+        up,
+        error: None,
+    };
+    for (up, expected) in [
+        (true, vec![health(true)]),
+        (true, vec![]),
+        (false, vec![health(false)]),
+        (false, vec![]),
+        (true, vec![health(true)]),
+    ] {
+        check(&mut balancer, 11, up);
+        assert_eq!(told(&mut listener), expected);
+    }
+    // Nobody is told of what is checked no more.
+    balancer.change(remove(11), at(1)).unwrap();
+    check(&mut balancer, 11, false);
+    assert_eq!(told(&mut listener), []);
+}
+
+#[test]
+fn a_drain_is_told_of_from_its_beginning_to_its_end() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    let mut listener = balancer.events.listen(After::Now);
+    let change = |balancer: &mut Balancer<Memory>, change, seconds| {
+        let mut desired = balancer.desired.clone();
+        desired.apply(change).unwrap();
+        let before = balancer.want(desired, at(seconds)).unwrap();
+        balancer.tell_of_drains(&before, at(seconds));
+    };
+    let phase = |phase, flows_left| Happening::Drain {
+        service: "web".into(),
+        backend: address(11).to_string(),
+        phase,
+        flows_left,
+    };
+    let ended = Happening::DrainEnded {
+        service: "web".into(),
+        backend: address(11).to_string(),
+    };
+    balancer.plane.live.insert(1, 5);
+    change(&mut balancer, drain(Some(60)), 100);
+    assert_eq!(told(&mut listener), [phase(DrainPhase::Draining, 5)]);
+    // Another deadline is no other drain.
+    change(&mut balancer, drain(Some(50)), 110);
+    assert_eq!(told(&mut listener), []);
+    balancer.plane.live.insert(1, 3);
+    sweep(&mut balancer, at(151), &[1], &[]);
+    assert_eq!(told(&mut listener), [phase(DrainPhase::Over, 3)]);
+    balancer.plane.live.insert(1, 0);
+    sweep(&mut balancer, at(152), &[], &[]);
+    assert_eq!(told(&mut listener), [phase(DrainPhase::Drained, 0)]);
+    change(&mut balancer, set(backend(11)), 160);
+    assert_eq!(told(&mut listener), std::slice::from_ref(&ended));
+    change(&mut balancer, drain(None), 170);
+    change(&mut balancer, remove(11), 180);
+    assert_eq!(told(&mut listener), [phase(DrainPhase::Drained, 0), ended]);
+}
+
 #[test]
 fn the_first_ring_waits_for_news_of_all_backends() {
     let mut balancer = balancer(web(Some(tcp_check()), &[11, 12, 30]));

@@ -16,6 +16,7 @@ mod log;
 mod mapped;
 mod of_maps;
 mod passage;
+mod peer;
 mod pinned;
 mod plain;
 mod ports;
@@ -74,6 +75,7 @@ pub use self::{
     live::LiveFlows,
     log::ProgramLog,
     passage::MTU as PASSAGE_MTU,
+    peer::Peer,
     pinned::{BPF_FS_MAGIC, Pinned},
     plain::Stored,
     ports::PortPools,
