@@ -155,7 +155,7 @@ pub(super) struct Balancer<P> {
 impl<P: Plane> Balancer<P> {
     /// A balancer that begins at `now` and whose datapath holds what was `found`.
     pub(super) fn new(
-        plane: P,
+        mut plane: P,
         attached: Vec<Attached>,
         desired: Desired,
         found: Found,
@@ -164,6 +164,9 @@ impl<P: Plane> Balancer<P> {
         let mut ledger = Ledger::default();
         ledger.open(&found.image);
         ledger.adopt(&found.removed);
+        if let Err(error) = ledger.resume(&found.image, &mut plane) {
+            tracing::error!(error = chain(&error), "counters of before are lost");
+        }
         let mut balancer = Self {
             epoch: plane.clock(),
             plane,
@@ -702,7 +705,9 @@ impl<P: Plane> Balancer<P> {
                 return;
             }
         };
-        self.ledger.expired(&report);
+        if let Err(error) = self.ledger.expired(&report, &mut self.plane) {
+            tracing::error!(error = chain(&error), "flows that ended are not kept");
+        }
         let backends = &self.reconciler.image().backends;
         if let Err(error) = self.plane.swept(swept.began, &report, backends) {
             tracing::error!(error = chain(&error), "the counters cannot be read");

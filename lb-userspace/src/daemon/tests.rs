@@ -22,7 +22,7 @@ use super::{
     sweeping::Swept,
 };
 use crate::{
-    datapath::{self, AttachedMode, Outlet, XdpMode, words},
+    datapath::{self, AttachedMode, Outlet, Sum, XdpMode, words},
     flows::Report,
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
@@ -48,6 +48,7 @@ struct Memory {
     counters: HashMap<u32, Counters>,
     live: HashMap<u32, u32>,
     drops: BTreeMap<DropKey, u64>,
+    sums: Vec<Sum>,
     pools_in_use: HashSet<u32>,
     /// Refuses every step.
     refuses: bool,
@@ -98,6 +99,27 @@ impl Meters for Memory {
 
     fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()> {
         self.drops.remove(&key);
+        Ok(())
+    }
+
+    fn sums(&self) -> datapath::Result<Vec<Sum>> {
+        Ok(self.sums.clone())
+    }
+
+    fn keep_sum(&mut self, sum: Sum) -> datapath::Result<()> {
+        let is_of_another = |kept: &Sum| match (kept, sum) {
+            (Sum::Ended(kept, _), Sum::Ended(id, _)) => *kept != id,
+            (Sum::Former(kept, _), Sum::Former(id, _)) => *kept != id,
+            (Sum::Drops(kept, _), Sum::Drops(key, _)) => *kept != key,
+            _ => true,
+        };
+        self.sums.retain(is_of_another);
+        let is_nothing = match sum {
+            Sum::Ended(_, flows) => flows == 0,
+            Sum::Former(_, counters) => counters == Counters::default(),
+            Sum::Drops(_, packets) => packets == 0,
+        };
+        self.sums.extend((!is_nothing).then_some(sum));
         Ok(())
     }
 }
@@ -1035,6 +1057,48 @@ fn a_service_keeps_the_figures_of_backends_that_it_lost() {
     let status = balancer.status(at(0));
     assert_eq!(status.services[0].backends[1].new_flows, 0);
     assert_eq!(figures(&status), ((120, 12, 7), (7, 7)));
+
+    // A daemon after this one goes on with all of them,
+    sweep(&mut balancer, at(6), &[2], &[(2, 1)]);
+    let mut second = started(web(None, &[12, 13]), balancer.plane);
+    assert_eq!(figures(&second.status(at(0))), ((120, 12, 6), (7, 7)));
+    assert_eq!(second.status(at(0)).services[0].backends[0].ended_flows, 1);
+    // also when the service is gone.
+    second
+        .change(Change::RemoveService("web".into()), at(7))
+        .unwrap();
+    for seconds in 8..12 {
+        sweep(&mut second, at(seconds), &[], &[]);
+    }
+    assert_eq!(second.status(at(0)).drops["too-big"], 7);
+    let third = started(web(None, &[11]), second.plane);
+    assert_eq!(figures(&third.status(at(0))), ((0, 0, 0), (0, 7)));
+    let of_all = DropKey {
+        service: 0,
+        ..key(0)
+    };
+    assert_eq!(third.plane.sums, [Sum::Drops(of_all, 7)]);
+}
+
+/// Figures that a daemon left which was killed before it could forget them go to nobody else.
+#[test]
+fn sums_of_what_is_not_there_are_forgotten() {
+    let key = DropKey {
+        service: 9,
+        ..DropKey::overflow(DropReason::TooBig as u16, Direction::Reply as u16)
+    };
+    let memory = Memory {
+        sums: vec![
+            Sum::Ended(4, 2),
+            Sum::Former(9, new_flows(3)),
+            Sum::Drops(key, 5),
+        ],
+        ..Memory::default()
+    };
+    let balancer = started(web(None, &[11]), memory);
+    let of_all = DropKey { service: 0, ..key };
+    assert_eq!(balancer.plane.sums, [Sum::Drops(of_all, 5)]);
+    assert_eq!(balancer.status(at(0)).drops["too-big"], 5);
 }
 
 #[test]
