@@ -58,6 +58,18 @@ pub(crate) struct Soak {
     /// Times that the daemon is killed or ended, and started again, meanwhile.
     #[arg(long, default_value_t = 150)]
     starts: u64,
+    /// TCP connections that are held under a steady load.
+    #[arg(long, default_value_t = 500)]
+    steady_connections: u64,
+    /// Times that the daemon is killed and started again under it.
+    #[arg(long, default_value_t = 100)]
+    kills: u64,
+    /// Times that the configuration is loaded anew under it.
+    #[arg(long, default_value_t = 100)]
+    reloads: u64,
+    /// Times that another version of the program takes the place of the one before under it.
+    #[arg(long, default_value_t = 20)]
+    upgrades: u64,
     /// Flows at a time through the program while backends change.
     #[arg(long, default_value_t = 100_000)]
     program_flows: u64,
@@ -126,7 +138,17 @@ pub(crate) fn soak(soak: &Soak) -> Result<()> {
             ("LB_STARTS", Some(soak.starts)),
         ],
     );
-    model.and(simulation).and(claims).and(restarts)
+    let steady = test(
+        "e2e",
+        "steady",
+        &[
+            ("LB_STEADY_CONNECTIONS", Some(soak.steady_connections)),
+            ("LB_STEADY_KILLS", Some(soak.kills)),
+            ("LB_STEADY_RELOADS", Some(soak.reloads)),
+            ("LB_STEADY_UPGRADES", Some(soak.upgrades)),
+        ],
+    );
+    model.and(simulation).and(claims).and(restarts).and(steady)
 }
 
 /// Checks format, lints and documentation; every warning is an error. What is

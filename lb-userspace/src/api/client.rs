@@ -7,25 +7,38 @@ use std::{
 };
 
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 
 use super::{
-    Configuration, explain,
+    Configuration,
+    events::{self, HEARTBEAT},
+    explain,
     wire::{self, Backend, Drain, Failure, File, Service},
 };
 use crate::{
     decap,
-    state::{Explanation, FlowFilter, FlowList, Question, Reason, Reloaded, Status},
+    state::{
+        After, Event, EventId, Explanation, FlowFilter, FlowList, Question, Reason, Reloaded,
+        Status,
+    },
 };
 
 /// How long an answer may take: longer than the server gives itself, so that its
 /// own explanation comes first.
 const PATIENCE: Duration = Duration::from_secs(40);
+
+/// How long there may be no sign of events or of their absence.
+const SILENCE: Duration = Duration::from_secs(4 * HEARTBEAT.as_secs());
 
 /// Asks the balancer that listens on a socket. Every method fails with a [`Reason`]
 /// when the balancer cannot be asked, or says no.
@@ -119,6 +132,32 @@ impl Client {
     pub async fn reset(&self, is_dry_run: bool) -> Result<Reloaded, Reason> {
         let path = format!("/v1/reset?dry_run={is_dry_run}");
         self.ask(Method::POST, path, None).await
+    }
+
+    /// What happens after this; without `follow` only what has happened.
+    pub async fn events(&self, after: After, follow: bool) -> Result<EventStream, Reason> {
+        let asked = Asked {
+            method: Method::GET,
+            path: format!("/v1/events?{}", events::Question::query(after, follow)),
+            body: None,
+            revision: None,
+        };
+        let sent = tokio::time::timeout(PATIENCE, self.send(asked));
+        let sent = sent.await.map_err(|_| self.is_silent(PATIENCE))?;
+        let (response, connection) = sent.map_err(|error| self.unreachable(&error))?;
+        let is_success = response.status().is_success();
+        let mut stream = EventStream {
+            client: self.clone(),
+            body: response.into_body(),
+            connection,
+            rest: Vec::new(),
+            last: None,
+        };
+        if is_success {
+            return Ok(stream);
+        }
+        while stream.read().await? {}
+        Err(failure(&stream.rest))
     }
 
     /// Flows that there are.
@@ -230,36 +269,29 @@ impl Client {
         let exchange = self.exchange(request);
         let (success, answer) = tokio::time::timeout(PATIENCE, exchange)
             .await
-            .map_err(|_| {
-                Reason::new(
-                    format!("no answer within {} seconds", PATIENCE.as_secs()),
-                    format!("the log of the {} may say why", self.server.name),
-                )
-            })?
+            .map_err(|_| self.is_silent(PATIENCE))?
             .map_err(|error| self.unreachable(&error))?;
-        let foreign = |error: serde_json::Error| {
-            Reason::new(
-                format!("the answer is not one that this version knows: {error}"),
-                "use the `lb` of the version that runs",
-            )
-        };
         if success {
-            return serde_json::from_slice(&answer).map_err(foreign);
+            return serde_json::from_slice(&answer).map_err(|error| foreign(&error));
         }
-        let failure: Failure = serde_json::from_slice(&answer).map_err(foreign)?;
-        Err(Reason {
-            message: failure.error.message,
-            hint: failure.error.hint,
-        })
+        Err(failure(&answer))
     }
 
     /// Whether the answer is a success, and its body.
     async fn exchange(&self, asked: Asked<'_>) -> io::Result<(bool, Bytes)> {
+        let (response, _connection) = self.send(asked).await?;
+        let success = response.status().is_success();
+        let answer = response.into_body().collect().await;
+        Ok((success, answer.map_err(io::Error::other)?.to_bytes()))
+    }
+
+    /// The answer, whose body is on its way, and what brings it.
+    async fn send(&self, asked: Asked<'_>) -> io::Result<(Response<Incoming>, Connection)> {
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
-        let connection = tokio::spawn(connection);
+        let connection = Connection(tokio::spawn(connection));
         let body = asked.body.map(|json| json.to_string()).unwrap_or_default();
         let mut request = Request::builder()
             .method(asked.method)
@@ -276,10 +308,14 @@ impl Client {
             .send_request(request)
             .await
             .map_err(io::Error::other)?;
-        let success = response.status().is_success();
-        let answer = response.into_body().collect().await;
-        connection.abort();
-        Ok((success, answer.map_err(io::Error::other)?.to_bytes()))
+        Ok((response, connection))
+    }
+
+    fn is_silent(&self, patience: Duration) -> Reason {
+        Reason::new(
+            format!("no answer within {} seconds", patience.as_secs()),
+            format!("the log of the {} may say why", self.server.name),
+        )
     }
 
     fn unreachable(&self, error: &io::Error) -> Reason {
@@ -301,6 +337,98 @@ impl Client {
                 format!("the log of the {name} may say why"),
             ),
         }
+    }
+}
+
+/// What brings an answer; ended when this is dropped.
+#[derive(Debug)]
+struct Connection(JoinHandle<hyper::Result<()>>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Events as they come.
+#[derive(Debug)]
+pub struct EventStream {
+    client: Client,
+    body: Incoming,
+    #[expect(dead_code, reason = "it is held as long as the answer is read")]
+    connection: Connection,
+    /// What has come and is not whole yet.
+    rest: Vec<u8>,
+    last: Option<EventId>,
+}
+
+impl EventStream {
+    /// The next event, when it comes. `None` where the balancer says that no more will.
+    ///
+    /// # Errors
+    ///
+    /// A [`Reason`] where the answer is broken off, or is none that this version knows.
+    pub async fn next(&mut self) -> Result<Option<Event>, Reason> {
+        loop {
+            while let Some(end) = self.rest.windows(2).position(|pair| pair == b"\n\n") {
+                let block: Vec<u8> = self.rest.drain(..end + 2).collect();
+                let block = String::from_utf8_lossy(&block);
+                let field = |name: &str| {
+                    block
+                        .lines()
+                        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+                };
+                if let Some(id) = field("id") {
+                    self.last = Some(id.parse()?);
+                }
+                if let Some(json) = field("data") {
+                    let event = serde_json::from_str(json);
+                    return event.map(Some).map_err(|error| foreign(&error));
+                }
+            }
+            if !self.read().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Where to go on: the id of the last event that has come, if it is known.
+    #[must_use]
+    pub const fn last(&self) -> Option<EventId> {
+        self.last
+    }
+
+    /// Reads some more. `false` where the answer ends.
+    async fn read(&mut self) -> Result<bool, Reason> {
+        let frame = tokio::time::timeout(SILENCE, self.body.frame()).await;
+        let frame = frame.map_err(|_| self.client.is_silent(SILENCE))?;
+        let Some(frame) = frame else {
+            return Ok(false);
+        };
+        let frame = frame.map_err(|error| self.client.unreachable(&io::Error::other(error)))?;
+        if let Some(data) = frame.data_ref() {
+            self.rest.extend_from_slice(data);
+        }
+        Ok(true)
+    }
+}
+
+/// What is no answer that is known.
+fn foreign(error: &serde_json::Error) -> Reason {
+    Reason::new(
+        format!("the answer is not one that this version knows: {error}"),
+        "use the `lb` of the version that runs",
+    )
+}
+
+/// Why the balancer says no.
+fn failure(answer: &[u8]) -> Reason {
+    match serde_json::from_slice::<Failure>(answer) {
+        Ok(Failure { error }) => Reason {
+            message: error.message,
+            hint: error.hint,
+        },
+        Err(error) => foreign(&error),
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`](crate::state::Status) |
 //! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | | [`FlowList`](crate::state::FlowList) |
+//! | `GET /v1/events?after=&follow=` | | [`Event`](crate::state::Event)s, as server-sent events |
 //! | `GET /v1/config` | | [`Configuration`] |
 //! | `POST /v1/apply?dry_run=` | [`File`](wire::File) | [`Reloaded`](crate::state::Reloaded) |
 //! | `POST /v1/reset?dry_run=` | | [`Reloaded`](crate::state::Reloaded) |
@@ -24,24 +25,27 @@
 //! A change is answered when the datapath has it, and it is kept. `ETag` of an answer is the
 //! revision of the state; a change with `If-Match` is made to such a state only. What cannot be
 //! done is answered by `{"error": {"message", "hint"}}` with status 400 (the request makes no
-//! sense), 404 (what it names is not there), 409 (it contradicts what is there), 412 (the state
+//! sense), 403 (this user may not do it), 404 (what it names is not there), 409 (it contradicts what is there), 412 (the state
 //! has another revision), 500 (the datapath would not take it, or it cannot be kept) or 503 (the
 //! balancer does not answer).
 //!
 //! `lb decap` has a socket of its own, with `GET /v1/status` alone: a
 //! [`decap::Status`](crate::decap::Status).
 
+mod access;
 mod client;
 mod configuration;
 mod decap;
 mod error;
+mod events;
 mod explain;
 mod places;
 mod routes;
 mod server;
 mod socket;
 mod unique;
-pub use client::Client;
+pub use access::Access;
+pub use client::{Client, EventStream};
 pub use configuration::{Configuration, ConfiguredBackend, ConfiguredService, Origin, RemovedItem};
 pub use server::{serve, serve_decap};
 pub use socket::Socket;

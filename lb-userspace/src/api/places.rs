@@ -75,6 +75,11 @@ impl Places {
         }
     }
 
+    /// Takes a place if there is one to be had at once.
+    pub(super) fn take_now(&self) -> Option<Place> {
+        self.try_take().ok()
+    }
+
     fn try_take(&self) -> Result<Place, Full> {
         let mut table = self.taken.lock();
         if table.idle.len() + table.busy >= self.most {

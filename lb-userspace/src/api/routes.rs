@@ -6,16 +6,17 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, FromRequestParts, Path, State},
-    http::{HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use serde_json::{Map, Value};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::{
     configuration::Configuration,
     error::ApiError,
+    events::{self, MAX_LISTENERS},
     explain as questions,
     unique::Unique,
     wire::{self, Backend, Drain, File, Service},
@@ -33,6 +34,10 @@ use crate::{
 /// room for.
 pub(super) const MAX_BODY: usize = 8 * 1024 * 1024;
 
+/// How often a change is tried that depends on what is, while others change that: all but the
+/// requests to the API, which come one after the other.
+const ATTEMPTS: usize = 8;
+
 /// What every request shares.
 #[derive(Clone)]
 struct Api {
@@ -40,6 +45,8 @@ struct Api {
     /// Held from the reading to the writing of a change that depends on what is, so that
     /// nobody has to do it over again because of another request.
     changes: Arc<Mutex<()>>,
+    /// Room for those who are told of events.
+    listeners: Arc<Semaphore>,
 }
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -49,10 +56,12 @@ pub(super) fn router(control: Control) -> Router {
     let api = Api {
         control,
         changes: Arc::default(),
+        listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
     };
     let routes = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
+        .route("/v1/events", get(events))
         .route("/v1/config", get(configuration))
         .route("/v1/apply", post(apply))
         .route("/v1/reset", post(reset))
@@ -113,6 +122,15 @@ async fn flows(State(api): State<Api>, uri: Uri) -> Answer<FlowList> {
 async fn explain(State(api): State<Api>, uri: Uri) -> Answer<Explanation> {
     let question = questions::question(uri.query().unwrap_or_default())?;
     Ok(Json(api.control.explain(question).await?))
+}
+
+async fn events(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, ApiError> {
+    let question = events::Question::read(uri.query().unwrap_or_default(), &headers)?;
+    events::answer(api.control.events(), &api.listeners, question)
 }
 
 async fn configuration(State(api): State<Api>) -> Result<Tagged<Configuration>, ApiError> {
@@ -382,7 +400,7 @@ impl Api {
         amended: impl Fn(ServiceSpec) -> Result<(Change, T), ApiError>,
     ) -> Result<Tagged<T>, ApiError> {
         let _turn = self.changes.lock().await;
-        loop {
+        for _ in 0..ATTEMPTS {
             let (revision, service) = self.find(name).await?;
             if let Some(condition) = &condition {
                 condition.require(revision)?;
@@ -399,6 +417,11 @@ impl Api {
                 Err(refusal) => return Err(refusal.into()),
             }
         }
+        Err(Refusal::Conflict(Reason::new(
+            format!("others changed the state {ATTEMPTS} times meanwhile"),
+            "try again, or see by `lb events` who they are",
+        ))
+        .into())
     }
 
     async fn amend_backend(

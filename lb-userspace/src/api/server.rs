@@ -23,6 +23,7 @@ use percent_encoding::percent_decode_str;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
+    access::Right,
     decap,
     error::ApiError,
     places::{Place, Places},
@@ -30,6 +31,7 @@ use super::{
     socket::Socket,
 };
 use crate::{
+    datapath::Peer,
     decap::Handle,
     state::{Control, Reason},
 };
@@ -37,6 +39,9 @@ use crate::{
 /// Most connections at a time. One more takes the place of the one that has been idle
 /// longest; while all have requests that are being done, it waits.
 const MAX_CONNECTIONS: usize = 64;
+/// The same of those who may do nothing, and are told so: where they are many, they get no
+/// answer, and keep nobody else from one.
+const MAX_STRANGERS: usize = 4;
 /// How long a client may take for the head of its request.
 const HEAD_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a request may take, its body included.
@@ -52,6 +57,12 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Answers requests to the balancer on the socket until `shutdown` is there, then ends
 /// the requests that have begun, and removes the socket.
 pub async fn serve(socket: Socket, control: Control, shutdown: impl Future<Output = ()>) {
+    let events = control.events().clone();
+    let shutdown = async move {
+        shutdown.await;
+        // Those who listen to them would not end by themselves.
+        events.close();
+    };
     serve_router(socket, routes::router(control), shutdown).await;
 }
 
@@ -64,6 +75,7 @@ async fn serve_router(mut socket: Socket, router: Router, shutdown: impl Future<
     let router = TowerToHyperService::new(router);
     let connections = GracefulShutdown::new();
     let places = Arc::new(Places::new(MAX_CONNECTIONS));
+    let strangers = Places::new(MAX_STRANGERS);
     let mut shutdown = std::pin::pin!(shutdown);
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -85,14 +97,27 @@ async fn serve_router(mut socket: Socket, router: Router, shutdown: impl Future<
                 continue;
             }
         };
-        let place = tokio::select! {
-            place = places.take() => Arc::new(place),
-            () = &mut shutdown => break,
+        let right = match Peer::of(&stream) {
+            Ok(peer) => socket.access.right(socket.owner(), &peer),
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell who asks the API");
+                continue;
+            }
+        };
+        let place = match right {
+            Right::None => match strangers.take_now() {
+                Some(place) => Arc::new(place),
+                None => continue,
+            },
+            Right::Read | Right::Write => tokio::select! {
+                place = places.take() => Arc::new(place),
+                () = &mut shutdown => break,
+            },
         };
         let service = service_fn({
             let place = Arc::clone(&place);
             let router = router.clone();
-            move |request| answer(router.clone(), Arc::clone(&place), request)
+            move |request| answer(router.clone(), Arc::clone(&place), right, request)
         });
         // A request a connection: on a local socket another costs next to nothing,
         // and no idle one holds a place.
@@ -146,11 +171,15 @@ fn restore(socket: &mut Socket, was_lost: bool) -> bool {
 async fn answer<R>(
     router: R,
     place: Arc<Place>,
+    right: Right,
     request: Request<Incoming>,
 ) -> Result<Response, Infallible>
 where
     R: Service<Request<Full<Bytes>>, Response = Response, Error = Infallible>,
 {
+    if let Err(error) = right.permit(request.method()) {
+        return Ok(error.into_response());
+    }
     let answer = async {
         let request = match read(request).await {
             Ok(request) => request,

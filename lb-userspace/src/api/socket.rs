@@ -9,18 +9,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::unistd::{getegid, geteuid};
 use tokio::net::UnixListener;
 
+use super::access::Access;
 use crate::state::Reason;
-
-/// Owner and group may connect (which needs the right to write), others not.
-const MODE: u32 = 0o660;
 
 /// A listening socket. Its file goes when it is dropped.
 #[derive(Debug)]
 pub struct Socket {
     pub(super) listener: UnixListener,
     path: PathBuf,
+    /// Whom it is for.
+    pub(super) access: Access,
     /// Device and inode of the file: a name may come to mean another.
     file: (u64, u64),
     /// Goes after the socket.
@@ -28,7 +29,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`. Makes the directory if there is none, and takes the place
+    /// Listens at `path`, for its owner and group. Makes the directory if there is none, and takes the place
     /// of a socket on which nobody listens any more. Needs the Tokio runtime.
     ///
     /// # Errors
@@ -36,6 +37,15 @@ impl Socket {
     /// A [`Reason`] when somebody listens there, something else is there, or the
     /// socket cannot be made.
     pub fn bind(path: &Path) -> Result<Self, Reason> {
+        Self::bind_for(path, Access::default())
+    }
+
+    /// The same, also for others.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::bind`].
+    pub fn bind_for(path: &Path, access: Access) -> Result<Self, Reason> {
         make_way(path)?;
         let failed = |error: io::Error| {
             Reason::new(
@@ -48,10 +58,12 @@ impl Socket {
         let socket = Self {
             listener,
             path: path.to_owned(),
+            access,
             file: file(path).map_err(failed)?,
             directories,
         };
-        fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(failed)?;
+        let mode = fs::Permissions::from_mode(access.mode());
+        fs::set_permissions(path, mode).map_err(failed)?;
         Ok(socket)
     }
 
@@ -70,13 +82,21 @@ impl Socket {
         if self.is_there() {
             return Ok(false);
         }
-        let mut new = Self::bind(&self.path)?;
+        let mut new = Self::bind_for(&self.path, self.access)?;
         if new.directories.0.is_empty() {
             mem::swap(&mut new.directories, &mut self.directories);
         }
         // The old one leaves alone what is not its own.
         *self = new;
         Ok(true)
+    }
+
+    /// User and group of the file, as it is now; those of this process where it is gone.
+    pub(super) fn owner(&self) -> (u32, u32) {
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => (metadata.uid(), metadata.gid()),
+            Err(_) => (geteuid().as_raw(), getegid().as_raw()),
+        }
     }
 
     fn is_there(&self) -> bool {

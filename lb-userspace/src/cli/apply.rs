@@ -59,7 +59,7 @@ pub(super) fn show(reloaded: &Reloaded, is_dry_run: bool, json: bool) -> anyhow:
 }
 
 /// `+`, `-` or `~`, what it is about, and what changes of it.
-fn line(found: &Difference) -> String {
+pub(super) fn line(found: &Difference) -> String {
     let sign = match found.action {
         Action::Add => '+',
         Action::Remove => '-',

@@ -22,10 +22,10 @@ use crate::{
     config::{self, DEFAULT_SOCKET, DatapathLog, XdpMode, duration},
     decap::Prefix,
     state::{
-        BackendAddress, BackendSpec, FlowFilter, FlowState, Hash, HealthKey, Mode, OnDeadline,
-        OnEmpty, OtherPorts, Piece, ProbeKind, Protocol, Question, Quorum, RateLimit, Reason,
-        Revision, Scheduler, ServerId, ServiceAddress, SlowStartCurve, TcpFlags, Track, Word,
-        parse_jitter, parse_port, parse_port_range, parse_source, parse_sources, rules,
+        BackendAddress, BackendSpec, EventId, FlowFilter, FlowState, Hash, HealthKey, Mode,
+        OnDeadline, OnEmpty, OtherPorts, Piece, ProbeKind, Protocol, Question, Quorum, RateLimit,
+        Reason, Revision, Scheduler, ServerId, ServiceAddress, SlowStartCurve, TcpFlags, Track,
+        Word, parse_jitter, parse_port, parse_port_range, parse_source, parse_sources, rules,
     },
 };
 
@@ -110,6 +110,7 @@ pub(super) enum Command {
     #[command(subcommand)]
     Config(Config),
     Status(Status),
+    Events(Events),
     Flows(Flows),
     Explain(Explain),
     #[command(subcommand)]
@@ -407,6 +408,30 @@ pub(super) struct Status {
     pub(super) watch: Option<u64>,
 
     /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Show what happens: health, drains, changes and files
+///
+/// First what is remembered, up to 1024 events of the daemon that runs; then what happens, until
+/// the balancer ends or this command does. Where events are missing, that is said.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lb events --new --json | jq 'select(.event == \"health\")'")]
+pub(super) struct Events {
+    /// Begin with what has not happened yet
+    #[arg(long, conflicts_with_all = ["after", "no_follow"])]
+    pub(super) new: bool,
+
+    /// Begin behind the event of this id, as --json shows it
+    #[arg(long, value_name = "ID", value_parser = typed(EventId::from_str))]
+    pub(super) after: Option<EventId>,
+
+    /// Show what has happened, and do not wait for more
+    #[arg(long)]
+    pub(super) no_follow: bool,
+
+    /// Print JSON, an object on a line
     #[arg(long)]
     pub(super) json: bool,
 }

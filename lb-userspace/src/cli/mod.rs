@@ -9,6 +9,7 @@ mod config;
 mod decap;
 mod detach;
 mod doctor;
+mod events;
 mod explain;
 mod flows;
 mod health;
@@ -55,6 +56,7 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Command::Apply(command) => return ask(apply::apply(&client(), &command)),
         Command::Config(command) => ask(config::config(&client(), command))?,
         Command::Status(status) => ask(status::status(&client(), &status))?,
+        Command::Events(command) => ask(events::events(&client(), &command))?,
         Command::Flows(flows) => ask(flows::flows(&client(), flows))?,
         Command::Explain(explain) => ask(explain::explain(&client(), explain))?,
         Command::Service(command) => ask(service::service(&client(), command))?,

@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{args::Run, check, output, supervisor::Supervisor};
 use crate::{
-    api::{self, Socket},
+    api::{self, Access, Socket},
     config::{
         self, Config, Severity, Source,
         host::{self, LocalPorts},
@@ -200,9 +200,12 @@ async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     // nobody listening.
     let shutdown = shutdown_signal()?;
     let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
-    let socket = Socket::bind(&prepared.config.socket)?;
+    let read_group = prepared.config.read_group.as_deref();
+    let access = read_group.map_or_else(|| Ok(Access::default()), Access::for_readers)?;
+    let socket = Socket::bind_for(&prepared.config.socket, access)?;
     tracing::info!(socket = %socket.path().display(), "listening");
     let (control, requests) = Control::channel(REQUESTS);
+    let events = control.events().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(api::serve(socket, control, async {
         let _ = stopped.await;
@@ -215,6 +218,7 @@ async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         store: prepared.store,
         drains: prepared.drains,
         hangup,
+        events,
     };
     let result = daemon::run(setup, requests, &mut Supervisor::new(), shutdown).await;
     drop(stop);

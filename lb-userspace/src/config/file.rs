@@ -25,6 +25,7 @@ const INTERFACES: &str = "list the interfaces by name: `interfaces = [\"eth0\"]`
 const XDP_MODE: &str = "`xdp-mode = \"auto\"`, `\"native\"` or `\"generic\"`";
 const PIN_DIRECTORY: &str =
     "write an absolute path in quotes: `pin-directory = \"/sys/fs/bpf/lb\"`";
+const READ_GROUP: &str = "write the name of a group in quotes: `read-group = \"monitoring\"`";
 const STATE_FILE: &str =
     "write an absolute path in quotes: `state-file = \"/var/lib/lb/state.json\"`";
 const SOCKET: &str = "write an absolute path in quotes: `socket = \"/run/lb/lb.sock\"`";
@@ -196,6 +197,9 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         .optional("socket")
         .and_then(|value| value.parse(SOCKET, out, parse_socket))
         .unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let read_group = root
+        .optional("read-group")
+        .and_then(|value| value.parse(READ_GROUP, out, parse_group));
     let pin_directory = root
         .optional("pin-directory")
         .and_then(|value| value.parse(PIN_DIRECTORY, out, parse_pin_directory))
@@ -222,6 +226,7 @@ fn read_root(mut root: Table<'_>, out: &mut Diagnostics) -> Config {
         interfaces,
         xdp_mode,
         socket,
+        read_group,
         pin_directory,
         state_file,
         limits,
@@ -255,6 +260,18 @@ fn read_interfaces(value: Value<'_>, out: &mut Diagnostics) -> Vec<String> {
         names.push(name);
     }
     names
+}
+
+/// Reads the name or number of a group.
+fn parse_group(name: &str) -> Result<String, Reason> {
+    // What stands between names in group(5).
+    if name.is_empty() || name.contains([':', ',', '\n', '\0']) {
+        return Err(Reason::new(
+            format!("no group can be called `{}`", name.escape_debug()),
+            "`getent group` lists those of this host",
+        ));
+    }
+    Ok(name.to_owned())
 }
 
 /// Reads the name of an interface, by the rules of the kernel (`dev_valid_name`).

@@ -45,6 +45,9 @@ pub struct Config {
     pub xdp_mode: XdpMode,
     /// Where the API listens.
     pub socket: PathBuf,
+    /// The group whose members may look through the API, by name or number; `None` for nobody
+    /// but those who may change things.
+    pub read_group: Option<String>,
     /// Where the datapath is kept while no daemon runs: a directory on a BPF file system.
     pub pin_directory: PathBuf,
     /// Where what is changed while it runs is kept for the next start.
@@ -82,7 +85,12 @@ impl Config {
             "limits": {"flows": self.limits.flows, "embryonic": self.limits.embryonic},
         });
         match settings {
-            Value::Object(settings) => settings,
+            Value::Object(mut settings) => {
+                if let Some(group) = &self.read_group {
+                    settings.insert("read_group".to_owned(), group.as_str().into());
+                }
+                settings
+            }
             _ => unreachable!("it is written as one above"),
         }
     }

@@ -31,8 +31,8 @@ use crate::{
     reconcile::{self, Found, Reconciler, World},
     slow_start::{self, Seen, Warmth},
     state::{
-        BackendAddress, BackendSpec, Change, Desired, DrainPhase, FlowFilter, HealthStatus,
-        OnDeadline, Refusal, ServiceSpec, Status, rules,
+        BackendAddress, BackendSpec, Change, Desired, DrainPhase, Events, FlowFilter, Happening,
+        HealthStatus, OnDeadline, Refusal, ServiceSpec, Status, rules, shortened,
     },
 };
 
@@ -118,6 +118,8 @@ pub(super) struct Balancer<P> {
     pub(super) plane: P,
     pub(super) attached: Vec<Attached>,
     pub(super) desired: Desired,
+    /// Whom to tell of what happens.
+    pub(super) events: Events,
     health: HashMap<Name, Health>,
     hops: HashMap<IpAddr, NextHop>,
     /// New addresses that have not been resolved yet, and until when that is nothing to
@@ -153,7 +155,7 @@ pub(super) struct Balancer<P> {
 impl<P: Plane> Balancer<P> {
     /// A balancer that begins at `now` and whose datapath holds what was `found`.
     pub(super) fn new(
-        plane: P,
+        mut plane: P,
         attached: Vec<Attached>,
         desired: Desired,
         found: Found,
@@ -162,6 +164,9 @@ impl<P: Plane> Balancer<P> {
         let mut ledger = Ledger::default();
         ledger.open(&found.image);
         ledger.adopt(&found.removed);
+        if let Err(error) = ledger.resume(&found.image, &mut plane) {
+            tracing::error!(error = chain(&error), "counters of before are lost");
+        }
         let mut balancer = Self {
             epoch: plane.clock(),
             plane,
@@ -173,6 +178,7 @@ impl<P: Plane> Balancer<P> {
             bonded: BTreeMap::new(),
             reconciler: Reconciler::adopt(found, &desired, now),
             desired,
+            events: Events::default(),
             ledger,
             drains: HashMap::new(),
             warmth: HashMap::new(),
@@ -410,7 +416,11 @@ impl<P: Plane> Balancer<P> {
                 continue;
             };
             let flows = self.live_flows(spec, *backend);
-            match drain.step(now, flows) {
+            let phase = drain.step(now, flows);
+            if let Some(phase) = phase {
+                self.tell_of_drain(service, *backend, phase, flows);
+            }
+            match phase {
                 Some(DrainPhase::Drained) => {
                     let is_exact = spec.has_entries();
                     tracing::info!(
@@ -435,6 +445,38 @@ impl<P: Plane> Balancer<P> {
             }
         }
         self.drains = drains;
+    }
+
+    /// Tells of drains that have begun, and of those that are no more.
+    pub(super) fn tell_of_drains(&self, before: &Before, now: Duration) {
+        let is_new = |name: &&Name| !before.drains.contains_key(*name);
+        let mut begun: Vec<_> = self.drains.keys().filter(is_new).collect();
+        begun.sort_unstable();
+        for (service, backend) in begun {
+            let spec = self.desired.service(service);
+            let flows = spec.map_or(0, |spec| self.live_flows(spec, *backend));
+            if let Some(drain) = self.drain(service, *backend) {
+                self.tell_of_drain(service, *backend, drain.phase(now, flows), flows);
+            }
+        }
+        let is_gone = |name: &&Name| !self.drains.contains_key(*name);
+        let mut ended: Vec<_> = before.drains.keys().filter(is_gone).collect();
+        ended.sort_unstable();
+        for (service, backend) in ended {
+            self.events.publish(Happening::DrainEnded {
+                service: service.clone(),
+                backend: backend.to_string(),
+            });
+        }
+    }
+
+    fn tell_of_drain(&self, service: &str, backend: BackendAddress, phase: DrainPhase, flows: u64) {
+        self.events.publish(Happening::Drain {
+            service: service.to_owned(),
+            backend: backend.to_string(),
+            phase,
+            flows_left: flows,
+        });
     }
 
     /// Live flows of a backend; 0 also where nobody knows.
@@ -640,6 +682,12 @@ impl<P: Plane> Balancer<P> {
             }
         }
         if health.is_up != event.up || is_first {
+            self.events.publish(Happening::Health {
+                service: name.0.clone(),
+                backend: backend.to_string(),
+                up: event.up,
+                error: event.status.error.as_deref().map(shortened),
+            });
             self.overdue = Some(Duration::ZERO);
         }
         *health = Health {
@@ -657,7 +705,9 @@ impl<P: Plane> Balancer<P> {
                 return;
             }
         };
-        self.ledger.expired(&report);
+        if let Err(error) = self.ledger.expired(&report, &mut self.plane) {
+            tracing::error!(error = chain(&error), "flows that ended are not kept");
+        }
         let backends = &self.reconciler.image().backends;
         if let Err(error) = self.plane.swept(swept.began, &report, backends) {
             tracing::error!(error = chain(&error), "the counters cannot be read");

@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     intent::{Intent, Kept, Proposal, Store},
-    state::{Apply, Change, Condition, Difference, FileContent, Refusal, Reloaded, Revision},
+    state::{
+        Apply, Change, Changes, Condition, Difference, FileContent, Happening, Refusal, Reloaded,
+        Revision, shortened,
+    },
 };
 
 /// What is wanted, and where it is kept.
@@ -144,7 +147,7 @@ impl Keeping {
                 is_changed
             }
             Err(refusal) => {
-                self.refuse(asker, refusal);
+                self.refuse(balancer, asker, refusal);
                 false
             }
         }
@@ -205,7 +208,10 @@ impl Keeping {
         self.store = Some(store);
         let Err(error) = result else {
             self.intent = writing.after;
-            tell(&self.intent, &writing.differences, &writing.asker);
+            self.tell(balancer, &writing.differences, &writing.asker);
+            if let Some(before) = &writing.before {
+                balancer.tell_of_drains(before, now());
+            }
             match writing.asker {
                 Asker::Change(answer) => drop(answer.send(Ok(self.intent.revision()))),
                 Asker::Apply(answer) => {
@@ -225,36 +231,54 @@ impl Keeping {
             .map(|store| store.path().display().to_string());
         let path = path.unwrap_or_default();
         let refusal = Refusal::Failed(format!("the change cannot be kept in `{path}`: {error}"));
-        self.refuse(writing.asker, refusal);
+        self.refuse(balancer, writing.asker, refusal);
         // The last step may have failed when the rest was done.
         self.keep_drains(balancer, now());
         is_taken_back
     }
 
-    fn refuse(&mut self, asker: Asker, refusal: Refusal) {
+    fn refuse<P: Plane>(&mut self, balancer: &Balancer<P>, asker: Asker, refusal: Refusal) {
         match asker {
             Asker::Change(answer) => drop(answer.send(Err(refusal))),
             Asker::Apply(answer) => drop(answer.send(Err(refusal))),
-            Asker::File => {
-                tracing::error!(error = %refusal, "the configuration file is not taken; all stays as it is");
-                self.intent.refused(None, &refusal.to_string());
-            }
+            Asker::File => self.refused(balancer, None, &refusal.to_string()),
         }
     }
-}
 
-/// Says in the log what has changed.
-fn tell(intent: &Intent, differences: &[Difference], asker: &Asker) {
-    let revision = intent.revision();
-    match asker {
-        Asker::Change(_) => {}
-        Asker::Apply(_) | Asker::File => {
-            let settings = intent.status().restart_needed;
-            tracing::info!(%revision, changes = differences.len(), "the configuration is taken");
-            if !settings.is_empty() {
-                let settings = settings.join(", ").replace('_', "-");
-                tracing::warn!(settings, "these settings hold only after another start");
+    /// Takes note that the configuration file, whose text is this where it could be read, is
+    /// refused.
+    pub(super) fn refused<P>(&mut self, balancer: &Balancer<P>, text: Option<&str>, why: &str) {
+        tracing::error!(
+            error = why,
+            "the configuration file is not taken; all stays as it is"
+        );
+        self.intent.refused(text, why);
+        balancer.events.publish(Happening::ReloadRefused {
+            file: shortened(self.intent.path()),
+            error: shortened(why),
+        });
+    }
+
+    /// Tells what has changed, in the log and to those who listen.
+    fn tell<P>(&self, balancer: &Balancer<P>, differences: &[Difference], asker: &Asker) {
+        let revision = self.intent.revision();
+        let changes = Changes::new(revision, differences);
+        if matches!(asker, Asker::Change(_)) {
+            if !differences.is_empty() {
+                balancer.events.publish(Happening::Change(changes));
             }
+            return;
         }
+        let status = self.intent.status();
+        tracing::info!(%revision, changes = differences.len(), "the configuration is taken");
+        if !status.restart_needed.is_empty() {
+            let settings = status.restart_needed.join(", ").replace('_', "-");
+            tracing::warn!(settings, "these settings hold only after another start");
+        }
+        balancer.events.publish(Happening::Reload {
+            file: shortened(&status.applied.unwrap_or(status.file)),
+            changes,
+            restart_needed: status.restart_needed,
+        });
     }
 }

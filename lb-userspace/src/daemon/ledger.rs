@@ -1,7 +1,10 @@
 //! Who caused what: keeps the figures of the datapath, which are by id, for the services
-//! and backends that had the ids, and does not lose those of what is gone.
+//! and backends that had the ids, and does not lose those of what is gone. What it adds up is kept
+//! beside the counters, so that a daemon after this one goes on with it. A sum is kept before
+//! that which went into it is forgotten: a daemon that is killed between these counts something
+//! twice, and never backwards.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::{
     backend::Backend,
@@ -9,7 +12,7 @@ use lb_common::{
 };
 
 use crate::{
-    datapath,
+    datapath::{self, Sum},
     flows::Report,
     reconcile::{Image, Released},
 };
@@ -26,6 +29,10 @@ pub(super) trait Meters {
     fn forget_backend(&mut self, id: u32) -> datapath::Result<()>;
     /// Forgets dropped packets.
     fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()>;
+    /// The sums that are kept.
+    fn sums(&self) -> datapath::Result<Vec<Sum>>;
+    /// Keeps a sum, in place of the one that was kept; one of nothing is forgotten.
+    fn keep_sum(&mut self, sum: Sum) -> datapath::Result<()>;
 }
 
 /// Dropped packets by number of the reason and of the direction.
@@ -78,8 +85,8 @@ pub(super) struct Ledger {
     accounts: HashMap<u32, Account>,
     /// Figures of backends that services have lost, by service id.
     former: HashMap<u32, Figures>,
-    /// Packets that were dropped for what is gone, by number of the reason.
-    drops: BTreeMap<u16, u64>,
+    /// Packets that were dropped for services that are gone.
+    drops: Drops,
 }
 
 impl Ledger {
@@ -98,6 +105,63 @@ impl Ledger {
         }
     }
 
+    /// Goes on with the sums of a daemon before this one, after all notice is taken of the
+    /// backends that there are.
+    pub(super) fn resume(
+        &mut self,
+        image: &Image,
+        meters: &mut impl Meters,
+    ) -> datapath::Result<()> {
+        let mut services: BTreeSet<u32> = image
+            .services
+            .values()
+            .map(|service| service.id.into())
+            .collect();
+        services.extend(self.accounts.values().map(|account| account.service));
+        for sum in meters.sums()? {
+            match sum {
+                Sum::Ended(backend, flows) => match self.accounts.get_mut(&backend) {
+                    Some(account) => account.expired = flows,
+                    None => meters.keep_sum(Sum::Ended(backend, 0))?,
+                },
+                Sum::Former(service, counters) if services.contains(&service) => {
+                    self.former.entry(service).or_default().counters = counters;
+                }
+                Sum::Former(service, _) => {
+                    meters.keep_sum(Sum::Former(service, Counters::default()))?;
+                }
+                Sum::Drops(key, packets) => {
+                    let drops = match key.service {
+                        0 => &mut self.drops,
+                        service if services.contains(&service) => {
+                            &mut self.former.entry(service).or_default().drops
+                        }
+                        _ => {
+                            self.drop_for_nobody(key, packets, meters)?;
+                            continue;
+                        }
+                    };
+                    *drops.entry((key.reason, key.direction)).or_default() += packets;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds packets that were dropped for a service that is gone to those for all such.
+    fn drop_for_nobody(
+        &mut self,
+        key: DropKey,
+        packets: u64,
+        meters: &mut impl Meters,
+    ) -> datapath::Result<()> {
+        let sum = self.drops.entry((key.reason, key.direction)).or_default();
+        *sum += packets;
+        let of_all = DropKey::overflow(key.reason, key.direction);
+        meters.keep_sum(Sum::Drops(of_all, *sum))?;
+        meters.keep_sum(Sum::Drops(key, 0))
+    }
+
     /// Whether any backend of a service still has an account.
     pub(super) fn counts_for(&self, service: u32) -> bool {
         self.accounts
@@ -106,12 +170,18 @@ impl Ledger {
     }
 
     /// Takes the flows that a sweep ended.
-    pub(super) fn expired(&mut self, report: &Report) {
+    pub(super) fn expired(
+        &mut self,
+        report: &Report,
+        meters: &mut impl Meters,
+    ) -> datapath::Result<()> {
         for (backend, flows) in &report.ended {
             if let Some(account) = self.accounts.get_mut(backend) {
                 account.expired += flows;
+                meters.keep_sum(Sum::Ended(*backend, account.expired))?;
             }
         }
+        Ok(())
     }
 
     /// Closes the accounts of ids that are free again: their figures go to the service,
@@ -129,29 +199,41 @@ impl Ledger {
             let Some(account) = self.accounts.remove(id) else {
                 continue;
             };
-            let figures = Figures {
-                counters: meters.counters(*id)?,
-                expired: account.expired,
-                ..Figures::default()
+            let counters = meters.counters(*id)?;
+            let counters = Counters {
+                ended_flows: counters.ended_flows + account.expired,
+                ..counters
             };
-            self.former
-                .entry(account.service)
-                .or_default()
-                .add(&figures);
+            let former = self.former.entry(account.service).or_default();
+            former.counters = former.counters.plus(counters);
+            meters.keep_sum(Sum::Former(account.service, former.counters))?;
+            meters.keep_sum(Sum::Ended(*id, 0))?;
             meters.forget_backend(*id)?;
         }
         for (key, packets) in drops {
             let of_backend = key.backend != 0 && released.backends.contains(&key.backend);
             let of_service = key.service != 0 && released.services.contains(&key.service);
             if of_backend || of_service {
-                *self.drops.entry(key.reason).or_default() += packets;
                 let former = self.former.entry(key.service).or_default();
-                *former.drops.entry((key.reason, key.direction)).or_default() += packets;
+                let sum = former.drops.entry((key.reason, key.direction)).or_default();
+                *sum += packets;
+                let of_former = DropKey { backend: 0, ..key };
+                meters.keep_sum(Sum::Drops(of_former, *sum))?;
                 meters.clear_drops(key)?;
             }
         }
         for id in &released.services {
-            self.former.remove(id);
+            let Some(former) = self.former.remove(id) else {
+                continue;
+            };
+            meters.keep_sum(Sum::Former(*id, Counters::default()))?;
+            for ((reason, direction), packets) in former.drops {
+                let key = DropKey {
+                    service: *id,
+                    ..DropKey::overflow(reason, direction)
+                };
+                self.drop_for_nobody(key, packets, meters)?;
+            }
         }
         Ok(())
     }
@@ -171,9 +253,12 @@ impl Ledger {
     pub(super) fn read(&self, meters: &impl Meters) -> datapath::Result<Reading> {
         let mut reading = Reading {
             services: self.former.clone(),
-            drops: self.drops.clone(),
             ..Reading::default()
         };
+        let gone = self.former.values().map(|figures| &figures.drops);
+        for ((reason, _), packets) in gone.chain([&self.drops]).flatten() {
+            *reading.drops.entry(*reason).or_default() += packets;
+        }
         for (id, account) in &self.accounts {
             let figures = self.backend(*id, meters)?;
             let service = reading.services.entry(account.service).or_default();

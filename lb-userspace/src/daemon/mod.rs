@@ -55,7 +55,7 @@ use crate::{
     intent::{Intent, KeptDrain, Store},
     neighbour::{self, Interface, Neighbours},
     privileges::with_lookups,
-    state::{Desired, FileContent, Reason, Request, Status},
+    state::{Desired, Events, FileContent, Happening, Reason, Request, Status},
 };
 
 /// Events of one source that may wait; their senders wait when there are more.
@@ -94,6 +94,8 @@ pub struct Setup {
     pub drains: Vec<KeptDrain>,
     /// Says when the file is to be read again.
     pub hangup: Signal,
+    /// Whom to tell of what happens.
+    pub events: Events,
 }
 
 /// Runs the balancer that `setup` describes, and answers requests, until `shutdown`
@@ -139,6 +141,7 @@ pub async fn run(
     let (plane, found) = with_lookups(|| Wired::new(datapath, Box::new(move || start.elapsed())))
         .map_err(explained)?;
     let mut balancer = Balancer::new(plane, attached, setup.desired, found, start.elapsed());
+    balancer.events = setup.events;
     balancer.resume_drains(&setup.drains, start.elapsed());
     let mut keeping = Keeping::new(setup.intent, setup.store);
     keeping.keep_drains(&balancer, start.elapsed());
@@ -154,6 +157,10 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     balancer.reconcile_if_needed(start.elapsed());
     supervisor.ready();
+    balancer.events.publish(Happening::Started {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: keeping.intent.revision().to_string(),
+    });
     loop {
         balancer.reconcile_if_needed(start.elapsed());
         if let Some(targets) = balancer.new_targets() {
@@ -163,6 +170,7 @@ pub async fn run(
         tokio::select! {
             () = &mut shutdown, if keeping.is_free() => {
                 supervisor.stopping();
+                balancer.events.publish(Happening::Stopping);
                 tracing::info!("packets are forwarded on; `lb detach` ends that");
                 return Ok(());
             }
@@ -269,12 +277,10 @@ fn reread<P: Plane>(
     news: News,
     now: Duration,
 ) -> bool {
-    let refused = "the configuration file is not taken; all stays as it is";
     let read = match news.read {
         Ok(read) => read,
         Err(reason) => {
-            tracing::error!(error = %reason, "{refused}");
-            keeping.intent.refused(None, &reason.message);
+            keeping.refused(balancer, None, &reason.message);
             return false;
         }
     };
@@ -292,8 +298,7 @@ fn reread<P: Plane>(
     }
     let Some(config) = outcome.config else {
         let why = outcome.diagnostics.summary(&source);
-        tracing::error!(error = why, "{refused}");
-        keeping.intent.refused(Some(source.text()), &why);
+        keeping.refused(balancer, Some(source.text()), &why);
         return false;
     };
     let content = FileContent {

@@ -19,7 +19,7 @@ use lb_common::{
 use super::{chain, ledger::Meters};
 use crate::{
     address::PortSet,
-    datapath::{self, AttachedMode, Datapath, XdpMode},
+    datapath::{self, AttachedMode, Datapath, Sum, XdpMode},
     flows::Report,
     reconcile::{Found, Image, Op, Ring, Rings, Tables, Written},
 };
@@ -259,6 +259,14 @@ impl Meters for Wired {
 
     fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()> {
         self.datapath.clear_drops(key)
+    }
+
+    fn sums(&self) -> datapath::Result<Vec<Sum>> {
+        self.datapath.sums()
+    }
+
+    fn keep_sum(&mut self, sum: Sum) -> datapath::Result<()> {
+        self.datapath.keep_sum(sum)
     }
 }
 

@@ -22,15 +22,15 @@ use super::{
     sweeping::Swept,
 };
 use crate::{
-    datapath::{self, AttachedMode, Outlet, XdpMode, words},
+    datapath::{self, AttachedMode, Outlet, Sum, XdpMode, words},
     flows::Report,
     health::{self, Target},
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{Found, Image, Op, Tables},
     state::{
-        BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
-        DrainSpec, FlowFilter, HealthSpec, HealthStatus, Mode, OnDeadline, OnEmpty, Probe, Refusal,
-        Scheduler, ServiceSpec, Status,
+        After, BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
+        DrainSpec, FlowFilter, Happening, HealthSpec, HealthStatus, Listener, Mode, OnDeadline,
+        OnEmpty, Probe, Refusal, Scheduler, ServiceSpec, Status,
     },
 };
 
@@ -48,6 +48,7 @@ struct Memory {
     counters: HashMap<u32, Counters>,
     live: HashMap<u32, u32>,
     drops: BTreeMap<DropKey, u64>,
+    sums: Vec<Sum>,
     pools_in_use: HashSet<u32>,
     /// Refuses every step.
     refuses: bool,
@@ -98,6 +99,27 @@ impl Meters for Memory {
 
     fn clear_drops(&mut self, key: DropKey) -> datapath::Result<()> {
         self.drops.remove(&key);
+        Ok(())
+    }
+
+    fn sums(&self) -> datapath::Result<Vec<Sum>> {
+        Ok(self.sums.clone())
+    }
+
+    fn keep_sum(&mut self, sum: Sum) -> datapath::Result<()> {
+        let is_of_another = |kept: &Sum| match (kept, sum) {
+            (Sum::Ended(kept, _), Sum::Ended(id, _)) => *kept != id,
+            (Sum::Former(kept, _), Sum::Former(id, _)) => *kept != id,
+            (Sum::Drops(kept, _), Sum::Drops(key, _)) => *kept != key,
+            _ => true,
+        };
+        self.sums.retain(is_of_another);
+        let is_nothing = match sum {
+            Sum::Ended(_, flows) => flows == 0,
+            Sum::Former(_, counters) => counters == Counters::default(),
+            Sum::Drops(_, packets) => packets == 0,
+        };
+        self.sums.extend((!is_nothing).then_some(sum));
         Ok(())
     }
 }
@@ -331,6 +353,77 @@ fn a_checked_backend_serves_after_its_first_good_check() {
 
 /// Else slots would have origins that no flow of theirs ever lived at, and a balancer that
 /// takes over from another would send its flows there.
+/// What has been told of since the last call.
+fn told(listener: &mut Listener) -> Vec<Happening> {
+    let news = listener.news();
+    news.iter().map(|event| event.what.clone()).collect()
+}
+
+#[test]
+fn the_health_of_a_backend_is_told_when_it_changes() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11]));
+    let mut listener = balancer.events.listen(After::Start);
+    let health = |up| Happening::Health {
+        service: "web".into(),
+        backend: address(11).to_string(),
+        up,
+        error: None,
+    };
+    for (up, expected) in [
+        (true, vec![health(true)]),
+        (true, vec![]),
+        (false, vec![health(false)]),
+        (false, vec![]),
+        (true, vec![health(true)]),
+    ] {
+        check(&mut balancer, 11, up);
+        assert_eq!(told(&mut listener), expected);
+    }
+    // Nobody is told of what is checked no more.
+    balancer.change(remove(11), at(1)).unwrap();
+    check(&mut balancer, 11, false);
+    assert_eq!(told(&mut listener), []);
+}
+
+#[test]
+fn a_drain_is_told_of_from_its_beginning_to_its_end() {
+    let mut balancer = balancer(web(None, &[11, 12]));
+    let mut listener = balancer.events.listen(After::Now);
+    let change = |balancer: &mut Balancer<Memory>, change, seconds| {
+        let mut desired = balancer.desired.clone();
+        desired.apply(change).unwrap();
+        let before = balancer.want(desired, at(seconds)).unwrap();
+        balancer.tell_of_drains(&before, at(seconds));
+    };
+    let phase = |phase, flows_left| Happening::Drain {
+        service: "web".into(),
+        backend: address(11).to_string(),
+        phase,
+        flows_left,
+    };
+    let ended = Happening::DrainEnded {
+        service: "web".into(),
+        backend: address(11).to_string(),
+    };
+    balancer.plane.live.insert(1, 5);
+    change(&mut balancer, drain(Some(60)), 100);
+    assert_eq!(told(&mut listener), [phase(DrainPhase::Draining, 5)]);
+    // Another deadline is no other drain.
+    change(&mut balancer, drain(Some(50)), 110);
+    assert_eq!(told(&mut listener), []);
+    balancer.plane.live.insert(1, 3);
+    sweep(&mut balancer, at(151), &[1], &[]);
+    assert_eq!(told(&mut listener), [phase(DrainPhase::Over, 3)]);
+    balancer.plane.live.insert(1, 0);
+    sweep(&mut balancer, at(152), &[], &[]);
+    assert_eq!(told(&mut listener), [phase(DrainPhase::Drained, 0)]);
+    change(&mut balancer, set(backend(11)), 160);
+    assert_eq!(told(&mut listener), std::slice::from_ref(&ended));
+    change(&mut balancer, drain(None), 170);
+    change(&mut balancer, remove(11), 180);
+    assert_eq!(told(&mut listener), [phase(DrainPhase::Drained, 0), ended]);
+}
+
 #[test]
 fn the_first_ring_waits_for_news_of_all_backends() {
     let mut balancer = balancer(web(Some(tcp_check()), &[11, 12, 30]));
@@ -964,6 +1057,48 @@ fn a_service_keeps_the_figures_of_backends_that_it_lost() {
     let status = balancer.status(at(0));
     assert_eq!(status.services[0].backends[1].new_flows, 0);
     assert_eq!(figures(&status), ((120, 12, 7), (7, 7)));
+
+    // A daemon after this one goes on with all of them,
+    sweep(&mut balancer, at(6), &[2], &[(2, 1)]);
+    let mut second = started(web(None, &[12, 13]), balancer.plane);
+    assert_eq!(figures(&second.status(at(0))), ((120, 12, 6), (7, 7)));
+    assert_eq!(second.status(at(0)).services[0].backends[0].ended_flows, 1);
+    // also when the service is gone.
+    second
+        .change(Change::RemoveService("web".into()), at(7))
+        .unwrap();
+    for seconds in 8..12 {
+        sweep(&mut second, at(seconds), &[], &[]);
+    }
+    assert_eq!(second.status(at(0)).drops["too-big"], 7);
+    let third = started(web(None, &[11]), second.plane);
+    assert_eq!(figures(&third.status(at(0))), ((0, 0, 0), (0, 7)));
+    let of_all = DropKey {
+        service: 0,
+        ..key(0)
+    };
+    assert_eq!(third.plane.sums, [Sum::Drops(of_all, 7)]);
+}
+
+/// Figures that a daemon left which was killed before it could forget them go to nobody else.
+#[test]
+fn sums_of_what_is_not_there_are_forgotten() {
+    let key = DropKey {
+        service: 9,
+        ..DropKey::overflow(DropReason::TooBig as u16, Direction::Reply as u16)
+    };
+    let memory = Memory {
+        sums: vec![
+            Sum::Ended(4, 2),
+            Sum::Former(9, new_flows(3)),
+            Sum::Drops(key, 5),
+        ],
+        ..Memory::default()
+    };
+    let balancer = started(web(None, &[11]), memory);
+    let of_all = DropKey { service: 0, ..key };
+    assert_eq!(balancer.plane.sums, [Sum::Drops(of_all, 5)]);
+    assert_eq!(balancer.status(at(0)).drops["too-big"], 5);
 }
 
 #[test]

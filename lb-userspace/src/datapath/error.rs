@@ -150,6 +150,17 @@ pub enum Error {
         /// Version of the layout.
         found: u32,
     },
+    /// One of the maps that it keeps has another form than those of this version.
+    #[error(
+        "{} keeps a datapath of another version of lb (its map {map} has another form)",
+        path.display()
+    )]
+    OtherMap {
+        /// The directory.
+        path: PathBuf,
+        /// Name of the map.
+        map: &'static str,
+    },
     /// An operation on what that directory keeps failed.
     #[error("{action} {}", path.display())]
     Pinned {
@@ -212,7 +223,7 @@ impl Error {
             Self::PinnedInUse { .. } => {
                 "stop the other lb; each needs a `pin-directory` of its own".into()
             }
-            Self::OtherLayout { .. } => {
+            Self::OtherLayout { .. } | Self::OtherMap { .. } => {
                 "`lb detach` of either version takes it away, with the flows that it remembers"
                     .into()
             }

@@ -11,14 +11,17 @@ mod ethtool;
 mod flows;
 mod guards;
 mod key;
+mod layout;
 mod live;
 mod log;
 mod mapped;
 mod of_maps;
 mod passage;
+mod peer;
 mod pinned;
 mod plain;
 mod ports;
+mod sums;
 mod test_run;
 #[cfg(test)]
 mod tests;
@@ -74,9 +77,11 @@ pub use self::{
     live::LiveFlows,
     log::ProgramLog,
     passage::MTU as PASSAGE_MTU,
+    peer::Peer,
     pinned::{BPF_FS_MAGIC, Pinned},
     plain::Stored,
     ports::PortPools,
+    sums::Sum,
     test_run::{TestRun, Verdict},
     twin::{Entry, Kind, PinnedMaps, Trace, Tuple, Twin},
 };
@@ -89,6 +94,7 @@ use self::{
     of_maps::{Inner, OfMaps},
     passage::Pair,
     plain::Plain,
+    sums::Sums,
 };
 use crate::address::AddressPrefix;
 
@@ -194,6 +200,7 @@ pub struct Datapath {
     embryonic_mask: u32,
     counters: PerCpuArray<MapData, Plain<Counters>>,
     drops: PerCpuHashMap<MapData, Plain<DropKey>, u64>,
+    sums: Sums,
     devices: DevMapHash<MapData>,
     interfaces: Table<u32, Interface>,
     log: Option<ProgramLog>,
@@ -235,6 +242,8 @@ impl Datapath {
     /// As with [`Self::load`], and where the maps are of another layout.
     pub fn load_pinned(options: &Options, pinned: Pinned) -> Result<Self> {
         pinned.prepare()?;
+        let is_sized = |name| FLOW_TABLES.contains(&name) || EMBRYONIC.contains(&name);
+        layout::check(OBJECT, &pinned, is_sized)?;
         Self::load_into(options, Some(pinned))
     }
 
@@ -252,7 +261,7 @@ impl Datapath {
         for name in FLOW_TABLES {
             loader.map_max_entries(name, entries);
         }
-        for name in [map_name::EMBRYONIC_V4, map_name::EMBRYONIC_V6] {
+        for name in EMBRYONIC {
             loader.map_max_entries(name, options.max_embryonic);
         }
         for (name, path) in pinned.iter().flat_map(Pinned::map_paths) {
@@ -293,6 +302,7 @@ impl Datapath {
             embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,
             counters: take(&mut ebpf, map_name::COUNTERS)?,
             drops: take(&mut ebpf, map_name::DROPS)?,
+            sums: Sums::open(pinned.as_ref())?,
             devices: take(&mut ebpf, map_name::DEVICES)?,
             interfaces: take(&mut ebpf, map_name::INTERFACES)?,
             log: EbpfLogger::init(&mut ebpf).ok().map(ProgramLog),
@@ -838,6 +848,9 @@ const CLIENT_TABLES: [&str; 4] = [
     map_name::CLIENTS_V6,
     map_name::NEWCOMERS_V6,
 ];
+
+/// The queues of flows that are not confirmed, which options give a size.
+const EMBRYONIC: [&str; 2] = [map_name::EMBRYONIC_V4, map_name::EMBRYONIC_V6];
 
 /// The flow tables, in the order of `FlowTables::new`.
 const FLOW_TABLES: [&str; 6] = [

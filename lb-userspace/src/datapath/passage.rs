@@ -54,9 +54,7 @@ impl Drop for Pair {
 impl Pair {
     /// Makes the pair, in place of one that a daemon before this one has left.
     pub(super) fn new() -> io::Result<Self> {
-        if let Ok(near) = attach::index_of(NEAR) {
-            remove(near)?;
-        }
+        remove_left()?;
         create()?;
         let index = |name| attach::index_of(name).map_err(io::Error::other);
         let pair = Self {
@@ -75,6 +73,11 @@ impl Pair {
         }
         Ok(pair)
     }
+}
+
+/// Removes the pair that a daemon has left which could not do it itself, if there is one.
+pub(super) fn remove_left() -> io::Result<()> {
+    attach::index_of(NEAR).map_or(Ok(()), remove)
 }
 
 /// Asks the kernel for a change, and waits until it is made.

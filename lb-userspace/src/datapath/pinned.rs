@@ -29,6 +29,7 @@ use nix::{
 use super::{
     bpf,
     error::{Error, Result},
+    passage,
 };
 
 /// Where Linux has its BPF file system.
@@ -36,7 +37,7 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// Magic number of the BPF file system: `BPF_FS_MAGIC` of linux/magic.h.
 pub const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 
-/// The maps that are kept: all that hold what cannot be made anew, or that programs of
+/// The maps of the program that are kept: all that hold what cannot be made anew, or that programs of
 /// two daemons must share while one replaces those of the other.
 const MAPS: [&str; 46] = [
     map_name::RUNTIME,
@@ -178,6 +179,11 @@ impl Pinned {
         Ok(())
     }
 
+    /// The directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Whether there are maps of our layout.
     pub(super) fn has_maps(&self) -> bool {
         self.map_paths().all(|(_, path)| path.exists())
@@ -187,6 +193,11 @@ impl Pinned {
     pub(super) fn map_paths(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
         let maps = self.maps(SCHEMA_VERSION);
         MAPS.into_iter().map(move |name| (name, maps.join(name)))
+    }
+
+    /// The place of a map of this name that is the daemon's own.
+    pub(super) fn map_path(&self, name: &str) -> PathBuf {
+        self.maps(SCHEMA_VERSION).join(name)
     }
 
     /// The place of the link to the interface of this index.
@@ -223,8 +234,9 @@ impl Pinned {
         }
     }
 
-    /// Takes everything away: the program is detached from all interfaces. Returns the
-    /// indices of these.
+    /// Takes everything away: the program is detached from all interfaces, and the interfaces
+    /// of health checks that a killed daemon has left are removed. Returns the indices of those
+    /// that the program was attached to.
     ///
     /// # Errors
     ///
@@ -234,6 +246,7 @@ impl Pinned {
         for ifindex in &links {
             self.remove_link(*ifindex)?;
         }
+        passage::remove_left().map_err(|source| Error::Passage { source })?;
         self.remove(&self.directory.join("links"))?;
         for version in self.versions()? {
             self.remove(&self.maps(version))?;

@@ -497,6 +497,13 @@ fn a_table_beyond_all_memory_is_refused_with_its_size() {
 }
 
 /// Loads the datapath that is kept in `directory`, or a new one.
+fn counters_of(flows: u64) -> Counters {
+    Counters {
+        new_flows: flows,
+        ..Counters::default()
+    }
+}
+
 fn load_pinned(directory: &Path) -> Datapath {
     let pinned = Pinned::open(directory).unwrap();
     Datapath::load_pinned(&OPTIONS, pinned).unwrap()
@@ -536,6 +543,15 @@ fn what_is_pinned_outlives_the_daemon() {
                 ..first.runtime()
             };
             first.set_runtime(runtime).unwrap();
+            let key = DropKey::overflow(1, 0);
+            let sums = [
+                Sum::Ended(3, 4),
+                Sum::Former(1, counters_of(5)),
+                Sum::Drops(key, 6),
+            ];
+            for sum in sums.into_iter().chain([Sum::Ended(7, 1), Sum::Ended(7, 0)]) {
+                first.keep_sum(sum).unwrap();
+            }
             first.attach("lo", XdpMode::Generic).unwrap();
             let run = first.test_run(&syn(40_000), LO).unwrap();
             assert_eq!(run.verdict, Verdict::Tx);
@@ -565,6 +581,7 @@ fn what_is_pinned_outlives_the_daemon() {
             assert_eq!(second.interfaces().unwrap(), [(LO, outlet(LO))].into());
             assert_eq!(second.ring(1, RING_SIZE).unwrap().unwrap(), *ring_of(1));
             assert_eq!(second.counters(1).unwrap(), counters);
+            assert_eq!(second.sums().unwrap(), sums);
             assert_eq!(second.runtime(), runtime);
             assert_eq!(second.adopt_port_pools([1, 2]).unwrap(), [1]);
             assert!(second.ports().is_in_use(1));
@@ -660,6 +677,38 @@ fn maps_of_another_layout_are_left_alone() {
             let removed = Pinned::open(bpffs).unwrap().remove_all().unwrap();
             assert_eq!(removed, [LO]);
             assert_eq!(attach::attached_program_of(LO), None);
+        });
+    });
+}
+
+/// As a version would leave them that changed a map and not the version of the layout.
+#[test]
+fn a_map_of_another_form_is_left_alone() {
+    in_network_namespace(|| {
+        with_bpf_file_system(|bpffs| {
+            let mut first = load_pinned(bpffs);
+            first.attach("lo", XdpMode::Generic).unwrap();
+            drop(first);
+            let maps = bpffs.join(format!("v{}", lb_common::SCHEMA_VERSION));
+            let [own, aside, other] =
+                [map_name::COUNTERS, "aside", map_name::DROPS].map(|name| maps.join(name));
+            fs::rename(&own, &aside).unwrap();
+            fs::hard_link(&other, &own).unwrap();
+            let Err(error) = Datapath::load_pinned(&OPTIONS, Pinned::open(bpffs).unwrap()) else {
+                panic!("it was loaded");
+            };
+            let map = map_name::COUNTERS;
+            assert!(
+                matches!(error, Error::OtherMap { map: found, .. } if found == map),
+                "{error:?}"
+            );
+            fs::rename(&aside, &own).unwrap();
+            // Flow tables have the size that they have.
+            let options = Options {
+                max_flows: OPTIONS.max_flows * 2,
+                ..OPTIONS
+            };
+            Datapath::load_pinned(&options, Pinned::open(bpffs).unwrap()).unwrap();
         });
     });
 }

@@ -5,7 +5,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    BackendAddress, BackendSpec, Condition, Explanation, FileContent, FlowFilter, FlowList,
+    BackendAddress, BackendSpec, Condition, Events, Explanation, FileContent, FlowFilter, FlowList,
     Question, Reason, Reloaded, Revision, ServiceSpec, Status, View,
 };
 
@@ -117,14 +117,20 @@ pub struct Apply {
 
 /// The sending end, which every API connection holds.
 #[derive(Clone, Debug)]
-pub struct Control(mpsc::Sender<Request>);
+pub struct Control(mpsc::Sender<Request>, Events);
 
 impl Control {
     /// A channel that holds up to `capacity` requests that wait for the daemon.
     #[must_use]
     pub fn channel(capacity: usize) -> (Self, mpsc::Receiver<Request>) {
         let (sender, receiver) = mpsc::channel(capacity);
-        (Self(sender), receiver)
+        (Self(sender, Events::default()), receiver)
+    }
+
+    /// What happens.
+    #[must_use]
+    pub const fn events(&self) -> &Events {
+        &self.1
     }
 
     async fn ask<T>(

@@ -5,6 +5,7 @@ mod address;
 mod configuration;
 mod control;
 mod desired;
+mod events;
 mod explain;
 mod flows;
 mod guard;
@@ -23,6 +24,9 @@ pub use configuration::{
 };
 pub use control::{Apply, Change, Control, Refusal, Request};
 pub use desired::Desired;
+pub use events::{
+    After, Changes, Event, EventId, Events, Happening, Listener, REMEMBERED, shortened,
+};
 pub use explain::{
     Explanation, Fate, Header, MetBackend, MetFlow, MetService, MetSlot, Piece, Question,
     QuestionStatus, Sent, SlotState, TcpFlags,

@@ -5,16 +5,20 @@ use std::time::Duration;
 
 use lb_userspace::{
     api::{
-        Client,
+        self, Access, Client, Socket,
         wire::{self, Backend, Service},
     },
-    state::{InterfaceStatus, Reason, ServiceSpec, Status},
+    state::{
+        After, Control, Event, Happening, InterfaceStatus, REMEMBERED, Reason, Request, Revision,
+        ServiceSpec, Status,
+    },
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    sync::oneshot,
     time::timeout,
 };
 
@@ -587,6 +591,265 @@ fn ask(socket: &std::path::Path, line: &str, body: &str) -> (u16, Value) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, serde_json::from_str(body).unwrap())
+}
+
+/// What happened, as the number that it is.
+fn numbered(number: usize) -> Happening {
+    Happening::DrainEnded {
+        service: "web".into(),
+        backend: number.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn events_are_told_as_they_happen() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    balancer.events().publish(numbered(0));
+    let mut new = client.events(After::Now, true).await.unwrap();
+    let mut all = client.events(After::Start, true).await.unwrap();
+    balancer.events().publish(numbered(1));
+    let next = new.next().await.unwrap().unwrap();
+    assert_eq!(next.what, numbered(1));
+    assert_eq!(new.last().unwrap().to_string(), next.id);
+    assert_eq!(all.next().await.unwrap().unwrap().what, numbered(0));
+    assert_eq!(all.next().await.unwrap(), Some(next));
+    // Somebody who has gone comes back, and has missed nothing.
+    let after = After::Event(new.last().unwrap());
+    drop(new);
+    balancer.events().publish(numbered(2));
+    let mut again = client.events(after, false).await.unwrap();
+    assert_eq!(again.next().await.unwrap().unwrap().what, numbered(2));
+    assert_eq!(again.next().await, Ok(None));
+    // A stream ends with the balancer, and with the last of what it has told.
+    balancer.events().publish(Happening::Stopping);
+    let stopped = tokio::spawn(balancer.stop());
+    assert_eq!(all.next().await.unwrap().unwrap().what, numbered(2));
+    assert_eq!(all.next().await.unwrap().unwrap().what, Happening::Stopping);
+    assert_eq!(all.next().await, Ok(None));
+    stopped.await.unwrap();
+}
+
+/// However slowly a client reads, it knows of every event, or how many it does not know of.
+#[tokio::test]
+async fn a_slow_reader_is_told_what_it_missed() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    let mut slow = client.events(After::Now, true).await.unwrap();
+    let mut published = 0;
+    // The socket has room for some of them; which, is its affair.
+    for _ in 0..20 {
+        for _ in 0..REMEMBERED {
+            balancer.events().publish(numbered(published));
+            published += 1;
+        }
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let (mut known, mut missed) = (0, 0);
+    while known < published {
+        match slow.next().await.unwrap().unwrap().what {
+            Happening::Missed { events } => {
+                let events = usize::try_from(events.unwrap()).unwrap();
+                (known, missed) = (known + events, missed + events);
+            }
+            what => {
+                assert_eq!(what, numbered(known));
+                known += 1;
+            }
+        }
+    }
+    assert!(missed > 0 && missed < published, "{missed} of {published}");
+    balancer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_have_the_form_of_the_standard() {
+    let balancer = Balancer::start(Status::default());
+    balancer.events().publish(numbered(7));
+    let get = |path: &str, header: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: lb\r\n{header}\r\n");
+        send(&balancer.socket(), request.as_bytes())
+    };
+    let answer = get("/v1/events?follow=false", "");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(
+        answer.contains("content-type: text/event-stream\r\n"),
+        "{answer}"
+    );
+    let data = answer.lines().find_map(|line| line.strip_prefix("data: "));
+    let event: Event = serde_json::from_str(data.unwrap()).unwrap();
+    assert_eq!(event.what, numbered(7));
+    let block = format!(
+        "id: {}\nevent: drain-ended\ndata: {}\n\n",
+        event.id,
+        data.unwrap()
+    );
+    assert!(answer.contains(&block), "{answer}");
+    let last = format!("Last-Event-ID: {}\r\n", event.id);
+    let answer = get("/v1/events?follow=false&after=start", &last);
+    assert!(!answer.contains("data: "), "{answer}");
+    let answer = get("/v1/events?follow=false", "Last-Event-ID: 1-1\r\n");
+    assert!(answer.contains("\nevent: missed\n"), "{answer}");
+    for (path, header) in [
+        ("/v1/events?after=soon", ""),
+        ("/v1/events?since=1", ""),
+        ("/v1/events", "Last-Event-ID: x\r\n"),
+    ] {
+        let answer = get(path, header);
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+    balancer.stop().await;
+}
+
+#[tokio::test]
+async fn listeners_are_so_many_at_most() {
+    let balancer = Balancer::start(Status::default());
+    let client = balancer.client();
+    let mut listeners = Vec::new();
+    for _ in 0..32 {
+        listeners.push(client.events(After::Now, true).await.unwrap());
+    }
+    let refused = client.events(After::Now, true).await.unwrap_err();
+    assert!(
+        refused.message.starts_with("32 clients are told"),
+        "{refused}"
+    );
+    // All else goes on.
+    assert_eq!(client.services().await, Ok(vec![]));
+    listeners.pop();
+    let again = async {
+        while client.events(After::Now, true).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), again).await.unwrap();
+    balancer.stop().await;
+}
+
+/// What curl(1) gets as this user with these groups: the status, and the body; 0 where it may not
+/// connect. Needs root, and setpriv(1).
+fn as_user(socket: &std::path::Path, user: &str, request: &str) -> (u16, String) {
+    let mut words: Vec<&str> = user.split_whitespace().collect();
+    words.extend([
+        "curl",
+        "--silent",
+        "--write-out",
+        "\n%{http_code}",
+        "--unix-socket",
+    ]);
+    words.push(socket.to_str().unwrap());
+    words.extend(request.split_whitespace());
+    let output = std::process::Command::new("setpriv").args(words).output();
+    let output = String::from_utf8(output.unwrap().stdout).unwrap();
+    let (body, status) = output.rsplit_once('\n').unwrap();
+    (status.parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_are_those_of_the_user_who_asks() {
+    const GET: &str = "http://lb/v1/services";
+    const PUT: &str = "--request DELETE http://lb/v1/services/web";
+    const WRITERS: Option<u32> = Some(61_001);
+    let users = [
+        // root, an owner, members of the group by the first and by another group,
+        ("--reuid 0 --regid 61009 --clear-groups", 200, 404),
+        ("--reuid 61000 --regid 61009 --clear-groups", 200, 404),
+        ("--reuid 61005 --regid 61001 --clear-groups", 200, 404),
+        ("--reuid 61005 --regid 61009 --groups 61008,61001", 200, 404),
+        // the same of those who may look, and others.
+        ("--reuid 61005 --regid 61002 --clear-groups", 200, 403),
+        ("--reuid 61005 --regid 61009 --groups 61002", 200, 403),
+        ("--reuid 61005 --regid 61009 --groups 61008", 403, 403),
+    ];
+    for with_readers in [true, false] {
+        let access = match with_readers {
+            true => Access::for_readers("61002").unwrap(),
+            false => Access::default(),
+        };
+        let balancer = Balancer::start_for(Status::default(), access);
+        let socket = balancer.socket();
+        let directory = socket.parent().unwrap();
+        std::fs::set_permissions(
+            directory,
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        std::os::unix::fs::chown(&socket, Some(61_000), WRITERS).unwrap();
+        for (user, get, delete) in users {
+            let expected = match (with_readers, delete) {
+                // The kernel does not let them connect.
+                (false, 403) => [0, 0],
+                _ => [get, delete],
+            };
+            let got = [GET, PUT].map(|request| as_user(&socket, user, request));
+            assert_eq!([got[0].0, got[1].0], expected, "{user}: {got:?}");
+            for (status, body) in got {
+                if status == 403 {
+                    let body: Value = serde_json::from_str(&body).unwrap();
+                    let message = body["error"]["message"].as_str().unwrap();
+                    assert!(message.starts_with("this user may "), "{message}");
+                    assert!(body["error"]["hint"].is_string(), "{body}");
+                }
+            }
+        }
+        if !with_readers {
+            // Who opens the socket to all does not open the balancer to all.
+            std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+                .unwrap();
+            for (user, ..) in &users[4..] {
+                assert_eq!(as_user(&socket, user, GET).0, 403, "{user}");
+            }
+        }
+        balancer.stop().await;
+    }
+}
+
+/// A balancer whose state is another one whenever a change comes.
+#[tokio::test]
+async fn a_change_is_not_tried_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = Socket::bind(&directory.path().join("lb.sock")).unwrap();
+    let (control, mut requests) = Control::channel(16);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(api::serve(socket, control, async {
+        let _ = stopped.await;
+    }));
+    let daemon = tokio::spawn(async move {
+        let spec = ServiceSpec::try_from(web()).unwrap();
+        let mut changes = 0;
+        let mut revision = Revision::first(1);
+        while let Some(request) = requests.recv().await {
+            revision = revision.next();
+            match request {
+                Request::Service(_, answer) => drop(answer.send((revision, Some(spec.clone())))),
+                Request::Change(_, condition, answer) => {
+                    changes += 1;
+                    let refusal = condition.unwrap().require(revision).unwrap_err();
+                    drop(answer.send(Err(refusal)));
+                }
+                other => unreachable!("{other:?}"),
+            }
+        }
+        changes
+    });
+    let path = directory.path().join("lb.sock");
+    let patch = json!({"icmp_echo": false}).to_string();
+    let request = format!(
+        "PATCH /v1/services/web HTTP/1.1\r\nHost: lb\r\nContent-Length: {}\r\n\r\n{patch}",
+        patch.len()
+    );
+    let answer = tokio::task::spawn_blocking(move || send(&path, request.as_bytes()));
+    let answer = answer.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 409 "), "{answer}");
+    assert!(
+        answer.contains("others changed the state 8 times"),
+        "{answer}"
+    );
+    drop(stop);
+    server.await.unwrap();
+    assert_eq!(daemon.await.unwrap(), 8);
 }
 
 #[tokio::test]

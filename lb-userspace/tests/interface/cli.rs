@@ -1,7 +1,8 @@
 //! The command line, as it is seen. Every file in `cli` is the record of a
 //! session with a balancer: after each line that begins with `$` stands what the
 //! command printed, lines of stderr behind `2>`, and its exit status if it was not
-//! 0. A new balancer serves each session.
+//! 0. A new balancer serves each session. A configuration `own/FILE` is FILE with a state
+//! file of the test.
 //!
 //! After a change that is meant, `SNAPSHOTS=overwrite cargo test --test interface cli` writes
 //! the answers anew; so a new case needs but its `$` line.
@@ -14,7 +15,10 @@ use std::{
 };
 
 use crate::support::Balancer;
-use lb_userspace::{api::wire::Service, state::Status};
+use lb_userspace::{
+    api::wire::Service,
+    state::{Happening, Status},
+};
 use serde_json::json;
 use snapbox::{Assert, Data};
 
@@ -54,7 +58,14 @@ async fn sessions_go_as_recorded() {
 }
 
 fn record(balancer: &Balancer, command: &str, record: &mut String) {
-    let output = lb(balancer, command).output().unwrap();
+    let own = tempfile::tempdir().unwrap();
+    let words = command.split_whitespace();
+    let words = words.map(|word| match word.strip_prefix("own/") {
+        Some(file) => with_state_file(file, own.path()),
+        None => word.to_owned(),
+    });
+    let words: Vec<_> = words.collect();
+    let output = lb(balancer, &words.join(" ")).output().unwrap();
     let Output {
         status,
         stdout,
@@ -66,8 +77,9 @@ fn record(balancer: &Balancer, command: &str, record: &mut String) {
         let text = String::from_utf8(bytes)
             .unwrap()
             .replace(socket.to_str().unwrap(), "LB_SOCKET")
+            .replace(own.path().to_str().unwrap(), "own")
             .replace(here().to_str().unwrap(), "HERE");
-        without_time(&text)
+        without_time(&without_clock(&text))
     };
     record.push_str(&text(stdout));
     for line in text(stderr).lines() {
@@ -76,6 +88,49 @@ fn record(balancer: &Balancer, command: &str, record: &mut String) {
     if !status.success() {
         let _ = writeln!(record, "exit status {}", status.code().unwrap());
     }
+}
+
+/// A copy of a configuration in `directory`, which also has its state file: nothing of a test
+/// is left on the host.
+fn with_state_file(file: &str, directory: &Path) -> String {
+    let text = fs::read_to_string(here().join(file)).unwrap();
+    let path = directory.join(file);
+    let state = directory.join("state.json");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(
+        &path,
+        format!("state-file = \"{}\"\n{text}", state.display()),
+    )
+    .unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// The text with each time of the day (`2026-01-01T00:00:00.000Z`) replaced.
+fn without_clock(text: &str) -> String {
+    const FORM: &str = "0000-00-00T00:00:00.000Z";
+    let is_time = |text: &str| {
+        let mut pairs = text.bytes().zip(FORM.bytes());
+        pairs.all(|(byte, form)| match form {
+            b'0' => byte.is_ascii_digit(),
+            form => byte == form,
+        })
+    };
+    let mut times = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let step = match rest.get(..FORM.len()) {
+            Some(time) if is_time(time) => {
+                times.push_str("NOW");
+                FORM.len()
+            }
+            _ => {
+                times.push(first);
+                first.len_utf8()
+            }
+        };
+        rest = &rest[step..];
+    }
+    times
 }
 
 /// The text with the time in revisions (`19a9e1b0c2d-7`) replaced: it is another each time.
@@ -260,6 +315,11 @@ async fn balancer() -> Balancer {
     for service in services {
         let service: Service = serde_json::from_value(service).unwrap();
         balancer.client().add_service(&service).await.unwrap();
+    }
+    let happenings = serde_json::from_str(include_str!("cli/events.json"));
+    let happenings: Vec<Happening> = happenings.unwrap();
+    for what in happenings {
+        balancer.events().publish(what);
     }
     balancer
 }

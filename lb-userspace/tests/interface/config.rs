@@ -73,6 +73,7 @@ fn nearly_everything_has_a_default() {
         interfaces: vec!["eth0".into()],
         xdp_mode: XdpMode::Auto,
         socket: PathBuf::from("/run/lb/lb.sock"),
+        read_group: None,
         pin_directory: PathBuf::from("/sys/fs/bpf/lb"),
         state_file: PathBuf::from("/var/lib/lb/state.json"),
         limits: Limits {
@@ -229,6 +230,7 @@ fn every_key_is_taken_as_written() {
         interfaces: vec!["eth0".into(), "eth1.100".into()],
         xdp_mode: XdpMode::Native,
         socket: PathBuf::from("/run/lb/other.sock"),
+        read_group: Some("monitoring".into()),
         pin_directory: PathBuf::from("/sys/fs/bpf/other"),
         state_file: PathBuf::from("/srv/lb/changes.json"),
         limits: Limits {
@@ -310,6 +312,7 @@ fn the_documented_defaults_are_the_defaults() {
         "down-interval =",
         "port =",
         "interfaces =",
+        "read-group =",
         "timeout =",
     ];
     let kept = ["name =", "address =", "mode =", "type ="];

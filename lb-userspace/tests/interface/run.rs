@@ -454,6 +454,84 @@ fn a_file_that_changes_is_taken_whole_or_not_at_all() {
     });
 }
 
+/// The kinds of events that there were, and what they are about.
+fn events(daemon: &Daemon) -> Vec<String> {
+    let output = daemon.lb("events --no-follow --json");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let line = |line: &str| {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let text = |key: &str| event[key].as_str().map(str::to_owned);
+        let changes = event["changes"].as_u64().map(|changes| changes.to_string());
+        let words = [text("event"), text("backend"), text("phase"), changes];
+        let up = event["up"]
+            .as_bool()
+            .map(|up| if up { "up" } else { "down" });
+        let words = words.into_iter().flatten();
+        words
+            .chain(up.map(str::to_owned))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    lines.lines().map(line).collect()
+}
+
+#[test]
+fn what_happens_is_told() {
+    in_network_namespace(|| {
+        let config = |n: u8| {
+            let check = "[service.health]\ntype = \"tcp\"\ninterval = \"100ms\"\n";
+            let service = service(&[0]).replacen(
+                "[[service.backend]]",
+                &format!("{check}[[service.backend]]"),
+                1,
+            );
+            let other = format!("[[service.backend]]\naddress = \"10.0.0.2:{n}\"\nweight = 0\n");
+            format!("interfaces = [\"eth0\"]\n{service}{other}")
+        };
+        let mut daemon = Daemon::start(&config(7));
+        let (reader, writer) = io::pipe().unwrap();
+        // The command has an end of the pipe as long as it is there.
+        let mut following = {
+            let mut command = lb(daemon.directory.path());
+            command.arg("events").stdout(writer);
+            command.spawn().unwrap()
+        };
+        let mut expected = vec!["started".to_owned()];
+        let mut then = |daemon: &mut Daemon, more: &[&str]| {
+            expected.extend(more.iter().map(|event| (*event).to_owned()));
+            daemon.wait_until(&format!("{expected:?} are told"), |daemon| {
+                let mut told = events(daemon);
+                // Checks end when they end.
+                told.retain(|event| !event.starts_with("health"));
+                told == expected
+            });
+        };
+        then(&mut daemon, &[]);
+        daemon.wait_until("both are found down", |daemon| {
+            let told = events(daemon);
+            ["health 10.0.0.2:80 down", "health 10.0.0.2:7 down"]
+                .iter()
+                .all(|event| told.iter().any(|told| told == event))
+        });
+        daemon.must("backend set web 10.0.0.2:80 --weight 7");
+        then(&mut daemon, &["change 1"]);
+        daemon.must("backend drain web 10.0.0.2:80");
+        then(&mut daemon, &["change 1", "drain 10.0.0.2:80 drained"]);
+        daemon.must("backend undrain web 10.0.0.2:80");
+        then(&mut daemon, &["change 1", "drain-ended 10.0.0.2:80"]);
+        assert!(!daemon.lb("service remove no-such").status.success());
+        daemon.configure(&config(9));
+        then(&mut daemon, &["reload 2"]);
+        daemon.configure("interfaces = 7\n");
+        then(&mut daemon, &["reload-refused"]);
+        assert!(daemon.stop().success());
+        assert!(following.wait().unwrap().success());
+        let told = io::read_to_string(reader).unwrap();
+        let last = told.lines().last().unwrap();
+        assert!(last.contains("stopping"), "{told}");
+    });
+}
+
 #[test]
 fn what_cannot_be_kept_is_not_changed() {
     let outer = tempfile::tempdir().unwrap();

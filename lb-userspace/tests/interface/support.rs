@@ -7,12 +7,12 @@ use std::{
 };
 
 use lb_userspace::{
-    api::{self, Client, Socket},
+    api::{self, Access, Client, Socket},
     config::{self, Source},
     intent::{Intent, Overrides},
     state::{
-        Control, Explanation, FlowFilter, FlowList, FlowStatus, Question, Refusal, Request, Status,
-        rules,
+        Control, Events, Explanation, FlowFilter, FlowList, FlowStatus, Question, Refusal, Request,
+        Status, rules,
     },
 };
 use tempfile::TempDir;
@@ -24,6 +24,7 @@ use tokio::{
 /// It listens on a socket in a directory of its own until it is stopped or dropped.
 pub(crate) struct Balancer {
     directory: TempDir,
+    events: Events,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
     daemon: JoinHandle<()>,
@@ -32,9 +33,16 @@ pub(crate) struct Balancer {
 impl Balancer {
     /// Starts one that shows `status` and wants nothing yet. Needs a Tokio runtime.
     pub(crate) fn start(status: Status) -> Self {
+        Self::start_for(status, Access::default())
+    }
+
+    /// The same, also for those whom `access` lets in.
+    pub(crate) fn start_for(status: Status, access: Access) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let socket = Socket::bind(&directory.path().join("lb.sock")).unwrap();
+        let path = directory.path().join("lb.sock");
+        let socket = Socket::bind_for(&path, access).unwrap();
         let (control, requests) = Control::channel(16);
+        let events = control.events().clone();
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(api::serve(socket, control, async {
             let _ = stopped.await;
@@ -42,6 +50,7 @@ impl Balancer {
         let daemon = tokio::spawn(answer(requests, status));
         Self {
             directory,
+            events,
             stop,
             server,
             daemon,
@@ -51,6 +60,11 @@ impl Balancer {
     /// Where it listens.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("lb.sock")
+    }
+
+    /// What it tells of: nothing by itself.
+    pub(crate) const fn events(&self) -> &Events {
+        &self.events
     }
 
     /// A client that asks it.

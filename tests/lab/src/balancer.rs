@@ -130,6 +130,41 @@ impl Balancer {
         self.wait_until_it_answers()
     }
 
+    /// Ends it in order and starts another program in its place, as an upgrade does. From then
+    /// on this one is started.
+    ///
+    /// # Errors
+    ///
+    /// When the old one does not end, or the new one does not start; with its log.
+    pub fn upgrade(&mut self, program: &Path) -> Result<()> {
+        self.end()?;
+        program.clone_into(&mut self.program);
+        self.start_again()
+    }
+
+    /// Starts it after its end, when it is not to be able to. Returns what it says.
+    ///
+    /// # Errors
+    ///
+    /// When it runs on.
+    pub fn fail_to_start(&mut self) -> Result<String> {
+        ensure!(!self.process.is_running()?, "`lb run` has not ended");
+        self.starts += 1;
+        let mut process = run_lb(&self.host, &self.program, &self.config, self.starts)?;
+        let deadline = Instant::now() + PATIENCE;
+        while process.is_running()? {
+            ensure!(Instant::now() < deadline, "it runs: {}", process.log());
+            thread::sleep(POLL);
+        }
+        Ok(process.log())
+    }
+
+    /// Where its datapath is kept.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
     /// Takes it out of the kernel after its end.
     ///
     /// # Errors

@@ -19,8 +19,10 @@ mod programs;
 mod quic;
 mod restarts;
 mod schedulers;
+mod steady;
 mod traffic;
 mod udp;
+mod upgrade;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_lab::{
-    Background, Balancer, Host, Load, LoadReport, Mode, Service, Status, TopologyOptions,
+    Background, Balancer, Counters, Host, Load, LoadReport, Mode, Service, Status, TopologyOptions,
     http::Connection, port, udp,
 };
 
@@ -22,7 +22,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// another number. Each start brings a program of its own and replaces the one that is attached.
 const STARTS: usize = 9;
 
-fn number(variable: &str, usual: usize) -> usize {
+/// A number from the environment, or the usual one.
+pub(crate) fn number(variable: &str, usual: usize) -> usize {
     let number = env::var(variable).ok();
     number.map_or(usual, |number| {
         number
@@ -43,7 +44,16 @@ fn starts() -> usize {
 /// asked for. Each must be answered by one backend all the time. Returns how often all of
 /// them have spoken.
 pub(crate) fn hold(client: &Host, addresses: &[SocketAddr]) -> Result<Background<Result<u64>>> {
-    let each = connections() / addresses.len();
+    hold_many(client, addresses, connections())
+}
+
+/// The same with so many connections.
+pub(crate) fn hold_many(
+    client: &Host,
+    addresses: &[SocketAddr],
+    connections: usize,
+) -> Result<Background<Result<u64>>> {
+    let each = connections / addresses.len();
     let open = || -> Result<Vec<(Connection, String)>> {
         let addresses = addresses.iter().flat_map(|one| vec![*one; each]);
         addresses
@@ -104,32 +114,41 @@ fn connect(client: &Host, address: SocketAddr) -> Background<LoadReport> {
     client.background(move |stop| load.run_until(stop))
 }
 
-/// That no counter of a service has gone backwards since `before`.
-fn assert_onwards(before: &Status, after: &Status) -> Result<()> {
-    let figures = |status: &Status| -> BTreeMap<String, [u64; 5]> {
-        let services = status.services.iter();
-        services
-            .map(|service| {
-                let counters = &service.counters;
-                let figures = [
-                    counters.packets,
-                    counters.bytes,
-                    counters.reply_packets,
-                    counters.reply_bytes,
-                    counters.new_flows,
-                ];
-                (service.name.clone(), figures)
-            })
-            .collect()
+/// That no counter of a service or a backend that there is still has gone backwards since
+/// `before`.
+pub(crate) fn assert_onwards(before: &Status, after: &Status) -> Result<()> {
+    let figures = |counters: &Counters| {
+        [
+            counters.packets,
+            counters.bytes,
+            counters.reply_packets,
+            counters.reply_bytes,
+            counters.new_flows,
+            counters.ended_flows,
+        ]
     };
-    let (before, after) = (figures(before), figures(after));
-    for (service, before) in before {
-        let after = after.get(&service).context("a service is gone")?;
+    let all = |status: &Status| -> BTreeMap<(String, String), [u64; 6]> {
+        let mut all = BTreeMap::new();
+        for service in &status.services {
+            let name = &service.name;
+            all.insert((name.clone(), String::new()), figures(&service.counters));
+            for backend in &service.backends {
+                let key = (name.clone(), backend.address.clone());
+                all.insert(key, figures(&backend.counters));
+            }
+        }
+        all
+    };
+    let (before, after) = (all(before), all(after));
+    for (key, before) in before {
+        let Some(after) = after.get(&key) else {
+            continue;
+        };
         let is_onwards = before
             .iter()
             .zip(after)
             .all(|(before, after)| before <= after);
-        ensure!(is_onwards, "{service}: {before:?} became {after:?}");
+        ensure!(is_onwards, "{key:?}: {before:?} became {after:?}");
     }
     Ok(())
 }
