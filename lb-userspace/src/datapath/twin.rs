@@ -252,16 +252,6 @@ pub struct Trace {
     pub counters: BTreeMap<u32, Counters>,
 }
 
-impl Trace {
-    /// The backend that has counted the packet as sent, to it or for it.
-    #[must_use]
-    pub fn sent(&self) -> Option<(&u32, &Counters)> {
-        self.counters
-            .iter()
-            .find(|(_, counted)| counted.packets + counted.reply_packets > 0)
-    }
-}
-
 /// Entries that are copied besides those of the packet's tuple.
 #[derive(Default)]
 struct Copied {
