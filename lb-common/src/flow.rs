@@ -33,6 +33,9 @@ pub mod state {
     pub const JOINED: u32 = 1 << 6;
     /// Of a pin: its begin was counted, and its end is to be.
     pub const COUNTED: u32 = 1 << 7;
+    /// Of a translated flow: it began with a SYN, and what becomes of that is counted. See
+    /// [`outcome`](crate::outcome).
+    pub const WATCHED: u32 = 1 << 7;
     /// The bits from this one on are the place of the flow in the queue of those that are
     /// not confirmed.
     pub const PLACE: u32 = 8;

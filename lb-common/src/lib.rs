@@ -25,6 +25,7 @@ pub mod flow;
 pub mod fragment;
 pub mod guard;
 pub mod hash;
+pub mod outcome;
 pub mod pin;
 pub mod ports;
 pub mod probe;

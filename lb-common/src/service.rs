@@ -91,6 +91,9 @@ impl Service {
     pub const QUIC: u8 = 1 << 6;
     /// A client gets the backend that it had last.
     pub const AFFINE: u8 = 1 << 5;
+    /// What becomes of the connections that clients begin is counted: see
+    /// [`outcome`](crate::outcome).
+    pub const WATCHED: u8 = 1 << 7;
 
     /// Index of its ring in `RINGS` or `SIZED_RINGS`, and its name in counters. At least 1.
     #[inline(always)]

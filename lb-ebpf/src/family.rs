@@ -220,7 +220,13 @@ pub trait Family: Sized {
     fn expect_answer(tuple: &Self::Tuple, path: &LinkPath, backend: u32) -> u64;
 
     /// Writes the entries of a flow, see [`crate::open`].
-    fn write_entries(tuple: &Self::Tuple, path: &LinkPath, service: u64, backend: u32) -> u32;
+    fn write_entries(
+        tuple: &Self::Tuple,
+        path: &LinkPath,
+        service: u64,
+        backend: u32,
+        flags: u32,
+    ) -> u32;
 
     /// Takes a source port over for the flow in the draft, see [`crate::open`].
     fn take_over(backend: u32) -> u32;

@@ -16,7 +16,7 @@ use crate::{
     count,
     family::Family,
     maps::{BACKENDS, INTERFACES, clock, switches},
-    open,
+    open, outcome,
     packet::{Packet, Part, Transport, at, tcp},
     ports,
 };
@@ -131,22 +131,14 @@ impl<F: Family> Flow<F> {
     /// its end. Returns what the state was.
     #[inline(always)]
     fn advance(self, bits: u32) -> u32 {
-        let old = self.change(bits);
-        if !state::is_closed(old) && state::is_closed(old | bits) {
-            count::ended(self.backend());
-        }
-        old
+        advance(self.entry(), bits)
     }
 
     /// Adds bits to the state of the entry in `FLOWS_*`, and counts what they make of an open
     /// flow. Returns what the state was.
     #[inline(always)]
     fn change(self, bits: u32) -> u32 {
-        let old = self.set(bits);
-        let new = old | bits;
-        let (before, after) = (state::is_closed(old), state::is_closed(new));
-        count::moved(self.backend(), (old, before), (new, after));
-        old
+        change(self.entry(), bits)
     }
 }
 
@@ -198,8 +190,52 @@ pub fn replied<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, reply: Flow<
             let syn = u32::from(packet.transport.flags & tcp::SYN != 0);
             flow.set_sequence(sequence(ctx, packet, SEQUENCE).wrapping_add(syn));
         }
-        flow.advance(bits);
+        tell(flow.entry(), bits, packet.transport.flags as u32);
     }
+}
+
+/// Adds what a packet tells to the state of its flow, and counts what follows. The TCP flags are
+/// those of one from a backend, 0 for one from a client. A global function, like `ipv6_walk`: few
+/// packets bring news, and there are many ways through this.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn tell(entry: *mut FlowEntry, bits: u32, flags: u32) -> u32 {
+    if entry.is_null() {
+        return 0;
+    }
+    let old = advance(entry, bits);
+    // SAFETY: the verifier checks that callers pass a whole entry.
+    outcome::replied(u64::from(flags), old, unsafe { (*entry).backend });
+    old
+}
+
+/// Adds bits to the state of an entry in `FLOWS_*`, which must not be null. Whoever closes the
+/// flow counts its end. Returns what the state was.
+#[inline(always)]
+fn advance(entry: *mut FlowEntry, bits: u32) -> u32 {
+    let old = change(entry, bits);
+    if !state::is_closed(old) && state::is_closed(old | bits) {
+        // SAFETY: as in `Flow::to`.
+        count::ended(unsafe { (*entry).backend });
+    }
+    old
+}
+
+/// Adds bits to the state of an entry in `FLOWS_*`, which must not be null, and counts what they
+/// make of an open flow. Returns what the state was.
+#[inline(always)]
+fn change(entry: *mut FlowEntry, bits: u32) -> u32 {
+    // SAFETY: as in `Flow::to`.
+    let (old, backend) = unsafe {
+        (
+            fetch_or_u32(&raw mut (*entry).state, bits),
+            (*entry).backend,
+        )
+    };
+    let new = old | bits;
+    let (before, after) = (state::is_closed(old), state::is_closed(new));
+    count::moved(backend, (old, before), (new, after));
+    old
 }
 
 /// Offset of the sequence number in a TCP header.
@@ -300,7 +336,7 @@ pub fn of_client<F: Family>(
 fn spoke<F: Family>(packet: &Packet<'_, F>, flow: Flow<F>) {
     let bits = observed(&packet.transport, state::FIN_CLIENT);
     if bits != 0 {
-        flow.advance(bits);
+        tell(flow.entry(), bits, 0);
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     flow::{self, Flow},
     guard,
     maps::BACKENDS,
-    mss,
+    mss, outcome,
     packet::{Packet, Part, tcp},
     quic, select, service, tunnel,
     verdict::{Refused, Verdict, conclude},
@@ -60,7 +60,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, packet: &Packet<'_, F>, service: &Ser
         fits(packet, service, id, backend, length)?;
         mss::clamp(ctx, packet, backend);
         if service.flags & Service::TRACKED == 0 {
-            seen(packet, id);
+            seen(packet, service, id);
         }
         (id, direct(ctx, packet, service, id, backend, length))
     };
@@ -130,16 +130,27 @@ fn direct<F: Family>(
 
 /// Counts what a packet tells of its flow, of which nothing is kept.
 #[inline(always)]
-fn seen<F: Family>(packet: &Packet<'_, F>, backend: u32) {
-    if !packet.transport.is_tcp {
-        return;
+fn seen<F: Family>(packet: &Packet<'_, F>, service: &Service, backend: u32) {
+    let flags = packet.transport.flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST);
+    if flags & !tcp::ACK != 0 {
+        count_seen(backend, flags as u32, u32::from(service.flags));
     }
-    if tcp::opens(packet.transport.flags) {
+}
+
+/// Counts what a packet with these TCP flags tells of a flow of a service with these flags. A
+/// global function, like `ipv6_walk`: what is rare and has many ways through it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_seen(backend: u32, flags: u32, service_flags: u32) -> u32 {
+    let flags = u64::from(flags);
+    if tcp::opens(flags) {
         count::began(backend);
+        outcome::of_client(service_flags as u8, flags, backend);
     }
-    if packet.transport.flags & (tcp::FIN | tcp::RST) != 0 {
+    if flags & (tcp::FIN | tcp::RST) != 0 {
         count::ended(backend);
     }
+    0
 }
 
 /// A packet from a backend to a client.

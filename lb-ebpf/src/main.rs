@@ -28,6 +28,7 @@ mod link;
 mod maps;
 mod mss;
 mod open;
+mod outcome;
 mod packet;
 mod pin;
 mod ports;

@@ -18,6 +18,7 @@ use lb_common::{
     flow::{Flow4, Flow6, FlowKey4, FlowKey6, MAX_FLOWS},
     fragment::{Fragment, FragmentKey4, FragmentKey6, MAX_FRAGMENTS},
     guard::{BucketKey, Guard, MAX_SOURCE_BUCKETS, MAX_SOURCE_PREFIXES, SourceKey4, SourceKey6},
+    outcome::WORDS as OUTCOME_WORDS,
     pin::Pin,
     ports::{MAX_PORT_POOLS, PortPool},
     probe::Probe,
@@ -157,6 +158,11 @@ pub static SOURCE_BUCKETS: LruHashMap<BucketKey, u64, SOURCE_BUCKETS_KEPT> = Lru
 /// with atomic operations. See [`load`](lb_common::flow::load).
 #[btf_map]
 pub static LIVE: Array<u64, BACKEND_IDS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// What became of connections to a backend, by its id, in memory that the daemon maps too.
+#[btf_map]
+pub static OUTCOMES: Array<[u64; OUTCOME_WORDS], BACKEND_IDS, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 
 /// Backends by id.
 #[btf_map]

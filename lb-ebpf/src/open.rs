@@ -16,6 +16,7 @@ use crate::{
     family::{Draft, Family, Ipv4, Ipv6},
     flow::{self, EXISTS, Flow},
     maps::{BACKENDS, clock},
+    outcome,
     packet::Packet,
     ports, select, service,
 };
@@ -45,9 +46,10 @@ pub fn flow<F: Family>(
     let (id, backend) = select::of_new::<F>(&packet.tuple, service, named)?;
     let path = packet.link.way_back();
     let service = service::word(service);
-    let mut refused = F::write_entries(&packet.tuple, &path, service, id);
+    let flags = packet.transport.flags as u32;
+    let mut refused = F::write_entries(&packet.tuple, &path, service, id, flags);
     if refused == EXHAUSTED && (F::take_over(id) != 0 || ports::look_again(backend)) {
-        refused = F::write_entries(&packet.tuple, &path, service, id);
+        refused = F::write_entries(&packet.tuple, &path, service, id, flags);
     }
     match refused {
         0 => {}
@@ -72,12 +74,13 @@ pub extern "C" fn write_entries_v4(
     path: *const LinkPath,
     service: u64,
     backend: u32,
+    flags: u32,
 ) -> u32 {
     // SAFETY: the verifier checks what callers pass.
     let (Some(tuple), Some(path)) = (unsafe { tuple.as_ref() }, unsafe { path.as_ref() }) else {
         return DropReason::FlowTableFull as u32;
     };
-    number(write_entries::<Ipv4>(tuple, path, service, backend))
+    number(write_entries::<Ipv4>(tuple, path, service, backend, flags))
 }
 
 /// [`write_entries`] for IPv6, like [`write_entries_v4`].
@@ -88,12 +91,13 @@ pub extern "C" fn write_entries_v6(
     path: *const LinkPath,
     service: u64,
     backend: u32,
+    flags: u32,
 ) -> u32 {
     // SAFETY: as in `write_entries_v4`.
     let (Some(tuple), Some(path)) = (unsafe { tuple.as_ref() }, unsafe { path.as_ref() }) else {
         return DropReason::FlowTableFull as u32;
     };
-    number(write_entries::<Ipv6>(tuple, path, service, backend))
+    number(write_entries::<Ipv6>(tuple, path, service, backend, flags))
 }
 
 #[inline(always)]
@@ -151,15 +155,18 @@ fn draft_entries<F: Family>(
 }
 
 /// Writes the entry for replies, which leave by `path`, and then the one for the client's
-/// packets, so that a reply never comes before its entry. The service is given as a word.
+/// packets, so that a reply never comes before its entry. The service is given as a word; the flags are
+/// those of TCP, 0 for UDP.
 #[inline(always)]
 fn write_entries<F: Family>(
     tuple: &F::Tuple,
     path: &LinkPath,
     service: u64,
     id: u32,
+    flags: u32,
 ) -> Result<(), DropReason> {
-    let full_nat = service::of_word(service).mode == Mode::FullNat as u8;
+    let service = service::of_word(service);
+    let full_nat = service.mode == Mode::FullNat as u8;
     let (Some(draft), Some(backend)) = (F::draft(), BACKENDS.get(id)) else {
         return Err(DropReason::FlowTableFull);
     };
@@ -186,7 +193,8 @@ fn write_entries<F: Family>(
     }
     // A flow that gets no port takes no place from another.
     let place = embryonic::place::<F>();
-    flow_entry.state = place << state::PLACE;
+    let watched = outcome::state_of_new(&service, flags);
+    flow_entry.state = watched | place << state::PLACE;
     F::enter_embryonic(tuple, place);
     let mut inserted = Err(EXISTS);
     for attempt in 0..ATTEMPTS {
@@ -227,6 +235,7 @@ fn write_entries<F: Family>(
         Ok(()) => {
             count::began(id);
             count::opened(id, 0, false);
+            outcome::begun(watched, id);
             Ok(())
         }
         Err(error) => {

@@ -16,6 +16,7 @@ use crate::{
     flow::EXISTS,
     guard,
     maps::{BACKENDS, clock},
+    outcome,
     packet::tcp,
     select, service,
 };
@@ -242,6 +243,17 @@ fn takes_new_flows(id: u32) -> bool {
         .is_some_and(|backend| backend.state == BackendState::Up as u8)
 }
 
+/// Counts a SYN to this backend, if there is one. Those of flows without entries are counted
+/// where their begins are.
+#[inline(always)]
+fn watched(service: u64, signs: u32, backend: u32) -> u32 {
+    let service = service::of_word(service);
+    if service.flags & Service::TRACKED != 0 && backend != NO_BACKEND {
+        outcome::of_client(service.flags, u64::from(signs), backend);
+    }
+    backend
+}
+
 /// [`backend`] for IPv4.
 ///
 /// A global function, like `ipv6_walk`, which may read what `tuple` points to, unless that
@@ -257,7 +269,11 @@ pub extern "C" fn pinned_v4(
 ) -> u32 {
     // SAFETY: the verifier checks that callers pass a whole tuple.
     match unsafe { tuple.as_ref() } {
-        Some(tuple) => backend::<Ipv4>(tuple, service, slot, index, signs),
+        Some(tuple) => watched(
+            service,
+            signs,
+            backend::<Ipv4>(tuple, service, slot, index, signs),
+        ),
         None => NO_BACKEND,
     }
 }
@@ -274,7 +290,11 @@ pub extern "C" fn pinned_v6(
 ) -> u32 {
     // SAFETY: as in `pinned_v4`.
     match unsafe { tuple.as_ref() } {
-        Some(tuple) => backend::<Ipv6>(tuple, service, slot, index, signs),
+        Some(tuple) => watched(
+            service,
+            signs,
+            backend::<Ipv6>(tuple, service, slot, index, signs),
+        ),
         None => NO_BACKEND,
     }
 }

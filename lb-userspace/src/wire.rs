@@ -53,6 +53,9 @@ pub struct Service {
     /// A number of backends, or a share as text: `50%`.
     #[serde(default)]
     pub quorum: Quorum,
+    /// The same: with fewer that are up, all are used; absent where checks are always believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_threshold: Option<Quorum>,
     /// `drop` or `fail-open`.
     #[serde(default = "default_on_empty")]
     pub on_empty: String,
@@ -237,6 +240,12 @@ pub struct Health {
     /// Share of the interval by which a check may come earlier: `10%`; absent for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<String>,
+    /// Duration that a backend that flaps is held down at most; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_down: Option<String>,
+    /// Whether clients' connections are watched, too; absent where they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<bool>,
     /// Duration that an answer may take; absent where it follows the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
@@ -453,6 +462,8 @@ impl From<&HealthSpec> for Health {
             interval: Some(duration::format(health.interval)),
             down_interval: health.down_interval.map(duration::format),
             jitter: (health.jitter != 0).then(|| format!("{}%", health.jitter)),
+            hold_down: health.hold_down.map(duration::format),
+            passive: health.passive.then_some(true),
             timeout: health.timeout.map(duration::format),
             rise: health.rise,
             fall: health.fall,
@@ -487,6 +498,7 @@ impl From<&ServiceSpec> for Service {
             ring_size: service.ring_size,
             track: service.track.map(|track| track.to_string()),
             quorum: service.quorum,
+            panic_threshold: service.panic_threshold,
             on_empty: service.on_empty.to_string(),
             slow_start: service.slow_start.map(duration::format),
             slow_start_curve: service.slow_start_curve.to_string(),
@@ -534,6 +546,7 @@ impl TryFrom<Service> for ServiceSpec {
                 .map(|track| at(Field::Track, track.parse()))
                 .transpose()?,
             quorum: service.quorum,
+            panic_threshold: service.panic_threshold,
             on_empty: at(Field::OnEmpty, service.on_empty.parse())?,
             slow_start: service
                 .slow_start
@@ -655,6 +668,8 @@ impl Health {
             interval: interval.unwrap_or(HealthSpec::DEFAULT_INTERVAL),
             down_interval: time(HealthKey::DownInterval, &self.down_interval)?,
             jitter: jitter.transpose()?.unwrap_or_default(),
+            hold_down: time(HealthKey::HoldDown, &self.hold_down)?,
+            passive: self.passive.unwrap_or_default(),
             timeout: time(HealthKey::Timeout, &self.timeout)?,
             rise: self.rise,
             fall: self.fall,

@@ -267,8 +267,14 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
-    fn write_entries(tuple: &FlowKey4, path: &LinkPath, service: u64, backend: u32) -> u32 {
-        open::write_entries_v4(tuple, path, service, backend)
+    fn write_entries(
+        tuple: &FlowKey4,
+        path: &LinkPath,
+        service: u64,
+        backend: u32,
+        flags: u32,
+    ) -> u32 {
+        open::write_entries_v4(tuple, path, service, backend, flags)
     }
 
     #[inline(always)]

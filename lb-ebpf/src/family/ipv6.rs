@@ -286,8 +286,14 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn write_entries(tuple: &FlowKey6, path: &LinkPath, service: u64, backend: u32) -> u32 {
-        open::write_entries_v6(tuple, path, service, backend)
+    fn write_entries(
+        tuple: &FlowKey6,
+        path: &LinkPath,
+        service: u64,
+        backend: u32,
+        flags: u32,
+    ) -> u32 {
+        open::write_entries_v6(tuple, path, service, backend, flags)
     }
 
     #[inline(always)]

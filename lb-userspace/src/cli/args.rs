@@ -679,6 +679,15 @@ pub(super) struct ServiceOptions {
     )]
     pub(super) quorum: Option<Setting<Quorum>>,
 
+    /// With fewer backends that are up, or a smaller share, all are used [default: never]
+    #[arg(
+        long,
+        value_name = "COUNT|PERCENT%",
+        value_parser = setting(Quorum::from_str),
+        help_heading = SELECTION
+    )]
+    pub(super) panic_threshold: Option<Setting<Quorum>>,
+
     /// What happens while all backends are down [default: drop]
     #[arg(long, value_parser = setting_word::<OnEmpty>(), help_heading = SELECTION)]
     pub(super) on_empty: Option<Setting<OnEmpty>>,
@@ -1098,7 +1107,8 @@ fn parse_health_option(text: &str) -> Result<(HealthKey, Setting<String>), Reaso
     })?;
     let has_option = |key: &HealthKey| {
         let list = matches!(key, HealthKey::Command | HealthKey::Environment);
-        key.is_of_probe() && *key != HealthKey::Host && !list
+        let other = matches!(key, HealthKey::HoldDown | HealthKey::Passive);
+        (key.is_of_probe() || other) && *key != HealthKey::Host && !list
     };
     let unknown = || {
         let known = HealthKey::ALL.iter().filter(|key| has_option(key));

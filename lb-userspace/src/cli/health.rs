@@ -49,7 +49,7 @@ pub(super) fn patch(options: &HealthOptions) -> Option<Value> {
     for (key, given) in &options.health_option {
         let value = match (key, given) {
             (_, Setting::Default) => Value::Null,
-            (HealthKey::Verify | HealthKey::Tls, Setting::Value(text)) => text
+            (HealthKey::Verify | HealthKey::Tls | HealthKey::Passive, Setting::Value(text)) => text
                 .parse()
                 .map_or_else(|_| text.as_str().into(), Value::Bool),
             (HealthKey::Alpn, Setting::Value(text)) => text.split(',').map(str::trim).collect(),
@@ -140,6 +140,12 @@ pub(super) fn show(health: &wire::Health, line: &mut impl FnMut(&str, &str)) {
     }
     if let Some(jitter) = &health.jitter {
         line("jitter", jitter);
+    }
+    if let Some(time) = &health.hold_down {
+        line("hold down", time);
+    }
+    if health.passive == Some(true) {
+        line("passive", "true");
     }
     line("timeout", &timeout(health));
     line("rise, fall", &format!("{}, {}", health.rise, health.fall));

@@ -122,6 +122,7 @@ fn options(options: &ServiceOptions) -> Map<String, Value> {
     put("ring_size", value(options.ring_size.as_ref()));
     put("track", text(options.track.as_ref(), ToString::to_string));
     put("quorum", value(options.quorum.as_ref()));
+    put("panic_threshold", value(options.panic_threshold.as_ref()));
     put(
         "on_empty",
         text(options.on_empty.as_ref(), ToString::to_string),
@@ -304,6 +305,9 @@ fn selection(service: &Service, line: &mut impl FnMut(&str, &str)) {
     }
     if service.quorum != Quorum::default() {
         line("quorum", &service.quorum.to_string());
+    }
+    if let Some(threshold) = service.panic_threshold {
+        line("panic threshold", &threshold.to_string());
     }
     if service.on_empty != OnEmpty::Drop.as_str() {
         line("on empty", &service.on_empty);

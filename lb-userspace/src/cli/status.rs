@@ -156,6 +156,16 @@ fn show_service(service: &ServiceStatus, text: &mut String) {
             );
         }
     }
+    for backend in &service.backends {
+        if let Some(seconds) = backend.health.held {
+            let time = duration::format(Duration::from_secs(seconds));
+            let _ = writeln!(
+                text,
+                "  {} flaps, and is held down for {time} more",
+                backend.address
+            );
+        }
+    }
     for drop in &service.drops {
         let _ = writeln!(
             text,

@@ -47,6 +47,8 @@ const SERVER_ID_LENGTH: &str = "say how many bytes of a connection ID name the s
 const ROTATION: &str = "list the configurations in use: `config-rotation = [0]`";
 const SERVER_ID: &str = "write it in hex: `server-id = \"c0ffee01\"`, or several: \
                          `[\"c0ffee01\", \"c0ffee02\"]`";
+const PANIC_THRESHOLD: &str =
+    "write a number of backends, `panic-threshold = 2`, or a share, `panic-threshold = \"50%\"`";
 const ON_EMPTY: &str = "`on-empty = \"drop\"` or `on-empty = \"fail-open\"`";
 const SOURCE: &str = "write an address of this host in quotes: `source = \"10.0.0.1\"`";
 const SOURCE_PORTS: &str = "write the range in quotes: `source-ports = \"1024-32767\"`";
@@ -304,6 +306,16 @@ fn selection(service: &mut ReadService, table: &mut Table<'_>, out: &mut Diagnos
     service.spec.slow_start_curve =
         service.optional(Field::SlowStartCurve, curve, default, |value| {
             value.parse(CURVE, out, str::parse)
+        });
+    let threshold = table.optional("panic-threshold");
+    service.spec.panic_threshold =
+        service.optional(Field::PanicThreshold, threshold, None, |value| {
+            if value.is_string() {
+                value.parse(PANIC_THRESHOLD, out, str::parse).map(Some)
+            } else {
+                let count = value.integer(1..=u32::MAX, out);
+                count.map(|count| Some(Quorum::Count(count)))
+            }
         });
     let on_empty = table.optional("on-empty");
     service.spec.on_empty = service.optional(Field::OnEmpty, on_empty, OnEmpty::Drop, |value| {

@@ -2,7 +2,7 @@
 //! datapath may be any [`Tables`] with [`Meters`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -25,7 +25,10 @@ use crate::{
     drain::Drain,
     explain::{Names, ServiceName},
     flows::{Lifetimes, Query},
-    health,
+    health::{
+        self,
+        passive::{Watch, Watched},
+    },
     intent::KeptDrain,
     neighbour::{self, Interface, NextHop, NextHopState},
     reconcile::{self, Found, Reconciler, World},
@@ -150,6 +153,13 @@ pub(super) struct Balancer<P> {
     passage: Passage,
     /// Whether what is to be checked, or how, may be something else than before.
     checks_changed: bool,
+    /// What clients' connections tell of backends.
+    watch: Watch,
+    /// The backends that they are watched of, and their names by id.
+    watched: Vec<Watched>,
+    watched_names: HashMap<u32, Name>,
+    /// Backends that the datapath had from a daemon before this one, with their state.
+    adopted: HashSet<Name>,
 }
 
 impl<P: Plane> Balancer<P> {
@@ -188,6 +198,10 @@ impl<P: Plane> Balancer<P> {
             begin: now,
             passage: Passage::Closed,
             checks_changed: true,
+            watch: Watch::default(),
+            watched: Vec::new(),
+            watched_names: HashMap::new(),
+            adopted: HashSet::new(),
         };
         balancer.health = balancer.expected_health(&Desired::default());
         balancer.follow_drains(now);
@@ -268,6 +282,7 @@ impl<P: Plane> Balancer<P> {
             let Some(entry) = id.and_then(|id| image.backends.get(&id)) else {
                 continue;
             };
+            self.adopted.insert((service.clone(), *address));
             // Of one whose flows are reset nothing else is known.
             health.is_up |= entry.state == BackendState::Up as u8
                 || entry.state == BackendState::Resetting as u8;
@@ -920,6 +935,7 @@ impl<P: Plane> Balancer<P> {
                 let drain = || self.drains.get(&(spec.name.clone(), backend.address));
                 backend.drain.is_some() && drain().is_some_and(|drain| drain.resets(now))
             },
+            waits: &|spec| self.waiting.contains_key(&spec.name),
             next_hop: &|address| self.hops.get(&address),
             interfaces: &interfaces,
         };
@@ -991,6 +1007,7 @@ impl<P: Plane> Balancer<P> {
                             last: "none".to_owned(),
                             error: None,
                             streak: 0,
+                            held: None,
                         },
                     },
                     (Some(_), Some(known)) if was_checked => known,

@@ -51,7 +51,7 @@ use self::{
 use crate::{
     config::{Config, DatapathLog, Severity, XdpMode},
     datapath::{self, Datapath, LogLevel, Options, Pinned, ProgramLog},
-    health::Checks,
+    health::{Checks, passive},
     intent::{Intent, KeptDrain, Store},
     neighbour::{self, Interface, Neighbours},
     privileges::with_lookups,
@@ -154,6 +154,8 @@ pub async fn run(
 
     let mut clock = interval(Duration::from_millis(CLOCK_TICK_MS.into()));
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut watching = interval(passive::SAMPLING);
+    watching.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shutdown = pin!(shutdown);
     balancer.reconcile_if_needed(start.elapsed());
     supervisor.ready();
@@ -164,7 +166,7 @@ pub async fn run(
     loop {
         balancer.reconcile_if_needed(start.elapsed());
         if let Some(targets) = balancer.new_targets() {
-            checks.set(targets);
+            checks.resume(targets, |target| balancer.was_up(target));
         }
         let is_free = keeping.is_free() && !balancer.is_awaiting(start.elapsed());
         tokio::select! {
@@ -185,6 +187,11 @@ pub async fn run(
                 balancer.health(event);
                 while let Ok(event) = results.try_recv() {
                     balancer.health(event);
+                }
+            }
+            _ = watching.tick(), if balancer.is_watching() => {
+                for (service, backend) in balancer.doubted(start.elapsed()) {
+                    checks.doubt(&service, backend);
                 }
             }
             Some(swept) = sweeping.ended() => balancer.swept(swept),

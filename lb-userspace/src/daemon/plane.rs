@@ -10,6 +10,7 @@ use lb_common::{
     Runtime,
     backend::{Backend, BackendState},
     counters::{Counters, DropKey},
+    outcome::Outcomes,
     probe::Probe,
     quic::ConnectionIds,
     ring::RING_SIZE,
@@ -36,6 +37,8 @@ pub(super) trait Plane: Tables<Error = datapath::Error> + Meters {
     fn open_passage(&mut self) -> datapath::Result<u32>;
     /// Says by which backends, and how, checks go that way: these and no others.
     fn set_probes(&mut self, probes: BTreeMap<u32, Probe>) -> datapath::Result<()>;
+    /// What became of connections to a backend, where they are watched. Costs no system call.
+    fn outcomes(&self, backend: u32) -> Outcomes;
     /// The flow clock.
     fn clock(&self) -> u32;
     /// Writes the flow clock.
@@ -305,6 +308,10 @@ impl Plane for Wired {
         }
         self.probes = probes;
         Ok(())
+    }
+
+    fn outcomes(&self, backend: u32) -> Outcomes {
+        self.datapath.outcomes(backend)
     }
 
     fn clock(&self) -> u32 {

@@ -199,6 +199,13 @@ impl Stepped {
         self.bring_in_line();
     }
 
+    /// The backends that are doubted at this time, by what became of clients' connections. To
+    /// be asked every [`SAMPLING`](health::passive::SAMPLING).
+    pub fn doubted(&mut self) -> Vec<(String, BackendAddress)> {
+        let _targets = self.balancer.new_targets();
+        self.balancer.doubted(self.now.get())
+    }
+
     /// Changes what is wanted.
     ///
     /// # Errors

@@ -13,6 +13,8 @@ use lb_common::{
     backend::{Backend, BackendState as Entry},
     counters::{Counters, Direction, DropKey},
     drop_reason::DropReason,
+    outcome::Outcomes,
+    service::Service,
 };
 
 use super::{
@@ -30,7 +32,7 @@ use crate::{
     state::{
         After, BackendAddress, BackendPort, BackendSpec, BackendState, Change, Desired, DrainPhase,
         DrainSpec, FlowFilter, Happening, HealthSpec, HealthStatus, Listener, Mode, OnDeadline,
-        OnEmpty, Probe, Refusal, Scheduler, ServiceSpec, Status,
+        OnEmpty, Probe, Quorum, Refusal, Scheduler, ServiceSpec, Status,
     },
 };
 
@@ -58,6 +60,7 @@ struct Memory {
     attached: Vec<u32>,
     detached: Vec<u32>,
     probes: BTreeMap<u32, lb_common::probe::Probe>,
+    outcomes: HashMap<u32, Outcomes>,
 }
 
 impl Tables for Memory {
@@ -157,6 +160,10 @@ impl Plane for Memory {
     ) -> datapath::Result<()> {
         self.probes = probes;
         Ok(())
+    }
+
+    fn outcomes(&self, backend: u32) -> Outcomes {
+        self.outcomes.get(&backend).copied().unwrap_or_default()
     }
 
     fn clock(&self) -> u32 {
@@ -283,6 +290,7 @@ fn check(balancer: &mut Balancer<Memory>, byte: u8, up: bool) {
             last: if up { "ok" } else { "failing" }.into(),
             error: None,
             streak: 1,
+            held: None,
         },
     });
     balancer.reconcile_if_needed(at(0));
@@ -1127,10 +1135,7 @@ fn another_service_of_the_same_name_begins_at_zero() {
     sweep(&mut balancer, at(5), &[], &[]);
     balancer.change(add("b", 21), at(5)).unwrap();
     let services = &balancer.plane.image.services;
-    let ids: Vec<u32> = services
-        .values()
-        .map(lb_common::service::Service::id)
-        .collect();
+    let ids: Vec<u32> = services.values().map(Service::id).collect();
     assert_eq!(ids, [2, 3, 1], "web, a, b");
     for service in balancer.status(at(0)).services {
         assert_eq!(service.new_flows, 0, "{}", service.name);
@@ -1396,4 +1401,150 @@ fn every_reason_is_shown_also_what_never_happened() {
     assert!(status.drops.values().all(|packets| *packets == 0));
     assert_eq!(status.interfaces[0].name, "eth0");
     assert_eq!(status.interfaces[0].mode, "native");
+}
+
+/// A service whose clients' connections are watched, whose backends are up.
+fn watched(mode: Mode) -> Balancer<Memory> {
+    let check = HealthSpec {
+        passive: true,
+        ..tcp_check()
+    };
+    let mut spec = web(Some(check), &[11, 12]);
+    spec.mode = mode;
+    if !mode.translates() {
+        for backend in &mut spec.backends {
+            backend.address.port = BackendPort::Unnamed;
+        }
+    }
+    let mut balancer = balancer(spec.clone());
+    for backend in &spec.backends {
+        balancer.health(health::Event {
+            service: "web".into(),
+            backend: backend.address,
+            up: true,
+            changed: true,
+            status: HealthStatus {
+                last: "ok".into(),
+                streak: 1,
+                ..health::unknown()
+            },
+        });
+    }
+    balancer.reconcile_if_needed(at(0));
+    balancer.new_targets();
+    balancer
+}
+
+#[test]
+fn a_backend_that_refuses_clients_is_to_be_asked_at_the_port_that_they_use() {
+    let mut balancer = watched(Mode::FullNat);
+    let (targets, _) = balancer.targets();
+    let clients: Vec<_> = targets.iter().map(|target| target.clients).collect();
+    let own = |byte| Some((address(byte).ip, 8_080).into());
+    assert_eq!(clients, [own(11), own(12)]);
+    assert!(balancer.is_watching());
+    let watches = |service: &Service| service.flags & Service::WATCHED != 0;
+    assert!(balancer.plane.image.services.values().all(watches));
+
+    let mut look = |number: u32, first: (u64, u64, u64), second: (u64, u64, u64)| {
+        for (id, (begun, answered, refused)) in [(1, first), (2, second)] {
+            let counts = balancer.plane.outcomes.entry(id).or_default();
+            counts.begun += begun;
+            counts.answered += answered;
+            counts.refused += refused;
+        }
+        balancer.doubted(number * health::passive::SAMPLING)
+    };
+    assert!(look(1, (9, 9, 0), (9, 9, 0)).is_empty());
+    assert!(look(2, (9, 9, 0), (9, 9, 0)).is_empty());
+    let doubted = look(3, (9, 0, 9), (9, 9, 0));
+    assert_eq!(doubted, [("web".to_owned(), address(11))]);
+    // One that is down is asked by its checks.
+    check(&mut balancer, 12, false);
+    let counts = balancer.plane.outcomes.entry(2).or_default();
+    counts.refused += 9;
+    let counts = balancer.plane.outcomes.entry(1).or_default();
+    counts.answered += 9;
+    let doubted = balancer.doubted(4 * health::passive::SAMPLING);
+    assert!(doubted.is_empty());
+}
+
+#[test]
+fn where_answers_go_another_way_the_service_address_is_asked() {
+    let mut balancer = watched(Mode::Dsr);
+    let (targets, probes) = balancer.targets();
+    let clients: Vec<_> = targets.iter().filter_map(|target| target.clients).collect();
+    let address = |id| (lb_common::probe::address(id, true), 80).into();
+    assert_eq!(clients, [address(1), address(2)]);
+    assert_eq!(probes.len(), 2);
+
+    let mut doubted = Vec::new();
+    for look in 0..12 {
+        for (id, serves) in [(1, look < 4), (2, true)] {
+            balancer.plane.outcomes.entry(id).or_default().begun += 5;
+            let counters = balancer.plane.counters.entry(id).or_default();
+            counters.packets += if serves { 20 } else { 5 + 1 };
+            // An RST, or the end of a connection.
+            counters.ended_flows += 1;
+        }
+        doubted.extend(balancer.doubted(look * health::passive::SAMPLING));
+    }
+    let backend = BackendAddress {
+        port: BackendPort::Unnamed,
+        ..self::address(11)
+    };
+    assert_eq!(doubted, [("web".to_owned(), backend)]);
+}
+
+#[test]
+fn who_does_not_watch_pays_nothing() {
+    let mut balancer = balancer(web(Some(tcp_check()), &[11]));
+    balancer.new_targets();
+    assert!(!balancer.is_watching());
+    let watches = |service: &Service| service.flags & Service::WATCHED != 0;
+    assert!(!balancer.plane.image.services.values().any(watches));
+}
+
+#[test]
+fn with_too_few_backends_up_all_are_used() {
+    let mut spec = web(Some(tcp_check()), &[11, 12, 13, 14]);
+    spec.panic_threshold = Some(Quorum::Percent(50));
+    let mut balancer = balancer(spec);
+    check(&mut balancer, 11, true);
+    assert_eq!(
+        ring(&balancer),
+        [0_u32; 0],
+        "nothing is known of the others"
+    );
+    for byte in 12..=14 {
+        check(&mut balancer, byte, true);
+    }
+    assert_eq!(ring(&balancer), [1, 2, 3, 4]);
+    check(&mut balancer, 11, false);
+    check(&mut balancer, 12, false);
+    assert_eq!(ring(&balancer), [3, 4]);
+    check(&mut balancer, 13, false);
+    assert_eq!(ring(&balancer), [1, 2, 3, 4]);
+    assert_eq!(state(&balancer, 0), BackendState::Down);
+    check(&mut balancer, 14, false);
+    assert_eq!(ring(&balancer), [1, 2, 3, 4]);
+    check(&mut balancer, 11, true);
+    check(&mut balancer, 12, true);
+    assert_eq!(ring(&balancer), [1, 2]);
+}
+
+#[test]
+fn checks_go_on_from_what_was_before_a_restart() {
+    let spec = || web(Some(tcp_check()), &[11, 12]);
+    let mut first = balancer(spec());
+    check(&mut first, 11, true);
+    check(&mut first, 12, false);
+    let targets = first.new_targets().unwrap_or_default();
+    for target in &targets {
+        assert_eq!(first.was_up(target), None, "checked already");
+    }
+    let mut second = started(web(Some(tcp_check()), &[11, 12, 13]), first.plane);
+    let targets = second.new_targets().expect("there is something to check");
+    let was_up: Vec<_> = targets.iter().map(|target| second.was_up(target)).collect();
+    assert_eq!(was_up, [Some(true), Some(false), None]);
 }

@@ -16,6 +16,7 @@ mod live;
 mod log;
 mod mapped;
 mod of_maps;
+mod outcomes;
 mod passage;
 mod peer;
 mod pinned;
@@ -58,6 +59,7 @@ use lb_common::{
     flow::MAX_FLOWS,
     fragment::{Fragment, FragmentKey4, FragmentKey6},
     map_name,
+    outcome::{self, Outcomes},
     ports::PortPool,
     probe::{self, Probe},
     quic::ServerIdKey,
@@ -92,6 +94,7 @@ use self::{
     key::{ServiceKey, VipKey},
     mapped::Mapping,
     of_maps::{Inner, OfMaps},
+    outcomes::Counted,
     passage::Pair,
     plain::Plain,
     sums::Sums,
@@ -196,6 +199,7 @@ pub struct Datapath {
     flows: [MapData; FLOW_TABLES.len()],
     clients: [MapData; CLIENT_TABLES.len()],
     live: Arc<LiveFlows>,
+    outcomes: Counted,
     /// [`Runtime::embryonic_mask`].
     embryonic_mask: u32,
     counters: PerCpuArray<MapData, Plain<Counters>>,
@@ -299,6 +303,7 @@ impl Datapath {
             flows: take_flow_tables(&mut ebpf)?,
             clients: take_client_tables(&mut ebpf)?,
             live: take_live(&mut ebpf)?,
+            outcomes: take_outcomes(&mut ebpf)?,
             embryonic_mask: entries_of(&ebpf, map_name::EMBRYONIC_V4)? - 1,
             counters: take(&mut ebpf, map_name::COUNTERS)?,
             drops: take(&mut ebpf, map_name::DROPS)?,
@@ -746,7 +751,15 @@ impl Datapath {
         self.counters
             .set(id, zeros, 0)
             .map_err(map_error("writing", map_name::COUNTERS))?;
+        self.outcomes.forget(id);
         self.set_backend(id, Backend::default())
+    }
+
+    /// What became of the connections to a backend that clients have begun, as far as its
+    /// service is [watched](Service::WATCHED), since the program was loaded.
+    #[must_use]
+    pub fn outcomes(&self, backend: u32) -> Outcomes {
+        self.outcomes.of(backend)
     }
 
     /// Dropped packets by service, backend, reason and direction.
@@ -998,6 +1011,11 @@ fn take_live(ebpf: &mut Ebpf) -> Result<Arc<LiveFlows>> {
     let map = take_array(ebpf, map_name::LIVE)?;
     let live = LiveFlows::new(map.fd().as_fd()).map_err(map_error("mapping", map_name::LIVE))?;
     Ok(Arc::new(live))
+}
+
+fn take_outcomes(ebpf: &mut Ebpf) -> Result<Counted> {
+    let map = take_array(ebpf, outcome::OUTCOMES)?;
+    Counted::new(map.fd().as_fd()).map_err(map_error("mapping", outcome::OUTCOMES))
 }
 
 fn insert<K: Stored, V: Stored>(

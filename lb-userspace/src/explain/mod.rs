@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use lb_common::{
     backend::BackendState,
+    counters::Counters,
     drop_reason::DropReason,
     flow::state,
     ring::{NO_BACKEND, NOBODY},
@@ -151,7 +152,13 @@ impl Teller<'_> {
         let Trace { run, met, left, .. } = self.trace;
         let drop = self.trace.drops.keys().next();
         let reason = drop.and_then(|key| DropReason::from_number(key.reason));
-        let counted = self.trace.counters.iter().next();
+        // Where a flow moves, its end is counted of the backend that it had.
+        let mut counters = self.trace.counters.iter();
+        let took = |counters: &Counters| counters.packets + counters.reply_packets > 0;
+        let counted = counters
+            .clone()
+            .find(|(_, counters)| took(counters))
+            .or_else(|| counters.next());
         let is_reply = counted.is_some_and(|(_, counters)| counters.reply_packets > 0);
         let fate = match run.verdict {
             Verdict::Pass => Fate::Passed,

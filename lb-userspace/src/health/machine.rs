@@ -1,8 +1,10 @@
 //! From single results to the state of a backend.
 
+use std::time::Duration;
+
 use crate::state::HealthStatus;
 
-use super::ProbeError;
+use super::{Damping, ProbeError};
 
 /// A backend came up or went down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,9 @@ pub enum Transition {
 ///    |  failure                       `rise` successes in a row      |
 ///    +---------------------------------------------------------------+
 /// ```
+///
+/// A backend that flaps is [held down](Damping) although its checks succeed. One that does not
+/// serve clients goes down by that alone.
 #[derive(Clone, Debug)]
 pub struct Machine {
     rise: u32,
@@ -30,6 +35,9 @@ pub struct Machine {
     state: Option<Transition>,
     last: Option<Result<(), ProbeError>>,
     streak: u32,
+    damping: Damping,
+    /// When the last result came.
+    now: Duration,
 }
 
 impl Machine {
@@ -42,12 +50,36 @@ impl Machine {
             state: None,
             last: None,
             streak: 0,
+            damping: Damping::new(Duration::ZERO, Duration::ZERO),
+            now: Duration::ZERO,
+        }
+    }
+
+    /// The same with damping.
+    #[must_use]
+    pub fn damped(self, damping: Damping) -> Self {
+        Self { damping, ..self }
+    }
+
+    /// The same for a backend of which it is known whether it was up: its first result does
+    /// not decide alone.
+    #[must_use]
+    pub fn resumed(self, was_up: bool) -> Self {
+        let state = if was_up {
+            Transition::Up
+        } else {
+            Transition::Down
+        };
+        Self {
+            state: Some(state),
+            ..self
         }
     }
 
     /// Takes the result of a check, and says whether it changed the state. The first
-    /// result always does.
-    pub fn step(&mut self, outcome: Result<(), ProbeError>) -> Option<Transition> {
+    /// result always does, where nothing was known before.
+    pub fn step(&mut self, outcome: Result<(), ProbeError>, now: Duration) -> Option<Transition> {
+        self.now = now;
         let success = outcome.is_ok();
         let goes_on = self
             .last
@@ -66,11 +98,31 @@ impl Machine {
             (Transition::Down, self.fall)
         };
         let enough = self.state.is_none() || self.streak >= needed;
-        if self.state == Some(towards) || !enough {
+        let is_held = success && self.damping.held(now).is_some();
+        if self.state == Some(towards) || !enough || is_held {
             return None;
         }
+        Some(self.go(towards))
+    }
+
+    /// Clients get no connection: the backend goes down, whatever its checks have found.
+    pub fn fail(&mut self, error: ProbeError, now: Duration) -> Option<Transition> {
+        if !self.is_up() {
+            return None;
+        }
+        self.now = now;
+        self.last = Some(Err(error));
+        self.streak = 1;
+        Some(self.go(Transition::Down))
+    }
+
+    fn go(&mut self, towards: Transition) -> Transition {
+        match towards {
+            Transition::Up => self.damping.rise(self.now),
+            Transition::Down => self.damping.fall(self.now),
+        }
         self.state = Some(towards);
-        self.state
+        towards
     }
 
     /// Whether the backend can take flows; not before the first result.
@@ -91,8 +143,17 @@ impl Machine {
             last: last.to_owned(),
             error,
             streak: self.streak,
+            held: match self.is_up() {
+                true => None,
+                false => self.damping.held(self.now).map(whole_seconds),
+            },
         }
     }
+}
+
+/// Seconds, none of which is over before the time is.
+const fn whole_seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1_000) as u64
 }
 
 /// The status of a backend before the first result.
@@ -102,6 +163,7 @@ pub fn unknown() -> HealthStatus {
         last: "unknown".to_owned(),
         error: None,
         streak: 0,
+        held: None,
     }
 }
 

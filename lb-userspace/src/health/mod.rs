@@ -19,23 +19,30 @@
 //! - A check that was under way at *d* may still succeed. It began before *d*, so
 //!   it is none of those counted above; should it fail, the backend is out sooner.
 //!
+//! Where clients' connections are watched ([`passive`]), it is out as soon as one of our own
+//! fails that a doubt has led to.
+//!
 //! To this the time is added that the host takes to run a task whose timer has
 //! expired. It does not add up: a check that begins late does not move the next.
 
 mod checks;
+mod damping;
 mod dns;
 mod exec;
+mod files;
 mod grpc;
 mod http;
 mod http2;
 mod icmp;
 mod machine;
 mod pace;
+pub mod passive;
 mod probe;
 mod tcp;
 mod tls;
 mod udp;
 
 pub use checks::{Checks, Event, Target};
+pub use damping::Damping;
 pub use machine::{Machine, Transition, unknown};
-pub use probe::{ProbeError, probe};
+pub use probe::{ProbeError, confirm, probe};

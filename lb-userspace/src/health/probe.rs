@@ -61,6 +61,9 @@ pub enum ProbeError {
     /// The program did not end with status 0.
     #[error("{0}")]
     Program(String),
+    /// A connection to the port that clients use did not come about.
+    #[error("clients get no connection: {0}")]
+    Clients(String),
     /// The check cannot be done on this host.
     #[error("cannot check: {0}")]
     Impossible(String),
@@ -108,6 +111,41 @@ pub async fn probe(target: &Target) -> Result<(), ProbeError> {
         }
     })
     .await
+}
+
+/// The longest that a connection to the port that clients use may take. Whoever is asked is
+/// doubted already.
+const CLIENTS_WAIT: Duration = Duration::from_millis(250);
+/// Connections that must fail by silence: a single SYN may be lost.
+const CLIENTS_TRIES: u32 = 2;
+
+/// Makes a connection to the port that clients use.
+///
+/// # Errors
+///
+/// Why clients get none either. What goes wrong on this host says nothing about them.
+pub async fn confirm(target: &Target) -> Result<(), ProbeError> {
+    let Some(address) = target.clients else {
+        return Ok(());
+    };
+    for _ in 0..CLIENTS_TRIES {
+        let error = match time::timeout(CLIENTS_WAIT, tcp::connect_apart(address)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_) => continue,
+        };
+        return match error.kind() {
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::TimedOut => {
+                Err(ProbeError::Clients(ProbeError::from(error).to_string()))
+            }
+            _ => Ok(()),
+        };
+    }
+    let silence = ProbeError::TimedOut(CLIENTS_WAIT * CLIENTS_TRIES);
+    Err(ProbeError::Clients(silence.to_string()))
 }
 
 /// Gives `check` this much time, for everything that it does together.

@@ -61,6 +61,8 @@ pub struct World<'a> {
     pub share: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> u32,
     /// Whether the flows that a backend has are reset.
     pub resets: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> bool,
+    /// Whether the service waits for the first news of its backends.
+    pub waits: &'a dyn Fn(&ServiceSpec) -> bool,
     /// How packets to an address leave; `None` where that is not known yet.
     pub next_hop: &'a dyn Fn(IpAddr) -> Option<&'a NextHop>,
     /// The interfaces that packets come in by, by index.
@@ -224,7 +226,12 @@ fn wanted(world: &World<'_>, ids: &mut Ids, now: Duration) -> Result<Image, Exha
             });
         }
         scale(world, spec, &mut candidates);
-        let members = tiers::members(&candidates, spec.quorum, spec.on_empty);
+        // Of what nobody knows yet it does not follow that checks are wrong.
+        let members = if (world.waits)(spec) {
+            tiers::members(&candidates, spec.quorum, spec.on_empty)
+        } else {
+            tiers::members_or_all(&candidates, spec)
+        };
         for member in &members {
             image.backends.entry(member.id).and_modify(|entry| {
                 // Also one that is taken as up, though its check says otherwise.
@@ -316,6 +323,8 @@ fn scale(world: &World<'_>, spec: &ServiceSpec, candidates: &mut [Candidate]) {
 fn flags(spec: &ServiceSpec) -> u8 {
     let is_tracked = spec.has_entries() && !spec.mode.translates();
     let is_bounded = |backend: &BackendSpec| backend.max_connections.is_some();
+    let mut checks = spec.backends.iter().filter_map(|b| spec.health_of(b));
+    let is_watched = spec.protocol == Protocol::Tcp && checks.any(|health| health.passive);
     [
         (is_tracked, Service::TRACKED),
         (spec.hash == Hash::Client, Service::BY_CLIENT),
@@ -324,6 +333,7 @@ fn flags(spec: &ServiceSpec) -> u8 {
         (guards::has_any(spec), Service::GUARDED),
         (spec.quic.is_some(), Service::QUIC),
         (spec.affinity.is_some(), Service::AFFINE),
+        (is_watched, Service::WATCHED),
     ]
     .into_iter()
     .filter(|(is_set, _)| *is_set)

@@ -267,6 +267,7 @@ impl Inputs {
             resets: &|_, backend| {
                 !backend.takes_flows() && self.reset.contains(&last_byte(backend.address.ip))
             },
+            waits: &|_| false,
             next_hop: &|address| hops.get(&last_byte(address)),
             interfaces: &BTreeMap::from([(
                 ETH0,

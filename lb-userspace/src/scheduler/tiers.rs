@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Member;
-use crate::state::{OnEmpty, Quorum};
+use crate::state::{OnEmpty, Quorum, ServiceSpec};
 
 /// Whether a backend could take new flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,24 @@ pub struct Candidate {
     pub priority: u32,
     /// Whether it could take flows.
     pub availability: Availability,
+}
+
+/// The members of the ring of a service: where fewer of its backends are up than its panic
+/// threshold says, all that a mistake of a check may have taken out, whatever their tier; else
+/// [`members`].
+#[must_use]
+pub fn members_or_all(candidates: &[Candidate], spec: &ServiceSpec) -> Vec<Member> {
+    let can = candidates.iter().filter(|candidate| {
+        candidate.availability != Availability::Out && candidate.member.weight != 0
+    });
+    let is_up = |candidate: &&Candidate| candidate.availability == Availability::Up;
+    let (up, all) = (can.clone().filter(is_up).count(), can.clone().count());
+    match spec.panic_threshold {
+        Some(threshold) if !threshold.is_met(up, all) => {
+            can.map(|candidate| candidate.member).collect()
+        }
+        _ => members(candidates, spec.quorum, spec.on_empty),
+    }
 }
 
 /// The members of the ring, in the order of `candidates`: the available ones of the first
@@ -128,6 +146,33 @@ mod tests {
         assert_eq!(open(&[(0, Out), (1, Down), (1, Out)]), [1]);
         assert_eq!(open(&[(0, Down), (1, Up)]), [1]);
         assert_eq!(open(&[(0, Out)]), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn with_too_few_that_are_up_all_are_used() {
+        let address = "192.0.2.1:80".parse().unwrap();
+        let mut spec = ServiceSpec::new("web", address, crate::state::Mode::Nat);
+        let mut ids = |threshold: Option<Quorum>, states: &[(u32, Availability)]| {
+            spec.panic_threshold = threshold;
+            let all = (0..).zip(states);
+            let all: Vec<_> = all
+                .map(|(number, (tier, state))| candidate((number, (*tier, *state, 1))))
+                .collect();
+            let members = members_or_all(&all, &spec);
+            members.iter().map(|member| member.id).collect::<Vec<_>>()
+        };
+        let half = Some(Quorum::Percent(50));
+        assert_eq!(ids(half, &[(0, Up), (0, Up), (0, Down), (0, Down)]), [0, 1]);
+        let all = [0, 1, 2, 3];
+        assert_eq!(ids(half, &[(0, Up), (0, Down), (0, Down), (0, Down)]), all);
+        assert_eq!(ids(half, &[(0, Down); 4]), all, "also where none is up");
+        assert_eq!(ids(None, &[(0, Up), (0, Down), (0, Down), (0, Down)]), [0]);
+        let two = Some(Quorum::Count(2));
+        assert_eq!(ids(two, &[(0, Up), (0, Down), (0, Out)]), [0, 1]);
+        // What was taken out by hand, or cannot be reached, does not count.
+        assert_eq!(ids(half, &[(0, Up), (0, Out), (0, Out), (0, Out)]), [0]);
+        // Every tier helps.
+        assert_eq!(ids(half, &[(0, Down), (0, Down), (1, Up)]), [0, 1, 2]);
     }
 
     fn any_candidates() -> impl Strategy<Value = Vec<Candidate>> {

@@ -90,6 +90,10 @@ words! {
         Fall = "fall",
         /// How much earlier than that a check may come.
         Jitter = "jitter",
+        /// How long a backend that flaps is held down at most.
+        HoldDown = "hold-down",
+        /// Whether clients' connections are watched.
+        Passive = "passive",
     }
 }
 
@@ -105,7 +109,9 @@ impl HealthKey {
             | Self::Timeout
             | Self::Rise
             | Self::Fall
-            | Self::Jitter => true,
+            | Self::Jitter
+            | Self::HoldDown
+            | Self::Passive => true,
             Self::Port => !matches!(kind, Kind::Icmp),
             Self::Path | Self::Method | Self::Status | Self::Body => {
                 matches!(kind, Kind::Http | Kind::Https)
@@ -135,6 +141,8 @@ impl HealthKey {
                 | Self::Rise
                 | Self::Fall
                 | Self::Jitter
+                | Self::HoldDown
+                | Self::Passive
         )
     }
 
@@ -731,6 +739,12 @@ pub struct HealthSpec {
     pub rise: u32,
     /// Failures in a row that take a backend down. At least 1.
     pub fall: u32,
+    /// How long a backend that flaps is held down at most, although its checks succeed; `None`
+    /// for not at all.
+    pub hold_down: Option<Duration>,
+    /// Whether a backend is out at once that does not take clients' connections, which the
+    /// datapath then watches. Of TCP services alone.
+    pub passive: bool,
     /// Port that is checked; the backend's own where `None`. Needed where neither the
     /// backend nor the service has a single one.
     pub port: Option<u16>,
@@ -756,6 +770,8 @@ impl HealthSpec {
             interval: Self::DEFAULT_INTERVAL,
             down_interval: None,
             jitter: 0,
+            hold_down: None,
+            passive: false,
             timeout: None,
             rise: Self::DEFAULT_RISE,
             fall: Self::DEFAULT_FALL,

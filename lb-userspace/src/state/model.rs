@@ -359,6 +359,9 @@ pub struct ServiceSpec {
     pub track: Option<Track>,
     /// When the backends of lower tiers are left out.
     pub quorum: Quorum,
+    /// With fewer backends that are up than this, of all that are neither drained nor out of
+    /// reach, all of these are used; `None` where checks are always believed.
+    pub panic_threshold: Option<Quorum>,
     /// What happens while all backends are down.
     pub on_empty: OnEmpty,
     /// How long a backend that comes back has less than its share; `None` for not at all.
@@ -415,6 +418,7 @@ impl ServiceSpec {
             ring_size: RING_SIZE,
             track: None,
             quorum: Quorum::default(),
+            panic_threshold: None,
             on_empty: OnEmpty::Drop,
             slow_start: None,
             slow_start_curve: SlowStartCurve::Linear,
@@ -497,6 +501,15 @@ impl ServiceSpec {
             BackendPort::Every | BackendPort::Unnamed => self.address.ports.single(),
         };
         self.health_of(backend)?.port.or(kept)
+    }
+
+    /// The port at which a backend takes clients' connections; `None` where it has several.
+    #[must_use]
+    pub fn clients_port(&self, backend: &BackendSpec) -> Option<u16> {
+        match backend.address.port {
+            BackendPort::Number(port) if self.mode.translates() => Some(port),
+            _ => self.address.ports.single(),
+        }
     }
 
     /// The source that `source` says for packets to `backend`.

@@ -78,6 +78,7 @@ pub enum Field {
     RingSize,
     Track,
     Quorum,
+    PanicThreshold,
     OnEmpty,
     SlowStart,
     SlowStartCurve,
@@ -174,6 +175,7 @@ impl fmt::Display for Field {
             Self::RingSize => "ring_size",
             Self::Track => "track",
             Self::Quorum => "quorum",
+            Self::PanicThreshold => "panic_threshold",
             Self::OnEmpty => "on_empty",
             Self::SlowStart => "slow_start",
             Self::SlowStartCurve => "slow_start_curve",
@@ -413,16 +415,27 @@ fn selection(service: &ServiceSpec, found: &mut Vec<Violation>) {
     }
     found.extend(ring_size(service.ring_size));
     found.extend(untracked(service));
-    let (word, quorum) = match service.quorum {
-        Quorum::Count(count) => (count.to_string(), (1..=u32::MAX).contains(&count)),
-        Quorum::Percent(percent) => (format!("{percent}%"), (1..=100).contains(&percent)),
-    };
-    if !quorum {
-        found.push(Violation::new(
-            Field::Quorum,
-            format!("{word} is no quorum"),
-            "use a number of backends, at least 1, or a share from 1% to 100%",
-        ));
+    let quorums = [
+        (Field::Quorum, Some(service.quorum), "quorum"),
+        (
+            Field::PanicThreshold,
+            service.panic_threshold,
+            "panic threshold",
+        ),
+    ];
+    for (field, quorum, name) in quorums {
+        let is_some = match quorum {
+            Some(Quorum::Count(count)) => count >= 1,
+            Some(Quorum::Percent(percent)) => (1..=100).contains(&percent),
+            None => true,
+        };
+        if let Some(quorum) = quorum.filter(|_| !is_some) {
+            found.push(Violation::new(
+                field,
+                format!("{quorum} is no {name}"),
+                "use a number of backends, at least 1, or a share from 1% to 100%",
+            ));
+        }
     }
 }
 

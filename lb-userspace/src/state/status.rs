@@ -152,6 +152,10 @@ pub struct HealthStatus {
     pub error: Option<String>,
     /// Successes or failures in a row.
     pub streak: u32,
+    /// Seconds from that result on that the backend stays down although its checks succeed,
+    /// because it flaps; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<u64>,
 }
 
 /// The next hop of a backend.

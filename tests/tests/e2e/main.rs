@@ -13,6 +13,7 @@ mod health;
 mod lifecycle;
 mod modes;
 mod next_hops;
+mod passive;
 mod path_mtu;
 mod privileges;
 mod programs;

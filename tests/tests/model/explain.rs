@@ -370,7 +370,11 @@ fn tell(world: &World, explained: &Explained) -> Result<()> {
     let Explained {
         explanation, trace, ..
     } = explained;
-    let (id, counted) = match trace.counters.iter().next() {
+    // Of two, one has lost a flow to the other, to which the packet went.
+    let mut all = trace.counters.iter();
+    let took = |counters: &Counters| counters.packets + counters.reply_packets > 0;
+    let one = all.clone().find(|(_, counters)| took(counters));
+    let (id, counted) = match one.or_else(|| all.next()) {
         Some((id, counters)) => (Some(*id), *counters),
         None => (None, Counters::default()),
     };

@@ -15,6 +15,7 @@ mod lifecycle;
 mod link;
 mod malformed;
 mod many_flows;
+mod outcomes;
 mod ports;
 mod quic;
 mod rewriting;

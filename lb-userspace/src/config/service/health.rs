@@ -148,6 +148,8 @@ impl<'t> Check<'_, 't> {
         health.fall = number(self, Key::Fall, health.fall);
         let jitter = self.parsed(Key::Jitter, JITTER, parse_jitter);
         health.jitter = jitter.unwrap_or(health.jitter);
+        health.hold_down = self.parsed(Key::HoldDown, DURATION, duration::parse);
+        health.passive = self.flag(Key::Passive).unwrap_or(health.passive);
         health.port = self.key(Key::Port, |value, out| value.integer(1..=u16::MAX, out));
         health
     }

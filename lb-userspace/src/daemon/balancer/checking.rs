@@ -21,8 +21,8 @@ use crate::{
     daemon::{chain, plane::Plane},
     datapath::words,
     flows::Lifetimes,
-    health::Target,
-    state::{BackendSpec, HealthSpec, Protocol, ServiceSpec, Timeouts},
+    health::{self, Target, passive::Watched},
+    state::{BackendAddress, BackendSpec, HealthSpec, Protocol, ServiceSpec, Timeouts},
 };
 
 /// The way by which checks go as clients' packets do.
@@ -51,6 +51,16 @@ fn goes_to_service(spec: &ServiceSpec, health: &HealthSpec) -> bool {
     !spec.mode.translates() && health.probe.needs_port()
 }
 
+/// Whether connections of our own go there.
+fn connects_to_service(spec: &ServiceSpec, health: &HealthSpec) -> bool {
+    !spec.mode.translates() && is_watched(spec, health)
+}
+
+/// Whether the connections that clients make to a backend are watched.
+fn is_watched(spec: &ServiceSpec, health: &HealthSpec) -> bool {
+    health.passive && spec.protocol == Protocol::Tcp
+}
+
 impl<P: Plane> Balancer<P> {
     /// What is to be checked, if that may have changed since the last call.
     pub(in crate::daemon) fn new_targets(&mut self) -> Option<Vec<Target>> {
@@ -61,6 +71,7 @@ impl<P: Plane> Balancer<P> {
             self.open_passage();
         }
         let (targets, probes) = self.targets();
+        self.follow_watched(&targets);
         if let Err(error) = self.plane.set_probes(probes) {
             tracing::error!(error = chain(&error), "health checks do not reach backends");
         }
@@ -70,7 +81,7 @@ impl<P: Plane> Balancer<P> {
     fn needs_passage(&self) -> bool {
         self.desired.services().any(|spec| {
             let mut checks = spec.backends.iter().filter_map(|b| spec.health_of(b));
-            checks.any(|health| goes_to_service(spec, health))
+            checks.any(|health| goes_to_service(spec, health) || connects_to_service(spec, health))
         })
     }
 
@@ -105,27 +116,103 @@ impl<P: Plane> Balancer<P> {
                     continue;
                 }
                 let port = port.unwrap_or(0);
+                let clients_port = spec
+                    .clients_port(backend)
+                    .filter(|_| is_watched(spec, health));
                 let mut target = Target {
                     service: spec.name.clone(),
                     backend: backend.address,
                     address: SocketAddr::new(backend.address.ip, port),
                     service_address: None,
+                    clients: clients_port
+                        .filter(|_| spec.mode.translates())
+                        .map(|port| SocketAddr::new(backend.address.ip, port)),
                     spec: health.clone(),
                 };
-                if goes_to_service(spec, health) && self.passage.ifindex().is_some() {
+                let (checks, connects) = (
+                    goes_to_service(spec, health),
+                    connects_to_service(spec, health),
+                );
+                if (checks || connects) && self.passage.ifindex().is_some() {
                     // Before it has an id, or a way leads to it, there is nothing to check.
                     let Some((id, probe)) = self.probe(spec, backend) else {
                         continue;
                     };
                     let service = first_host(spec.address.prefix);
-                    target.address = SocketAddr::new(probe::address(id, service.is_ipv4()), port);
-                    target.service_address = Some(SocketAddr::new(service, port));
+                    let address = probe::address(id, service.is_ipv4());
+                    if checks {
+                        target.address = SocketAddr::new(address, port);
+                        target.service_address = Some(SocketAddr::new(service, port));
+                    }
+                    target.clients = clients_port.map(|port| SocketAddr::new(address, port));
                     probes.insert(id, probe);
                 }
                 targets.push(target);
             }
         }
         (targets, probes)
+    }
+
+    /// Takes notice of the backends whose clients' connections are watched.
+    fn follow_watched(&mut self, targets: &[Target]) {
+        let ids = &self.reconciler.ids().backends;
+        self.watched.clear();
+        self.watched_names.clear();
+        for target in targets.iter().filter(|target| target.clients.is_some()) {
+            let name = (target.service.as_str().into(), target.backend);
+            let Some(id) = ids.get(&name) else {
+                continue;
+            };
+            let Some(service) = self.reconciler.ids().services.get(&name.0) else {
+                continue;
+            };
+            let spec = self.desired.service(&target.service);
+            self.watched.push(Watched {
+                backend: id,
+                service,
+                is_answer_seen: spec.is_some_and(|spec| spec.mode.translates()),
+            });
+            let name = (target.service.clone(), target.backend);
+            self.watched_names.insert(id, name);
+        }
+    }
+
+    /// Whether the connections of any clients are watched.
+    pub(in crate::daemon) fn is_watching(&self) -> bool {
+        !self.watched.is_empty()
+    }
+
+    /// The backends that are doubted, by what became of clients' connections, and that are to
+    /// be asked at once.
+    pub(in crate::daemon) fn doubted(&mut self, now: Duration) -> Vec<(String, BackendAddress)> {
+        let plane = &self.plane;
+        let going_on = |id: u32| {
+            // Packets first: so no SYN is taken for another packet.
+            let counters = plane.counters(id).ok()?;
+            let begun = plane.outcomes(id).begun;
+            let others = begun.saturating_add(counters.ended_flows);
+            Some(counters.packets.saturating_sub(others))
+        };
+        let doubted = self
+            .watch
+            .look(now, &self.watched, |id| plane.outcomes(id), going_on);
+        let names = doubted
+            .iter()
+            .filter_map(|id| self.watched_names.get(id).cloned());
+        let names: Vec<_> = names
+            .filter(|name| self.health.get(name).is_some_and(|health| health.is_up))
+            .collect();
+        for (service, backend) in &names {
+            tracing::debug!(%service, %backend, "clients seem to get no connection");
+        }
+        names
+    }
+
+    /// Whether a backend that is to be checked was up when this daemon began, if it was there.
+    pub(in crate::daemon) fn was_up(&self, target: &Target) -> Option<bool> {
+        let name = (target.service.clone(), target.backend);
+        let health = self.health.get(&name)?;
+        (self.adopted.contains(&name) && health.status == health::unknown()).then_some(health.is_up)
     }
 
     /// How checks reach the service address on a backend, whose id stands before it.

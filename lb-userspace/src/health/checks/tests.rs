@@ -24,6 +24,7 @@ fn target(number: usize) -> Target {
         backend: text.parse().unwrap(),
         address: text.parse().unwrap(),
         service_address: None,
+        clients: None,
         spec: HealthSpec {
             interval: INTERVAL,
             timeout: Some(Duration::from_secs(1)),
@@ -40,12 +41,15 @@ where
     F: Future<Output = Result<(), ProbeError>> + Send + 'static,
 {
     let (events, receiver) = mpsc::channel(16);
-    let prober = move |target| -> Probing { Box::pin(probing(target)) };
+    let prober: Prober = Arc::new(move |target| -> Probing { Box::pin(probing(target)) });
+    let probers = Probers {
+        check: Arc::clone(&prober),
+        confirm: prober,
+        all: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+        confirmations: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+    };
     let tasks = Handle::current();
-    (
-        Checks::with_prober(tasks, events, Arc::new(prober)),
-        receiver,
-    )
+    (Checks::with_probers(tasks, events, probers), receiver)
 }
 
 /// Asserts that nothing is reported any more and nobody is left who could: the
@@ -60,6 +64,7 @@ fn status(last: &str, streak: u32) -> HealthStatus {
         last: last.into(),
         error: None,
         streak,
+        held: None,
     }
 }
 
@@ -342,4 +347,102 @@ async fn checks_go_on_while_their_owner_is_busy() {
         std::thread::yield_now();
     }
     assert!(results.try_recv().unwrap().up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubt_that_is_confirmed_takes_a_backend_out_at_once() {
+    let serves = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let served = Arc::clone(&serves);
+    let (mut checks, mut events) = checks(move |_| {
+        let serves = served.load(Ordering::Relaxed);
+        future::ready(serves.then_some(()).ok_or(ProbeError::Closed))
+    });
+    checks.set([target(1)]);
+    assert!(events.recv().await.unwrap().up);
+    // Of one that serves, nothing is heard before its next check.
+    checks.doubt("web", target(1).backend);
+    checks.doubt("web", target(2).backend);
+    time::sleep(RESOLUTION).await;
+    assert!(events.try_recv().is_err());
+
+    serves.store(false, Ordering::Relaxed);
+    checks.doubt("web", target(1).backend);
+    let begin = Instant::now();
+    let event = events.recv().await.unwrap();
+    assert_eq!((event.up, event.changed), (false, true));
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    // Its checks bring it back.
+    serves.store(true, Ordering::Relaxed);
+    assert!(!events.recv().await.unwrap().up);
+    let event = events.recv().await.unwrap();
+    assert_eq!((event.up, event.changed), (true, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubt_does_not_wait_for_a_check_that_hangs() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (mut checks, mut events) = checks(move |_| {
+        let number = asked.fetch_add(1, Ordering::Relaxed);
+        async move {
+            match number {
+                0 => Ok(()),
+                1 => future::pending().await,
+                _ => Err(ProbeError::Closed),
+            }
+        }
+    });
+    checks.set([target(1)]);
+    assert!(events.recv().await.unwrap().up);
+    // The second check hangs by now.
+    time::sleep(INTERVAL + RESOLUTION).await;
+    checks.doubt("web", target(1).backend);
+    let event = time::timeout(RESOLUTION, events.recv()).await;
+    assert!(!event.expect("at once").unwrap().up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_was_up_before_is_not_down_by_its_first_check() {
+    let (mut checks, mut events) = checks(|_| future::ready(Err(ProbeError::Closed)));
+    checks.resume([target(1), target(2)], |target| {
+        (target.backend == self::target(1).backend).then_some(true)
+    });
+    let mut first = [events.recv().await.unwrap(), events.recv().await.unwrap()];
+    first.sort_by_key(|event| event.backend);
+    assert_eq!(first.map(|event| event.up), [true, false]);
+    let begin = Instant::now();
+    loop {
+        let event = events.recv().await.unwrap();
+        if event.backend == target(1).backend && !event.up {
+            assert_eq!(event.status.streak, 3);
+            break;
+        }
+    }
+    assert!(begin.elapsed() > INTERVAL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_checks_are_under_way_than_there_may_be() {
+    const MOST: usize = 20;
+    let under_way = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let most_seen = Arc::clone(&most);
+    let (mut checks, mut events) = checks(move |_| {
+        let (under_way, most) = (Arc::clone(&under_way), Arc::clone(&most));
+        async move {
+            let now = under_way.fetch_add(1, Ordering::Relaxed) + 1;
+            most.fetch_max(now, Ordering::Relaxed);
+            time::sleep(Duration::from_secs(1)).await;
+            under_way.fetch_sub(1, Ordering::Relaxed);
+            Ok(())
+        }
+    });
+    checks.probers.all = Arc::new(Semaphore::new(MOST));
+    checks.first = Arc::new(Semaphore::new(MOST / 2));
+    // More than so many can do in an interval.
+    checks.set((0..400).map(target));
+    for _ in 0..1_200 {
+        events.recv().await.unwrap();
+    }
+    let most = most_seen.load(Ordering::Relaxed);
+    assert_eq!(most, MOST);
 }

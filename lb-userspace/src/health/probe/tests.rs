@@ -48,9 +48,56 @@ async fn probe(address: SocketAddr, spec: &HealthSpec) -> Result<(), ProbeError>
         backend: "10.0.0.11:8443".parse().unwrap(),
         address,
         service_address: None,
+        clients: None,
         spec: spec.clone(),
     })
     .await
+}
+
+/// What a connection to where clients go finds.
+async fn confirm(clients: Option<SocketAddr>) -> Result<(), String> {
+    let target = Target {
+        service: "web".into(),
+        backend: "10.0.0.11:8443".parse().unwrap(),
+        address: "127.0.0.1:9".parse().unwrap(),
+        service_address: None,
+        clients,
+        spec: HealthSpec::new(Probe::Icmp),
+    };
+    let confirmed = super::confirm(&target).await;
+    confirmed.map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn a_doubt_is_confirmed_by_what_the_backend_does_alone() {
+    assert_eq!(confirm(None).await, Ok(()), "it is not to be asked");
+    for bind in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(bind).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(confirm(Some(address)).await, Ok(()));
+        drop(listener);
+        let refused = "clients get no connection: connection refused";
+        assert_eq!(confirm(Some(address)).await, Err(refused.into()));
+    }
+    // What this host does not do proves nothing: it is to no host that one can connect.
+    let nobody = Some(SocketAddr::from(([255, 255, 255, 255], 80)));
+    assert_eq!(confirm(nobody).await, Ok(()));
+}
+
+#[tokio::test]
+async fn silence_confirms_a_doubt() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Nobody accepts: when the queue is full, SYNs are dropped.
+    let mut waiting = Vec::new();
+    while let Ok(stream) = time::timeout(SHORT, TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+        assert!(waiting.len() < 100);
+    }
+    let silent = "clients get no connection: timed out after 500ms";
+    assert_eq!(confirm(Some(address)).await, Err(silent.into()));
 }
 
 /// What the probe finds of a server at `bind` that treats its one connection so. The

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use super::{Field, Violation};
 use crate::state::{
     BackendSpec, DnsProbe, ExecProbe, HealthKey, HealthSpec, HttpProbe, Method, Probe, ProbeKind,
-    Rcode, Reason, RecordType, ServiceSpec, TlsSpec, UdpProbe,
+    Protocol, Rcode, Reason, RecordType, ServiceSpec, TlsSpec, UdpProbe,
 };
 
 /// The least time between two health checks of a backend.
@@ -27,6 +27,29 @@ pub(super) fn health(service: &ServiceSpec, found: &mut Vec<Violation>) {
         Check { of, found }.all(spec);
     }
     found.extend(port(service));
+    found.extend(passive(service));
+}
+
+/// Connections that nobody makes cannot be watched.
+fn passive(service: &ServiceSpec) -> Option<Violation> {
+    if service.protocol == Protocol::Tcp {
+        return None;
+    }
+    let own = service.backends.iter().enumerate();
+    let own = own.filter_map(|(index, backend)| Some((Some(index), backend.health.as_deref()?)));
+    let mut all = service.health.iter().map(|spec| (None, spec)).chain(own);
+    let (of, _) = all.find(|(_, spec)| spec.passive)?;
+    Some(
+        Violation::new(
+            Field::health_key(of, HealthKey::Passive),
+            format!(
+                "a service of {} has no connections to watch",
+                service.protocol
+            ),
+            "leave it out: passive checks are for TCP",
+        )
+        .against(Field::Protocol),
+    )
 }
 
 /// A check without a port to ask.
@@ -116,6 +139,7 @@ impl Check<'_> {
             self.push(HealthKey::Port, "0 is no port", hint);
         }
         self.times(health);
+        self.hold_down(health);
         for (key, count) in [
             (HealthKey::Rise, health.rise),
             (HealthKey::Fall, health.fall),
@@ -135,6 +159,24 @@ impl Check<'_> {
                 format!("use at most {}%", HealthSpec::MAX_JITTER),
             );
         }
+    }
+
+    fn hold_down(&mut self, health: &HealthSpec) {
+        let range = health.interval(false)..=MAX_HEALTH_INTERVAL;
+        let Some(time) = health.hold_down.filter(|time| !range.contains(time)) else {
+            return;
+        };
+        self.push(
+            HealthKey::HoldDown,
+            format!(
+                "a backend cannot be held down for at most {}",
+                humantime::format_duration(time)
+            ),
+            format!(
+                "use a time from the interval while it is down, {}, to 1day",
+                humantime::format_duration(*range.start())
+            ),
+        );
     }
 
     fn times(&mut self, health: &HealthSpec) {
