@@ -22,6 +22,7 @@ pub mod neighbour;
 pub mod privileges;
 pub mod reconcile;
 pub mod scheduler;
+pub mod schema;
 pub mod slots;
 pub mod slow_start;
 pub mod state;

@@ -6,8 +6,9 @@ use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
 use lb_common::ring::RING_SIZE;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     address::AddressPrefix,
@@ -17,38 +18,46 @@ use crate::{
         HealthSpec, NewFlowLimits, OnEmpty, OtherPorts, ProbeKeys, Protocol, QuicSpec, Quorum,
         RateLimit, Reason, Scheduler, ServiceSpec, SlowStartCurve, parse_jitter, parse_port_range,
         parse_source, parse_sources,
+        quic::{MAX_CONNECTION_ID, MAX_ROTATION, MAX_SERVER_ID},
         rules::{self, Field},
     },
 };
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
     /// Its name.
+    #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// Where clients reach it: `192.0.2.10:443`, `192.0.2.0/24:8000-8099`, or `*` as the
     /// port.
     pub address: String,
     /// `tcp` or `udp`.
     #[serde(default = "default_protocol")]
+    #[schemars(with = "state::Protocol")]
     pub protocol: String,
     /// `full-nat`, `nat`, `dsr`, `ipip` or `gue`.
+    #[schemars(with = "state::Mode")]
     pub mode: String,
     /// `maglev`, `round-robin`, `least-connections` or `random`.
     #[serde(default = "default_scheduler")]
+    #[schemars(with = "Scheduler")]
     pub scheduler: String,
     /// `5-tuple`, `client` or `client-port`.
     #[serde(default = "default_hash")]
+    #[schemars(with = "Hash")]
     pub hash: String,
     /// Duration for which a client keeps its backend; `null` for none.
     #[serde(default)]
     pub affinity: Option<String>,
     /// Slots of the ring.
     #[serde(default = "default_ring_size")]
+    #[schemars(range(min = rules::MIN_RING, max = rules::MAX_RING))]
     pub ring_size: u32,
     /// `none` or `all`; absent where it follows from the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<state::Track>")]
     pub track: Option<String>,
     /// A number of backends, or a share as text: `50%`.
     #[serde(default)]
@@ -58,12 +67,14 @@ pub struct Service {
     pub panic_threshold: Option<Quorum>,
     /// `drop` or `fail-open`.
     #[serde(default = "default_on_empty")]
+    #[schemars(with = "OnEmpty")]
     pub on_empty: String,
     /// Duration of the slow start of a backend that comes back; `null` for none.
     #[serde(default)]
     pub slow_start: Option<String>,
     /// `linear` or `quadratic`.
     #[serde(default = "default_slow_start_curve")]
+    #[schemars(with = "SlowStartCurve")]
     pub slow_start_curve: String,
     /// Sources whose packets are taken; none for all.
     #[serde(default)]
@@ -86,12 +97,15 @@ pub struct Service {
     pub source_ports: String,
     /// UDP port that backends take GUE at.
     #[serde(default = "default_gue_port")]
+    #[schemars(range(min = 1))]
     pub gue_port: u16,
     /// Largest segment that TCP connections may announce, in bytes; `null` for any.
     #[serde(default)]
+    #[schemars(range(min = rules::MIN_SEGMENT_SIZE))]
     pub max_segment_size: Option<u16>,
     /// `pass` or `drop`.
     #[serde(default = "default_other_ports")]
+    #[schemars(with = "OtherPorts")]
     pub other_ports: String,
     /// Whether ICMP echo requests to the address are answered.
     #[serde(default = "default_icmp_echo")]
@@ -108,7 +122,7 @@ pub struct Service {
 }
 
 /// How many flows may begin; absent for any number.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// From one source address.
@@ -120,32 +134,37 @@ pub struct Limits {
 }
 
 /// A limit of new flows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
     /// In a second.
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub rate: u32,
     /// At once; absent where it is the rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub burst: Option<u32>,
 }
 
 /// Where connection IDs of QUIC have the server ID.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Quic {
     /// Bytes before it.
     #[serde(default = "default_server_id_offset")]
+    #[schemars(range(min = 1, max = MAX_CONNECTION_ID - 1))]
     pub server_id_offset: u8,
     /// Its bytes.
+    #[schemars(range(min = 1, max = MAX_SERVER_ID))]
     pub server_id_length: u8,
     /// Configurations that are read, from 0 to 6.
     #[serde(default = "default_config_rotation")]
+    #[schemars(inner(range(max = MAX_ROTATION)))]
     pub config_rotation: Vec<u8>,
 }
 
 /// How long a flow may be silent, as durations: `30s`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// TCP and UDP, before the backend has answered.
@@ -159,11 +178,13 @@ pub struct Timeouts {
 }
 
 /// How backends are checked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = must_have_type)]
 pub struct Health {
     /// `tcp`, `http`, `https`, `grpc`, `udp`, `dns`, `icmp` or `exec`; must be given.
     #[serde(rename = "type", default)]
+    #[schemars(with = "state::ProbeKind")]
     pub kind: String,
     /// Path that `http` and `https` ask for; absent where it is `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -173,6 +194,7 @@ pub struct Health {
     pub host: Option<String>,
     /// Method of the request; absent where it is `GET`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<state::Method>")]
     pub method: Option<String>,
     /// Statuses of a healthy backend; absent where they are `200-399`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -191,6 +213,7 @@ pub struct Health {
     pub verify: Option<bool>,
     /// Protocols that `https` offers: `http/1.1`, `h2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<state::Alpn>>")]
     pub alpn: Option<Vec<String>>,
     /// Whether `grpc` is spoken over TLS; absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -215,9 +238,11 @@ pub struct Health {
     pub query: Option<String>,
     /// Type of record that it asks for; absent where it is `A`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<state::RecordType>")]
     pub record: Option<String>,
     /// Response code of a healthy backend; absent where it is `NOERROR`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<state::Rcode>")]
     pub rcode: Option<String>,
     /// What one of the records says; absent for anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -230,6 +255,7 @@ pub struct Health {
     pub environment: Option<BTreeMap<String, String>>,
     /// Port that is checked, where it is not the backend's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub port: Option<u16>,
     /// Duration from one check to the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -251,14 +277,16 @@ pub struct Health {
     pub timeout: Option<String>,
     /// Successes in a row that bring a backend up.
     #[serde(default = "default_rise")]
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub rise: u32,
     /// Failures in a row that take a backend down.
     #[serde(default = "default_fall")]
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub fall: u32,
 }
 
 /// A backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
     /// Where it listens: `10.0.0.11:8443`, or `*` as the port; `10.0.0.11` in the modes
@@ -266,12 +294,15 @@ pub struct Backend {
     pub address: String,
     /// Its share of new flows, from 0 to 65535.
     #[serde(default = "default_weight")]
+    #[schemars(range(max = BackendSpec::MAX_WEIGHT))]
     pub weight: u32,
     /// Its tier, from 0 to 255; the lowest serves first.
     #[serde(default)]
+    #[schemars(range(max = BackendSpec::MAX_PRIORITY))]
     pub priority: u32,
     /// Live flows from which on it gets no new ones; absent for any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub max_connections: Option<u32>,
     /// Its server IDs in connection IDs of QUIC, in hex; absent where it has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -285,7 +316,7 @@ pub struct Backend {
 }
 
 /// The end of a backend's service: it gets no new flows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Drain {
     /// Duration for which flows may go on; absent for any time.
@@ -293,11 +324,12 @@ pub struct Drain {
     pub deadline: Option<String>,
     /// What becomes of flows that are left then: `keep` or `reset`.
     #[serde(default = "default_on_deadline")]
+    #[schemars(with = "state::OnDeadline")]
     pub on_deadline: String,
 }
 
 /// A configuration file that is to be applied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     /// What messages call it: its absolute path.
@@ -307,20 +339,36 @@ pub struct File {
 }
 
 /// The answer to a request that could not be done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     /// Why.
     pub error: Error,
 }
 
 /// Why a request could not be done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Error {
     /// What is wrong.
     pub message: String,
     /// How to mend it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// The path of the value that is wrong, in the service or in what was sent:
+    /// `backends[0].weight`. Absent where it is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+
+/// A check without a type is read, so that what is said of it has the words of the rules; but
+/// it is none.
+fn must_have_type(schema: &mut Schema) {
+    if let Some(kind) = schema
+        .pointer_mut("/properties/type")
+        .and_then(Value::as_object_mut)
+    {
+        kind.remove("default");
+    }
+    schema.insert("required".to_owned(), json!(["type"]));
 }
 
 fn default_protocol() -> String {
@@ -653,6 +701,7 @@ impl Health {
             let first = mistakes.into_iter().next();
             first.map_or_else(rules::no_probe, |(key, reason)| Reason {
                 message: format!("{}: {}", place(key), reason.message),
+                field: Some(place(key)),
                 ..reason
             })
         })?;
@@ -788,6 +837,7 @@ fn read_duration(field: Field, text: &str) -> Result<Duration, Reason> {
 fn at<T>(field: impl Display, result: Result<T, Reason>) -> Result<T, Reason> {
     result.map_err(|reason| Reason {
         message: format!("{field}: {}", reason.message),
+        field: Some(field.to_string()),
         ..reason
     })
 }
@@ -800,12 +850,26 @@ fn at<T>(field: impl Display, result: Result<T, Reason>) -> Result<T, Reason> {
 pub fn read<T: DeserializeOwned>(json: Value) -> Result<T, Reason> {
     serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
-        let Reason { message, hint } = in_words(&error.inner().to_string());
+        let Reason {
+            message,
+            hint,
+            field,
+        } = in_words(&error.inner().to_string());
         let message = match path.as_str() {
             "." => message,
             path => format!("{path}: {message}"),
         };
-        Reason { message, hint }
+        // A key that is missing is named beside the path to what it is missing from.
+        let field = match (path.as_str(), field) {
+            (".", field) => field,
+            (path, Some(key)) if path != key => Some(format!("{path}.{key}")),
+            (path, _) => Some(path.to_owned()),
+        };
+        Reason {
+            message,
+            hint,
+            field,
+        }
     })
 }
 
@@ -842,15 +906,12 @@ fn in_words(said: &str) -> Reason {
             "a map" => "an object",
             other => other,
         };
-        return Reason {
-            message: format!("this is {found}, but must be {expected}"),
-            hint: Some("docs/api.md has an example of every key".to_owned()),
-        };
+        return Reason::new(
+            format!("this is {found}, but must be {expected}"),
+            "docs/api.md has an example of every key",
+        );
     }
-    Reason {
-        message: said.to_owned(),
-        hint: None,
-    }
+    Reason::bare(said)
 }
 
 /// Reads the query of a request for flows: `service=web&state=embryonic`, percent-encoded.
@@ -918,6 +979,7 @@ pub(crate) fn missing(key: &str) -> Reason {
     Reason {
         message: format!("`{key}` is missing"),
         hint: hint_for(key).map(str::to_owned),
+        field: Some(key.to_owned()),
     }
 }
 
@@ -935,8 +997,6 @@ fn hint_for(key: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -427,6 +427,7 @@ fn failure(answer: &[u8]) -> Reason {
         Ok(Failure { error }) => Reason {
             message: error.message,
             hint: error.hint,
+            field: error.field,
         },
         Err(error) => foreign(&error),
     }

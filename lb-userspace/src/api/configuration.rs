@@ -1,5 +1,6 @@
 //! The whole configuration that is in force, each item beside what the file says of it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -19,7 +20,7 @@ words! {
 }
 
 /// The whole configuration that is in force. Fields are added, never renamed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Configuration {
     /// Where it comes from.
     #[serde(flatten)]
@@ -33,7 +34,7 @@ pub struct Configuration {
 }
 
 /// A service in force.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfiguredService {
     /// Where it comes from, but for its backends.
     pub origin: Origin,
@@ -47,7 +48,7 @@ pub struct ConfiguredService {
 }
 
 /// A backend in force.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfiguredBackend {
     /// Where it comes from.
     pub origin: Origin,
@@ -59,7 +60,7 @@ pub struct ConfiguredBackend {
 }
 
 /// What the file names and was taken away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RemovedItem {
     /// Name of the service.
     pub service: String,

@@ -14,15 +14,8 @@ pub(super) fn router(handle: Handle) -> Router {
 }
 
 async fn status(State(handle): State<Handle>) -> Result<Json<Status>, ApiError> {
-    let failed = |message: String| {
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            Reason {
-                message,
-                hint: None,
-            },
-        )
-    };
+    let failed =
+        |message: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, Reason::bare(message));
     // The kernel answers while it is asked, which takes as long as it takes.
     match tokio::task::spawn_blocking(move || handle.status()).await {
         Ok(Ok(status)) => Ok(Json(status)),

@@ -37,17 +37,17 @@ impl From<Reason> for ApiError {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();
-        let bare = |message| Reason {
-            message,
-            hint: None,
-        };
         match refusal {
             Refusal::NotFound(reason) => Self::not_found(reason),
             Refusal::Conflict(reason) => Self::new(StatusCode::CONFLICT, reason),
             Refusal::Invalid(reason) => Self::new(StatusCode::BAD_REQUEST, reason),
             Refusal::Outdated(reason) => Self::new(StatusCode::PRECONDITION_FAILED, reason),
-            Refusal::Failed(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, bare(message)),
-            Refusal::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, bare(message)),
+            Refusal::Failed(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, Reason::bare(message))
+            }
+            Refusal::ShuttingDown => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Reason::bare(message))
+            }
         }
     }
 }
@@ -57,6 +57,7 @@ impl IntoResponse for ApiError {
         let error = wire::Error {
             message: self.reason.message,
             hint: self.reason.hint,
+            field: self.reason.field,
         };
         (self.status, Json(wire::Failure { error })).into_response()
     }

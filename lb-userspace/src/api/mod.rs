@@ -2,6 +2,7 @@
 //!
 //! | request | body | answer |
 //! |---|---|---|
+//! | `GET /v1/openapi.json` | | this table as OpenAPI 3.1 |
 //! | `GET /v1/status` | | [`Status`](crate::state::Status) |
 //! | `GET /v1/flows?service=&backend=&client=&state=&limit=` | | [`FlowList`](crate::state::FlowList) |
 //! | `GET /v1/events?after=&follow=` | | [`Event`](crate::state::Event)s, as server-sent events |
@@ -39,6 +40,7 @@ mod decap;
 mod error;
 mod events;
 mod explain;
+mod openapi;
 mod places;
 mod routes;
 mod server;
@@ -47,6 +49,7 @@ mod unique;
 pub use access::Access;
 pub use client::{Client, EventStream};
 pub use configuration::{Configuration, ConfiguredBackend, ConfiguredService, Origin, RemovedItem};
+pub use routes::openapi;
 pub use server::{serve, serve_decap};
 pub use socket::Socket;
 

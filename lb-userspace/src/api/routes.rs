@@ -1,6 +1,6 @@
 //! What each request does.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::{
     Json, Router,
@@ -8,9 +8,9 @@ use axum::{
     extract::{DefaultBodyLimit, FromRequestParts, Path, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
-    routing::{get, post, put},
 };
-use serde_json::{Map, Value};
+use schemars::json_schema;
+use serde_json::{Map, Value, json};
 use tokio::sync::{Mutex, Semaphore};
 
 use super::{
@@ -18,15 +18,16 @@ use super::{
     error::ApiError,
     events::{self, MAX_LISTENERS},
     explain as questions,
+    openapi::{self, Endpoint, Form, form},
     unique::Unique,
     wire::{self, Backend, Drain, File, Service},
 };
 use crate::{
     config::{self, Source},
     state::{
-        Apply, BackendAddress, BackendSpec, Change, Condition, Control, DrainSpec, Explanation,
-        FlowList, HealthSpec, Probe, Reason, Refusal, Reloaded, Revision, ServiceSpec, Status,
-        rules,
+        Apply, BackendAddress, BackendSpec, Change, Condition, Control, DrainSpec, Event,
+        Explanation, FlowFilter, FlowList, FlowState, HealthSpec, Piece, Probe, Protocol, Reason,
+        Refusal, Reloaded, Revision, ServiceSpec, Status, rules,
     },
 };
 
@@ -58,33 +59,150 @@ pub(super) fn router(control: Control) -> Router {
         changes: Arc::default(),
         listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
     };
-    let routes = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/flows", get(flows))
-        .route("/v1/events", get(events))
-        .route("/v1/config", get(configuration))
-        .route("/v1/apply", post(apply))
-        .route("/v1/reset", post(reset))
-        .route("/v1/explain", get(explain))
-        .route("/v1/services", get(services))
-        .route(
-            "/v1/services/{name}",
-            get(service)
-                .post(add_service)
-                .put(set_service)
-                .patch(patch_service)
-                .delete(remove_service),
-        )
-        .route("/v1/services/{name}/backends", post(add_backend))
-        .route(
-            "/v1/services/{name}/backends/{address}",
-            put(set_backend).patch(patch_backend).delete(remove_backend),
-        )
-        .route(
-            "/v1/services/{name}/backends/{address}/drain",
-            put(drain_backend).delete(undrain_backend),
-        );
+    let routes = openapi::router(endpoints());
     with_manners(routes).with_state(api)
+}
+
+/// Every request that is answered.
+fn endpoints() -> Vec<Endpoint<Api>> {
+    let service_body: Form = |generator| openapi::without::<Service>(generator, "name");
+    let backend_body: Form = |generator| {
+        let mut schema = openapi::without::<Backend>(generator, "address");
+        schema.insert("required".to_owned(), json!(["weight"]));
+        schema
+    };
+    let (text, flag, number) = (form::<String>, form::<bool>, form::<u32>);
+    let dry_run = "Only say what would change.";
+    let one_service = "/v1/services/{name}";
+    let one_backend = "/v1/services/{name}/backends/{address}";
+    let drain = "/v1/services/{name}/backends/{address}/drain";
+    let mut endpoints = vec![
+        Endpoint::get("/v1/openapi.json", "openapi", document)
+            .does("This document.")
+            .answers(|_| json_schema!({"type": "object"})),
+        Endpoint::get("/v1/status", "status", status)
+            .does("What is: services, backends, their health and counters.")
+            .answers(form::<Status>),
+        Endpoint::get("/v1/flows", "flows", flows)
+            .does("Flows that have entries in the flow tables.")
+            .query("service", "Of the service of this name.", text)
+            .query("backend", "Of the backends at this address.", text)
+            .query(
+                "client",
+                "Of clients with this address, or in this prefix.",
+                text,
+            )
+            .query("state", "In this state.", form::<FlowState>)
+            .query("limit", "At most so many.", |_| {
+                json_schema!({"type": "integer", "minimum": 1, "maximum": FlowFilter::MAX_LIMIT,
+                              "default": FlowFilter::DEFAULT_LIMIT})
+            })
+            .answers(form::<FlowList>),
+        Endpoint::get("/v1/events", "events", events)
+            .does("What happens, as it happens: server-sent events whose data are events.")
+            .query("after", "`start`, or the id of an event.", text)
+            .query("follow", "Also what has not happened yet.", flag)
+            .of_type("text/event-stream")
+            .answers(|generator| {
+                let event = form::<Event>(generator);
+                json_schema!({
+                    "description": "An event of the stream, by its fields; the data are JSON.",
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "event": {"type": "string"},
+                        "data": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "contentSchema": event,
+                        },
+                    },
+                })
+            }),
+        Endpoint::get("/v1/explain", "explain", explain)
+            .does("What becomes of a packet.")
+            .required_query("protocol", "Its transport protocol.", form::<Protocol>)
+            .required_query("source", "Its source, with the port.", text)
+            .required_query("destination", "Its destination, with the port.", text)
+            .query("tcp_flags", "Its TCP flags: `syn,ack`.", text)
+            .query("fragment", "Which fragment it is.", form::<Piece>)
+            .query("interface", "The interface that it comes in by.", text)
+            .query("length", "Bytes behind its transport header.", number)
+            .query("ttl", "Its TTL or hop limit.", form::<u8>)
+            .answers(form::<Explanation>),
+        Endpoint::get("/v1/config", "configuration", configuration)
+            .does("The configuration in force, beside what the file says.")
+            .answers(form::<Configuration>)
+            .with_revision(),
+        Endpoint::post("/v1/apply", "apply", apply)
+            .does("Brings about what a configuration file says.")
+            .query("dry_run", dry_run, flag)
+            .takes(form::<File>)
+            .answers(form::<Reloaded>),
+        Endpoint::post("/v1/reset", "reset", reset)
+            .does("Forgets what was changed beside the file.")
+            .query("dry_run", dry_run, flag)
+            .answers(form::<Reloaded>),
+        Endpoint::get("/v1/services", "services", services)
+            .does("What is wanted: every service.")
+            .answers(form::<Vec<Service>>)
+            .with_revision(),
+    ];
+    endpoints.extend([
+        Endpoint::get(one_service, "service", service)
+            .does("A service.")
+            .answers(form::<Service>)
+            .with_revision(),
+        Endpoint::post(one_service, "addService", add_service)
+            .does("Adds a service.")
+            .takes(service_body)
+            .makes(form::<Service>),
+        Endpoint::put(one_service, "setService", set_service)
+            .does("Says all of a service anew.")
+            .takes(service_body)
+            .answers(form::<Service>),
+        Endpoint::patch(one_service, "patchService", patch_service)
+            .does("Changes a part of a service.")
+            .answers(form::<Service>),
+        Endpoint::delete(one_service, "removeService", remove_service)
+            .does("Removes a service, and says what it was.")
+            .answers(form::<Service>),
+        Endpoint::post("/v1/services/{name}/backends", "addBackend", add_backend)
+            .does("Adds a backend to a service.")
+            .takes(form::<Backend>)
+            .makes(form::<Backend>),
+        Endpoint::put(one_backend, "setBackend", set_backend)
+            .does("Says all of a backend anew.")
+            .takes(backend_body)
+            .answers(form::<Backend>),
+        Endpoint::patch(one_backend, "patchBackend", patch_backend)
+            .does("Changes a part of a backend.")
+            .answers(form::<Backend>),
+        Endpoint::delete(one_backend, "removeBackend", remove_backend)
+            .does("Removes a backend, and says what it was.")
+            .answers(form::<Backend>),
+        Endpoint::put(drain, "drainBackend", drain_backend)
+            .does("Drains a backend: it gets no new flows.")
+            .takes(form::<Drain>)
+            .answers(form::<Backend>),
+        Endpoint::delete(drain, "undrainBackend", undrain_backend)
+            .does("Takes a drain back.")
+            .answers(form::<Backend>),
+    ]);
+    endpoints
+}
+
+/// The document about the API (OpenAPI 3.1).
+#[must_use]
+pub fn openapi() -> Value {
+    openapi::document(&endpoints())
+}
+
+/// It is the same for as long as the program runs.
+async fn document() -> Json<&'static Value> {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(openapi);
+    Json(&DOCUMENT)
 }
 
 /// What holds for every request: it ends, and gets an answer that can be read.
@@ -601,8 +719,6 @@ fn merge(target: &mut Value, patch: Value) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     /// The examples of RFC 7386, appendix A.

@@ -119,6 +119,10 @@ pub(super) enum Command {
     Backend(Backend),
     Doctor(Doctor),
     Detach(Detach),
+    /// Print the OpenAPI document about the API of the balancer
+    ///
+    /// The balancer answers `GET /v1/openapi.json` by the same. Asks no balancer.
+    Openapi,
     Decap(Box<Decap>),
     Completions(Completions),
     Man(Man),
@@ -358,6 +362,10 @@ pub(super) enum Config {
         #[arg(long)]
         json: bool,
     },
+    /// Print the JSON Schema of the configuration file
+    ///
+    /// For editors, and for those who write it by program: `lb check` says more. Asks no balancer.
+    Schema,
     /// Forget what was changed beside the file
     ///
     /// Services and backends become what the file says, drains end that it does not name.
@@ -1195,10 +1203,7 @@ fn parse_priority(text: &str) -> Result<u32, Reason> {
 /// Reads a whole number from 0 to `most`.
 fn parse_up_to(most: u32, text: &str) -> Result<u32, Reason> {
     let number = text.parse().ok().filter(|number| *number <= most);
-    number.ok_or_else(|| Reason {
-        message: format!("{} is not in 0..={most}", text.escape_debug()),
-        hint: None,
-    })
+    number.ok_or_else(|| Reason::bare(format!("{} is not in 0..={most}", text.escape_debug())))
 }
 
 /// Reads a value, with the hint in the error.

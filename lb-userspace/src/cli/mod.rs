@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use self::args::{Args, Command};
-use crate::api::Client;
+use crate::api::{self, Client};
 
 /// Runs the command that the process was given. The exit status is 0 when it was
 /// done, 1 when it failed and 2 when it was not understood.
@@ -52,6 +52,7 @@ fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Command::Completions(args) => manual::completions(&args)?,
         Command::Man(args) => manual::man(&args)?,
         Command::Detach(command) => detach::detach(&command)?,
+        Command::Openapi => output::print_json(&api::openapi())?,
         Command::Decap(decap) => decap::decap(*decap, socket)?,
         Command::Apply(command) => return ask(apply::apply(&client(), &command)),
         Command::Config(command) => ask(config::config(&client(), command))?,

@@ -186,7 +186,7 @@ impl Intent {
                 "what was changed while the balancer ran contradicts the file: {}",
                 reason.message
             ),
-            hint: reason.hint,
+            ..reason
         })
     }
 

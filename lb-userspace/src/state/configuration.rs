@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -144,7 +145,7 @@ words! {
 }
 
 /// Something that differs between two states: a service, or a backend of one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Difference {
     /// What is done to it.
     pub action: Action,
@@ -181,7 +182,7 @@ impl Difference {
 }
 
 /// A key that gets another value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KeyChange {
     /// Its name.
     pub key: String,
@@ -192,7 +193,7 @@ pub struct KeyChange {
 }
 
 /// What came of a file that was applied, or would come.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reloaded {
     /// The state's revision afterwards.
     pub revision: String,
@@ -203,7 +204,7 @@ pub struct Reloaded {
 }
 
 /// Where what is wanted comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigurationStatus {
     /// The configuration file that the daemon was started with.
     pub file: String,

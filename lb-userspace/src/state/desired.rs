@@ -122,18 +122,16 @@ impl Desired {
     /// Puts the service in the place of the one of the same name, if there is one.
     fn replace(&mut self, service: ServiceSpec) -> Result<(), Refusal> {
         if let Some(violation) = rules::check(&service).into_iter().next() {
-            return Err(Refusal::Invalid(Reason::new(
-                violation.message,
-                violation.hint,
-            )));
+            let reason = Reason::new(violation.message, violation.hint);
+            return Err(Refusal::Invalid(reason.about(violation.field)));
         }
         let others = || {
             let services = self.services.values();
             services.filter(|other| other.name != service.name)
         };
         let conflict = others().find_map(|other| rules::conflict(&service, other));
-        if let Some((_, _, reason)) = conflict {
-            return Err(Refusal::Conflict(reason));
+        if let Some((field, _, reason)) = conflict {
+            return Err(Refusal::Conflict(reason.about(field)));
         }
         let backends: usize = others().map(|other| other.backends.len()).sum();
         if backends + service.backends.len() > MAX_BACKENDS {

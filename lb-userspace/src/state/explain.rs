@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, Protocol, Reason, Scheduler, words::words};
@@ -158,7 +159,7 @@ impl Question {
 }
 
 /// What becomes of a packet, and what it met on its way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// The packet.
     pub packet: QuestionStatus,
@@ -183,7 +184,7 @@ pub struct Explanation {
 }
 
 /// The packet that was asked about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QuestionStatus {
     /// Transport protocol.
     pub protocol: Protocol,
@@ -202,7 +203,7 @@ pub struct QuestionStatus {
 }
 
 /// The service of a packet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MetService {
     /// Its name; `null` where it was removed.
     pub name: Option<String>,
@@ -218,7 +219,7 @@ pub struct MetService {
 }
 
 /// The slot of a packet in the ring.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MetSlot {
     /// Its number, from 0 on.
     pub index: u32,
@@ -233,7 +234,7 @@ pub struct MetSlot {
 }
 
 /// The entry of a flow.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MetFlow {
     /// How far it is: `embryonic`, `established` or `closing`.
     pub state: super::FlowState,
@@ -244,7 +245,7 @@ pub struct MetFlow {
 }
 
 /// The backend of a packet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MetBackend {
     /// Its address, as in the configuration; `null` where it was removed.
     pub address: Option<String>,
@@ -253,7 +254,7 @@ pub struct MetBackend {
 }
 
 /// A frame that leaves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sent {
     /// Interface that it leaves by.
     pub interface: String,
@@ -264,7 +265,7 @@ pub struct Sent {
 }
 
 /// A header of a packet. What it has not is `null`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Header {
     /// `ethernet`, `vlan`, `ipv4`, `ipv6`, `fragment`, `tcp`, `udp`, `gue`, `icmp` or `icmpv6`.
     pub layer: String,

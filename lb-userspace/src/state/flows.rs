@@ -1,5 +1,6 @@
 //! The flow table as people see it: what they ask for, and what they get.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{BackendAddress, Protocol, words::words};
@@ -52,7 +53,7 @@ impl Default for FlowFilter {
 }
 
 /// Flows, in no order. Those that come or go while the tables are read may be missing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowList {
     /// As many as were asked for.
     pub flows: Vec<FlowStatus>,
@@ -61,7 +62,7 @@ pub struct FlowList {
 }
 
 /// A flow. Addresses have ports: `192.0.2.10:443`, `[2001:db8::10]:443`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowStatus {
     /// Name of the service.
     pub service: String,

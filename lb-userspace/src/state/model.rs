@@ -1,8 +1,9 @@
 //! The desired state: services and their backends, after every check has passed.
 
-use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use lb_common::{ring::RING_SIZE, service};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
@@ -230,6 +231,22 @@ impl Serialize for Quorum {
             Self::Count(count) => serializer.serialize_u32(*count),
             Self::Percent(_) => serializer.collect_str(self),
         }
+    }
+}
+
+impl JsonSchema for Quorum {
+    fn schema_name() -> Cow<'static, str> {
+        "Quorum".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number of backends, or a share of them: `50%`.",
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": u32::MAX},
+                {"type": "string", "pattern": "^[0-9]+%?$"},
+            ],
+        })
     }
 }
 

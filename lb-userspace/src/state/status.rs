@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigurationStatus, Mode, OnDeadline, Protocol, Scheduler, words::words};
 
 /// The state of the whole balancer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Services, by name.
     pub services: Vec<ServiceStatus>,
@@ -24,7 +25,7 @@ pub struct Status {
 
 /// A service. Its counters are the sums over its backends, those that were
 /// removed included.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
@@ -61,7 +62,7 @@ pub struct ServiceStatus {
 }
 
 /// A backend of a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendStatus {
     /// Its address and port, as in the configuration.
     pub address: String,
@@ -110,7 +111,7 @@ words! {
 }
 
 /// The drain of a backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainStatus {
     /// How far it is.
     pub phase: DrainPhase,
@@ -142,7 +143,7 @@ words! {
 }
 
 /// What the health check of a backend found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HealthStatus {
     /// `none` without a health check, `unknown` before the first result, else `ok`
     /// or `failing`: the last result.
@@ -159,7 +160,7 @@ pub struct HealthStatus {
 }
 
 /// The next hop of a backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NextHopStatus {
     /// `resolved`, or why it is not: `no-route`, `no-neighbour`, `link-down`,
     /// `local` (the address belongs to this host), `not-attached` (the way out is an
@@ -181,7 +182,7 @@ pub struct NextHopStatus {
 }
 
 /// Packets dropped for one reason in one direction.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DropStatus {
     /// Name of the reason.
     pub reason: String,
@@ -192,7 +193,7 @@ pub struct DropStatus {
 }
 
 /// An interface that the balancer is, or should be, attached to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,

@@ -28,6 +28,7 @@ macro_rules! words {
             Ord,
             serde::Serialize,
             serde::Deserialize,
+            schemars::JsonSchema,
         )]
         pub enum $name {
             $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)+

@@ -8,4 +8,5 @@ mod config;
 mod config_mistakes;
 mod mutations;
 mod run;
+mod schema;
 mod support;

@@ -187,6 +187,12 @@ impl Balancer {
         directory.join("lb.sock")
     }
 
+    /// The socket of its API.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

@@ -1,6 +1,7 @@
 //! The balancer between real hosts: a daemon with a configuration file, native XDP,
 //! real servers and clients in network namespaces.
 
+mod api;
 mod backends;
 mod counters;
 mod decap;

@@ -8,6 +8,7 @@ mod compiler;
 mod linker;
 mod llvm;
 pub(crate) mod packages;
+mod python;
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Instant};
 
@@ -23,6 +24,7 @@ use ebpf_build::Toolchain;
 pub(crate) fn run(project: &Path) -> Result<()> {
     let tools = packages::missing_tools();
     if tools.is_empty()
+        && python::is_there(project)
         && let Some(toolchain) = decided(project)
     {
         say(format_args!(
@@ -42,6 +44,7 @@ pub(crate) fn run(project: &Path) -> Result<()> {
     };
     say(format_args!("eBPF compiler: {compiler}"));
     linker::install(project, &compiler.llvm)?;
+    python::install(project)?;
     compiler
         .toolchain
         .store(project)

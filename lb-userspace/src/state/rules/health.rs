@@ -132,7 +132,7 @@ impl Check<'_> {
         }
         let kind = health.probe.kind();
         if health.port.is_some() && !HealthKey::Port.is_of(kind) {
-            let Reason { message, hint } = HealthKey::Port.foreign_to(kind);
+            let Reason { message, hint, .. } = HealthKey::Port.foreign_to(kind);
             self.push(HealthKey::Port, message, hint.unwrap_or_default());
         } else if health.port == Some(0) {
             let hint = "a port is a number from 1 to 65535";
@@ -399,6 +399,7 @@ pub fn unknown_probe(word: &str) -> Reason {
         _ => Reason {
             message: "the health check has no type".to_owned(),
             hint: "".parse::<ProbeKind>().err().and_then(|reason| reason.hint),
+            field: None,
         },
     }
 }

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::project::{cargo, execute, root, step, target_dir};
+use crate::project::{cargo, execute, require_root, root, step, target_dir};
+
+mod content;
+mod fresh;
 
 /// What the package is to be.
 #[derive(clap::Args)]
@@ -21,44 +24,80 @@ pub(crate) struct Package {
     /// Version of the package, in place of that of the program.
     #[arg(long)]
     version: Option<String>,
-    /// Install it in a fresh Debian 12, start, upgrade, remove and purge it there. Takes
-    /// debootstrap and a mirror of Debian.
+    /// Profile of cargo that the program is built with. Anything but `release` makes a package
+    /// to look at, not one to install; `dev` takes the program that the tests have built.
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// Who makes it: `NAME <ADDRESS>`.
+    #[arg(
+        long,
+        env = "LB_MAINTAINER",
+        default_value = "The authors of lb <lb@localhost>"
+    )]
+    maintainer: String,
+    /// Install it in a fresh Debian 12, start, upgrade under traffic, remove and purge it there.
+    /// Takes debootstrap, a mirror of Debian, root and some minutes.
     #[arg(long = "try")]
     is_tried: bool,
     /// The mirror for --try, as in sources.list.
     #[arg(long, default_value = "http://deb.debian.org/debian")]
     mirror: String,
+    /// What --try does within mounts of its own.
+    #[command(subcommand)]
+    within: Option<Within>,
 }
 
-/// Builds the package, and tries it if that is asked for.
+#[derive(clap::Subcommand)]
+enum Within {
+    /// The trial itself.
+    #[command(hide = true)]
+    Within(fresh::Trial),
+}
+
+/// Builds the package, looks at what it holds, and tries it if that is asked for.
 pub(crate) fn package(options: &Package) -> Result<()> {
-    step("program", || {
+    if let Some(Within::Within(trial)) = &options.within {
+        return trial.run();
+    }
+    if options.is_tried {
+        require_root("the trial makes mounts and network namespaces, and runs BPF programs")?;
+    }
+    step("programs", || {
         let mut build = cargo();
-        build.args([
-            "build",
-            "--release",
-            "--package",
-            "lb-userspace",
-            "--bin",
-            "lb",
-        ]);
+        build.args(["build", "--profile", &options.profile]);
+        if options.profile == "dev" {
+            build.args(["--bins", "--tests"]);
+        } else {
+            build.args(["--package", "lb-userspace", "--bin", "lb"]);
+            build.args(["--package", "lb-lab", "--bin", "lab-server"]);
+        }
         execute(&mut build)
     })?;
+    let built = target_dir()?.join(match options.profile.as_str() {
+        "dev" => "debug",
+        profile => profile,
+    });
     let version = match &options.version {
         Some(version) => version.clone(),
         None => env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let package = assemble(&version)?;
+    let package = assemble(options, &built.join("lb"), &version)?;
+    content::check(&package, &version)?;
     println!("{}", package.display());
     if options.is_tried {
-        let next = assemble(&format!("{version}+1"))?;
-        step("fresh Debian", || attempt(&package, &next, &options.mirror))?;
+        let next = assemble(options, &built.join("lb"), &format!("{version}+1"))?;
+        let trial = fresh::Trial {
+            package,
+            next,
+            server: built.join("lab-server"),
+        };
+        step("fresh Debian", || trial.prepare(&options.mirror))?;
     }
     Ok(())
 }
 
-/// Puts the package of a version together. Returns where it is.
-fn assemble(version: &str) -> Result<PathBuf> {
+/// Puts the package of a version together, of the program that was built. Returns where it is.
+fn assemble(options: &Package, built: &Path, version: &str) -> Result<PathBuf> {
     let target = target_dir()?;
     let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
     let architecture = architecture.trim();
@@ -69,7 +108,7 @@ fn assemble(version: &str) -> Result<PathBuf> {
     }
     let program = tree.join("usr/sbin/lb");
     let source = root().join("packaging");
-    copy(&target.join("release/lb"), &program, 0o755)?;
+    copy(built, &program, 0o755)?;
     run(Command::new("strip").arg("--strip-unneeded").arg(&program))?;
     copy(
         &source.join("lb.service"),
@@ -98,7 +137,7 @@ fn assemble(version: &str) -> Result<PathBuf> {
     for entry in fs::read_dir(root().join("docs"))? {
         let path = entry?.path();
         let name = path.file_name().context("a file has a name")?;
-        copy(&path, &documents.join(name), 0o644)?;
+        copy(&path, &documents.join("docs").join(name), 0o644)?;
     }
     copy(
         &root().join("README.md"),
@@ -111,9 +150,9 @@ fn assemble(version: &str) -> Result<PathBuf> {
             .args(["-R", "-r"])
             .arg(root().join("Cargo.toml")),
     )?;
+    let maintainer = &options.maintainer;
     let changelog = format!(
-        "lb ({version}) unstable; urgency=medium\n\n  * This version.\n\n -- The authors of lb \
-         <lb@localhost>  {date}"
+        "lb ({version}) unstable; urgency=medium\n\n  * This version.\n\n -- {maintainer}  {date}"
     );
     write(&documents.join("changelog"), &changelog, 0o644)?;
     for compressed in fs::read_dir(&man)?
@@ -125,7 +164,7 @@ fn assemble(version: &str) -> Result<PathBuf> {
         run(Command::new("gzip").args(["-9n"]).arg(&path))?;
     }
 
-    control(&tree, version, architecture)?;
+    control(&tree, version, architecture, maintainer)?;
     let package = directory.join(format!("lb_{version}_{architecture}.deb"));
     let mut build = Command::new("dpkg-deb");
     build
@@ -137,7 +176,7 @@ fn assemble(version: &str) -> Result<PathBuf> {
 }
 
 /// What dpkg is to know.
-fn control(tree: &Path, version: &str, architecture: &str) -> Result<()> {
+fn control(tree: &Path, version: &str, architecture: &str, maintainer: &str) -> Result<()> {
     let control = tree.join("DEBIAN");
     let libc = glibc(&fs::read(tree.join("usr/sbin/lb"))?).context("the program needs no libc")?;
     let mut files = Vec::new();
@@ -149,9 +188,9 @@ fn control(tree: &Path, version: &str, architecture: &str) -> Result<()> {
         bytes += fs::metadata(file)?.len();
     }
     let text = format!(
-        "Package: lb\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: The authors of \
-         lb <lb@localhost>\nInstalled-Size: {}\nDepends: libc6 (>= {libc}), libgcc-s1, \
-         passwd\nSection: net\nPriority: optional\nDescription: layer-4 load balancer in XDP\n A \
+        "Package: lb\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: \
+         {maintainer}\nInstalled-Size: {}\nDepends: libc6 (>= {libc}), libgcc-s1, \
+         passwd, procps\nSection: net\nPriority: optional\nDescription: layer-4 load balancer in XDP\n A \
          program in the network driver (XDP) rewrites or wraps packet headers and\n sends every \
          flow of TCP and UDP to a backend; a daemon checks the backends'\n health, fills the \
          tables and reports counters.\n .\n It needs Linux 6.1 or newer, with BTF, and a network \
@@ -196,125 +235,6 @@ fn glibc(program: &[u8]) -> Option<String> {
             digits.parse::<u32>().ok()
         });
     versions.max().map(|minor| format!("2.{minor}"))
-}
-
-/// What is done with the package in a fresh Debian: the words of a shell that has the network
-/// and mounts of its own.
-const ATTEMPT: &str = r#"
-set -eux
-root=$1
-package=$2
-next=$3
-mount --bind "$root" "$root"
-mount -t proc proc "$root/proc"
-mount -t sysfs sysfs "$root/sys"
-mount -t bpf bpf "$root/sys/fs/bpf"
-mount -t tmpfs tmpfs "$root/run"
-cp "$package" "$next" "$root/opt/"
-in() { chroot "$root" "$@"; }
-running=
-trap 'if [ -n "$running" ]; then kill -9 $running; fi' EXIT
-
-in dpkg --install "/opt/$(basename "$package")"
-in getent group lb
-in test -s /usr/share/man/man1/lb-explain.1.gz
-in bash -n /usr/share/bash-completion/completions/lb
-# The example is no configuration yet.
-! in lb check /etc/lb/lb.toml
-
-ip link set lo up
-ip link add name edge type veth peer name other
-ip address add 192.0.2.1/24 dev edge
-ip link set edge up
-ip link set other up
-cat > "$root/etc/lb/lb.toml" <<'END'
-interfaces = ["edge"]
-limits.flows = 4096
-limits.embryonic = 1024
-[[service]]
-name = "web"
-address = "198.51.100.10:80"
-mode = "dsr"
-[[service.backend]]
-address = "192.0.2.2"
-END
-in lb check /etc/lb/lb.toml
-start() {
-    chroot "$root" lb run --config /etc/lb/lb.toml 2>> "$root/opt/log" &
-    running=$!
-    for _ in $(seq 300); do
-        if in lb status > /dev/null 2>&1; then return; fi
-        kill -0 $running || { cat "$root/opt/log"; return 1; }
-        sleep 0.2
-    done
-    return 1
-}
-start
-in lb status
-attached() { ip -json link show dev edge | grep -o '"prog":{"id":[0-9]*'; }
-before=$(attached)
-
-# What is attached goes on without a gap: at no moment is there no program.
-touch "$root/run/watch"
-( while [ -e "$root/run/watch" ]; do attached > /dev/null || echo gap >> "$root/opt/gaps"; done ) &
-watch=$!
-in dpkg --install --force-confold "/opt/$(basename "$next")"
-kill $running
-wait $running
-running=
-start
-after=$(attached)
-rm "$root/run/watch"
-wait $watch
-test ! -e "$root/opt/gaps"
-test "$before" != "$after"
-in lb status
-in sh -c 'grep -q 198.51.100.10 /etc/lb/lb.toml'
-
-kill $running
-wait $running
-running=
-in dpkg --remove lb
-! attached
-in test -e /etc/lb/lb.toml
-in test ! -e /usr/sbin/lb
-in test ! -e /sys/fs/bpf/lb
-in dpkg --purge lb
-in test ! -e /etc/lb
-! in getent group lb
-test -z "$(in find / -xdev -path /opt -prune -o -path /proc -prune -o -name '*lb.service*' -print)"
-"#;
-
-/// Installs, starts, upgrades, removes and purges the package in a Debian of its own.
-fn attempt(package: &Path, next: &Path, mirror: &str) -> Result<()> {
-    let root = target_dir()?.join("package/debian");
-    if !root.join("etc/debian_version").exists() {
-        run(Command::new("debootstrap")
-            .args(["--variant=minbase", "bookworm"])
-            .arg(&root)
-            .arg(mirror))?;
-    }
-    // What an attempt before this one has left.
-    for left in ["root/log", "root/gaps"] {
-        if root.join(left).exists() {
-            fs::remove_file(root.join(left))?;
-        }
-    }
-    let mut unshare = Command::new("unshare");
-    unshare
-        .args([
-            "--mount",
-            "--net",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "sh",
-            "-c",
-            ATTEMPT,
-            "sh",
-        ])
-        .args([&root, package, next]);
-    run(&mut unshare)
 }
 
 fn list(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
