@@ -57,7 +57,7 @@ fn an_address_belongs_to_one_service_for_each_protocol() {
     desired.apply(Change::AddService(Box::new(udp))).unwrap();
     let tcp = service("quic", "192.0.2.10:443", Protocol::Tcp, &[]);
     let web = desired.service("web").unwrap();
-    let conflict = Refusal::Conflict(same_address(&tcp, web));
+    let conflict = Refusal::Conflict(same_address(&tcp, web).about("address"));
     assert_eq!(
         desired.apply(Change::SetService(Box::new(tcp.clone()))),
         Err(conflict)
