@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::project::{cargo, execute, root, step, target_dir};
 
 /// How long the machine may run.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
+const PATIENCE: Duration = Duration::from_secs(50 * 60);
 
 /// Tests to run: those of a package's target.
 struct Tests {
